@@ -1,0 +1,52 @@
+# Everything starts here: `make demo` shows the engine at work, `make test` runs every check.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench default-model accuracy clean
+
+BIN := .venv/bin
+# Passed to the recipes through the environment, so that spaces, semicolons and quotes in them need no escaping.
+PROMPT ?= liver; left kidney; pancreas
+OUT ?= demo-output
+export INPUT PROMPT OUT
+
+help:
+	@echo 'make setup           make .venv (Python 3.11 to 3.13); quick when nothing changed'
+	@echo 'make demo            propose masks on the sample volume: INPUT=scan.nii.gz PROMPT="liver; spleen" OUT=folder'
+	@echo 'make test            lint, types and all tests: PYTEST_ARGS="-k ranking"'
+	@echo 'make lint | format   ruff and mypy | let ruff rewrite the files'
+	@echo 'make bench           proposals per second beside the plain diffusers pipeline: ARGS="..."'
+	@echo 'make default-model   train the bundled model again (long; resumes): ARGS="..."'
+	@echo 'make accuracy        measure the bundled model: ARGS="..."'
+	@echo 'make clean           remove caches, builds and demo-output'
+
+setup:
+	@sh Utilities/setup.sh
+
+demo: setup
+	@set -- Resources/SampleData/*.nii.gz; input=$${INPUT:-$$1}; \
+	$(BIN)/progidiff propose "$$input" --prompt "$$PROMPT" --out "$$OUT" \
+	&& echo "Open $$OUT/report.html in a browser to see the proposals."
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup lint
+	$(BIN)/python -m pytest Testing/engine Testing/mrml $(PYTEST_ARGS)
+
+bench: setup
+	$(BIN)/progidiff bench $(ARGS)
+
+default-model: setup
+	$(BIN)/progidiff train default $(ARGS)
+
+accuracy: setup
+	$(BIN)/progidiff accuracy $(ARGS)
+
+clean:
+	rm -rf build dist demo-output .mypy_cache .pytest_cache .ruff_cache
+	find ProGiDiffSlicer Testing -name __pycache__ -type d -prune -exec rm -rf {} +

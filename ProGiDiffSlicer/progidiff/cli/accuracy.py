@@ -1,0 +1,156 @@
+"""``progidiff accuracy``: Dice of proposals on held-out phantoms and on labelled real slices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from progidiff.errors import InputError
+
+if TYPE_CHECKING:
+    from progidiff.datasets.slices import LabelledSlice
+    from progidiff.sampling.engine import Engine
+
+PHANTOMS = "phantoms"
+#: Where the labelled real images lie beside a checkout; they are never part of it.
+BESIDE_CHECKOUT = Path("../shared/data")
+DEFAULT_SETS = (PHANTOMS, "curvas", "amos", "totalsegmentator_ct", "totalsegmentator_mr")
+
+
+class Device(StrEnum):
+    """Where the networks run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("accuracy")(accuracy)
+
+
+def accuracy(
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME", help=f"Sets to measure; by default {', '.join(DEFAULT_SETS)}.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the labelled real images.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="Model folder; the bundled one by default.")] = None,
+    twin: Annotated[Path | None, typer.Option(metavar="FILE", help="Image-only twin to compare with.")] = None,
+    proposals: Annotated[int, typer.Option(min=1, max=200, help="Proposals per slice and target (N).")] = 16,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="Denoising steps.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    phantoms: Annotated[int, typer.Option(min=1, help="Number of held-out phantoms.")] = 40,
+    every: Annotated[int, typer.Option(min=1, help="Measure every n-th slice only.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    write_card: Annotated[bool, typer.Option(help="Write the figures into the model's card.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure rank-1, mean, best-of-N and RandTop-3 Dice, with numbers of slices and patients."""
+    from rich.console import Console
+
+    from progidiff.evaluation import accuracy as measure
+    from progidiff.sampling.engine import Engine
+
+    screen = Console(stderr=True)
+    data = data if data is not None else BESIDE_CHECKOUT if BESIDE_CHECKOUT.is_dir() else None
+    names = sets or list(DEFAULT_SETS)
+    if sets is None and data is None:
+        screen.print("No labelled real images (--data DIR): measuring on the held-out phantoms alone.")
+        names = [PHANTOMS]
+    engine = Engine.load(model, device.value)
+    compare = None if twin is None else _twin(engine, twin)
+    scores: list[measure.SliceScore] = []
+    absences: list[measure.AbsentScore] = []
+    for name in names:
+        items = _items(name, data, phantoms)[::every]
+        with screen.status(f"{name}: {len(items)} slices") as status:
+
+            def report(done: int, name: str = name, total: int = len(items)) -> None:
+                status.update(f"{name}: slice {done} of {total}")
+
+            found = measure.score_slices(engine, name, items, proposals, steps, seed, compare, progress=report)
+        scores += found[0]
+        absences += found[1]
+    rows = measure.summarise(scores)
+    if write_card:
+        _write_card(engine, measure.card_entries(rows, proposals))
+    result = {
+        "model": engine.card.model_id,
+        "proposals": proposals,
+        "steps": steps,
+        "seed": seed,
+        "targets": rows,
+        "means": {name: measure.mean_over_targets(rows, name) for name in names},
+        "absent": measure.summarise_absent(absences),
+    }
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print(result, compare is not None)
+
+
+def _items(name: str, data: Path | None, phantoms: int) -> Sequence[LabelledSlice]:
+    from progidiff.datasets.shared_slices import SHARED_SETS, load_shared
+    from progidiff.evaluation.phantom_set import held_out_phantoms
+
+    if name == PHANTOMS:
+        return held_out_phantoms(phantoms)
+    if name not in SHARED_SETS:
+        raise InputError(f'There is no set "{name}"; choose from {", ".join((PHANTOMS, *SHARED_SETS))}.')
+    if data is None or not data.is_dir():
+        raise InputError(f'The set "{name}" needs the labelled real images; give their folder with --data.')
+    return load_shared(data, name)
+
+
+def _twin(engine: Engine, path: Path) -> Any:
+    from progidiff.evaluation.twin import ImageOnlyTwin
+    from progidiff.training.small import make_encoder
+
+    return ImageOnlyTwin(path, make_encoder(), engine.card)
+
+
+def _write_card(engine: Engine, entries: list[Any]) -> None:
+    from progidiff.model.card import save_card
+
+    folder = engine.model.folder
+    if folder is None:
+        raise InputError("The model has no folder to write its card to.")
+    save_card(engine.card.model_copy(update={"accuracy": entries}), folder)
+
+
+def _print(result: dict[str, Any], with_twin: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    n = result["proposals"]
+    heads = {"rank1": "rank 1", "mean": "mean", "best": f"best of {n}", "rand_top_3": "RandTop-3", "ensemble": "ensemble"}
+    heads |= {"twin": "image-only twin"} if with_twin else {}
+    heads |= {"diversity": "pairwise", "spearman": "Spearman"}
+    table = Table(title=f"Dice per slice, {result['model']}, N = {n}, {result['steps']} steps, seed {result['seed']}")
+    for head in ("set", "target", "slices", "patients", "rank 1, 95 % interval"):
+        table.add_column(head, justify="left" if head in ("set", "target") else "right")
+    for head in heads.values():
+        table.add_column(head, justify="right")
+    for name in dict.fromkeys(row["set"] for row in result["targets"]):
+        for row in (r for r in result["targets"] if r["set"] == name):
+            interval = f"{row['rank1_low']:.2f}-{row['rank1_high']:.2f}" if row["patients"] > 1 else "one patient"
+            figures = [f"{row[key]:.3f}" for key in heads]
+            table.add_row(name, row["target"], str(row["slices"]), str(row["patients"]), interval, *figures)
+        means = result["means"][name]
+        table.add_row(name, "mean of targets", "", "", "", *[f"{means[k]:.3f}" if k in means else "" for k in heads], end_section=True)
+    screen = Console(width=170)
+    screen.print(table)
+    if result["absent"]:
+        absent = Table(title="Prompts for organs that are labelled as absent")
+        for head in ("set", "target", "slices", "share of empty proposals", "rank 1 empty"):
+            absent.add_column(head)
+        for row in result["absent"]:
+            cells = (f"{row['empty_share']:.2f}", f"{row['rank1_empty']:.2f}")
+            absent.add_row(row["set"], row["target"], str(row["slices"]), *cells)
+        screen.print(absent)

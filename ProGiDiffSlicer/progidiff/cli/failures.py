@@ -1,0 +1,62 @@
+"""How commands end: one sentence on standard error, and an exit code that scripts can rely on.
+
+0: done; 1: ``doctor`` found something missing; 2: the input, the request or the place for results cannot be
+    used; 130: cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from progidiff.errors import CancelledError, ProGiDiffError
+
+EXIT_PROBLEM = 1
+EXIT_BAD_INPUT = 2
+EXIT_CANCELLED = 130
+
+
+class FriendlyGroup(TyperGroup):
+    """Turns the errors that users are meant to read into one line; with ``--json`` also into a JSON object.
+
+    Anything else is a defect and keeps its traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        as_json = "--json" in (*ctx._protected_args, *ctx.args)
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, CancelledError):
+            raise _ended("cancelled", "Cancelled; nothing was written.", EXIT_CANCELLED, as_json) from None
+        except ProGiDiffError as error:
+            raise _ended(error.code, one_line(str(error)), EXIT_BAD_INPUT, as_json) from None
+        except BrokenPipeError:
+            # The reader of our output (head, less) has gone: nobody is left to tell.
+            sys.stderr.close()
+            raise typer.Exit(EXIT_PROBLEM) from None
+
+
+def one_line(text: str) -> str:
+    """The sentence on one line, without control characters (a file name may hold them).
+
+    Of lines that follow the sentence, such as the end of a worker's log, the last one is kept: it names the
+    cause.
+    """
+    lines = [cleaned for line in text.splitlines() if (cleaned := _printable(line))]
+    return f"{lines[0]} [{lines[-1]}]" if len(lines) > 1 else "".join(lines)
+
+
+def _printable(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _ended(code: str, sentence: str, exit_code: int, as_json: bool) -> typer.Exit:
+    print(sentence, file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": {"code": code, "message": sentence}}, ensure_ascii=False), flush=True)
+    return typer.Exit(exit_code)

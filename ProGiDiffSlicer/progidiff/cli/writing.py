@@ -1,0 +1,280 @@
+"""Turns gathered proposals into the files of a result folder."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from progidiff.cli.gathering import Gathered, GatheredTarget
+from progidiff.cli.pictures import target_pictures
+from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
+from progidiff.outputs.colours import shade
+from progidiff.outputs.document import (
+    DOCUMENT_NAME,
+    EnsembleVolumes,
+    InputRecord,
+    ModelRecord,
+    ProposalRecord,
+    ProposalsDocument,
+    RequestRecord,
+    TargetRecord,
+    VolumeSpread,
+    WarningRecord,
+)
+from progidiff.outputs.figures import display_window
+from progidiff.outputs.report import REPORT_NAME, SlicePicture, percent, write_report
+from progidiff.outputs.segmentation import Segment, write_seg_nrrd
+from progidiff.outputs.volumes_out import write_volume
+from progidiff.ranking.ensembles import volume_spread
+from progidiff.targets.catalog import Target
+from progidiff.volumes.reading import Volume
+from progidiff.volumes.slicing import SlicePlan
+
+SEGMENTATION_NAME = "proposals.seg.nrrd"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One target and the prompt that named it."""
+
+    target: Target
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for, of which image, and who answered.
+
+    Attributes:
+        source_name: file or folder name of the image.
+        volume: the image.
+        modality: ``"CT"``, ``"MR"`` or ``None``.
+        plan: how it is cut into slices.
+        slices: the requested ones.
+        image: the worker's description of the image.
+        prompts: prompt texts as given.
+        wanted: their targets, none twice.
+        request: as it was sent.
+        model: the model that answered.
+        began: ``time.monotonic()`` at the start of the command.
+    """
+
+    source_name: str
+    volume: Volume
+    modality: str | None
+    plan: SlicePlan
+    slices: range
+    image: ImageInfo
+    prompts: tuple[str, ...]
+    wanted: tuple[Wanted, ...]
+    request: ProposeRequest
+    model: ModelRecord
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _TargetResult:
+    record: TargetRecord
+    segments: list[Segment]
+    pictures: list[SlicePicture]
+    warnings: list[WarningRecord]
+
+
+def write_results(folder: Path, job: Job, gathered: Gathered) -> ProposalsDocument:
+    """Write every file of a result into an empty folder; returns what is also in ``proposals.json``.
+
+    Memory: the packed proposals, and one float32 volume at a time.
+
+    Raises:
+        ProtocolError: the worker's events do not add up to a result.
+        OutputError: a file cannot be written.
+    """
+    done = gathered.finished()
+    results = []
+    for wanted in job.wanted:
+        target = gathered.targets[wanted.target.key]
+        results.append(_write_target(folder, job, wanted, target, target.check(job.slices)))
+    segments = [segment for result in results for segment in result.segments]
+    write_seg_nrrd(folder / SEGMENTATION_NAME, segments, job.volume.geometry)
+
+    records = [result.record for result in results]
+    maps = [name for record in records for name in (record.agreement_file, record.ensemble_file)]
+    document = ProposalsDocument(
+        input=_input_record(job),
+        request=_request_record(job),
+        model=job.model.model_copy(update={"adapter_id": done.adapter_id}),
+        targets=records,
+        warnings=[WarningRecord(code=w.code, message=w.message) for w in gathered.warnings]
+        + [warning for result in results for warning in result.warnings],
+        timing_s=_timing(done, job),
+        peak_memory_mb=_finite(done.peak_memory_mb),
+        files=[SEGMENTATION_NAME, DOCUMENT_NAME, REPORT_NAME, *maps],
+    )
+    (folder / DOCUMENT_NAME).write_text(document.to_json(), encoding="utf-8", newline="\n")
+    write_report(folder / REPORT_NAME, document, {result.record.target: result.pictures for result in results})
+    return document
+
+
+def file_stem(target: str) -> str:
+    """Target name as part of a file name: ``"left kidney"`` -> ``"left_kidney"``."""
+    return "".join(c if c.isalnum() else "_" for c in target)
+
+
+def _write_target(folder: Path, job: Job, wanted: Wanted, gathered: GatheredTarget, ranking: RankingEvent) -> _TargetResult:
+    key, geometry = wanted.target.key, job.volume.geometry
+    stem = file_stem(key)
+    agreement_file, ensemble_file = f"agreement_{stem}.nii.gz", f"ensemble_{stem}.nii.gz"
+    votes = gathered.votes()
+    write_volume(folder / agreement_file, votes.agreement, geometry)
+    write_volume(folder / ensemble_file, gathered.ensemble.to_array(), geometry)
+
+    warnings = []
+    found = not ranking.empty[ranking.order[0]]
+    if not found:
+        warnings.append(_not_found(key, ranking))
+    staple = gathered.staple_voxels()
+    if staple is None:
+        message = f"STAPLE was left out for the {key}: it is too large for it; the other ensembles are complete."
+        warnings.append(WarningRecord(code="staple_left_out", message=message))
+    per_voxel = geometry.voxel_volume_ml
+    spread = volume_spread(ranking.millilitres)
+    proposals = _proposal_records(key, ranking, job.request.seed)
+    record = TargetRecord(
+        target=key,
+        name=key,
+        prompt=wanted.prompt,
+        snomed_code=wanted.target.type.value,
+        found=found,
+        empty_share=statistics.fmean(ranking.empty),
+        mean_pairwise_dice=_finite(ranking.mean_pairwise_dice),
+        stop_reason=ranking.stop_reason,
+        volume_ml=VolumeSpread(mean=spread.mean, sd=spread.sd, median=spread.median, low=spread.low, high=spread.high),
+        ensembles_ml=EnsembleVolumes(
+            mean_probability=gathered.ensemble.count() * per_voxel,
+            majority=votes.majority_voxels * per_voxel,
+            staple=None if staple is None else staple * per_voxel,
+        ),
+        agreement_file=agreement_file,
+        ensemble_file=ensemble_file,
+        proposals=proposals,
+    )
+    pictures = target_pictures(
+        job.volume.array,
+        job.plan,
+        display_window(job.volume.array, job.modality),
+        gathered,
+        votes.agreement,
+        [proposal.index for proposal in record.ranked() if proposal.segment is not None],
+    )
+    return _TargetResult(record, _segments(job, wanted, gathered, record), pictures, warnings)
+
+
+def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[ProposalRecord]:
+    rank_of = {index: place for place, index in enumerate(ranking.order, start=1)}
+    stands_for = {group[0]: len(group) for group in ranking.groups}
+    repeats = {member: group[0] for group in ranking.groups for member in group[1:]}
+    put_forward = set(ranking.top_k)
+    records = []
+    for index, points in enumerate(ranking.scores):
+        rank, empty = rank_of.get(index), ranking.empty[index]
+        shown = index in put_forward and rank is not None
+        records.append(
+            ProposalRecord(
+                index=index,
+                rank=rank,
+                score=points,
+                seed=seed,
+                millilitres=ranking.millilitres[index],
+                empty=empty,
+                duplicate_of=repeats.get(index),
+                weight=stands_for.get(index, 1) if rank is not None else 0,
+                segment=f"{key} {rank} ({'empty' if empty else f'{points:.2f}'})" if shown else None,
+                random_pick=index == ranking.random_pick,
+            )
+        )
+    return records
+
+
+def _segments(job: Job, wanted: Wanted, gathered: GatheredTarget, record: TargetRecord) -> list[Segment]:
+    shown = [proposal for proposal in record.ranked() if proposal.segment is not None]
+    return [
+        Segment(
+            name=proposal.segment or record.name,
+            mask=gathered.masks[proposal.index],
+            color=shade(wanted.target.color_rgb, place, len(shown)),
+            terminology=wanted.target.terminology_entry,
+            tags={
+                "ProGiDiff.prompt": wanted.prompt,
+                "ProGiDiff.target": record.target,
+                "ProGiDiff.seed": str(proposal.seed),
+                "ProGiDiff.proposal": str(proposal.index),
+                "ProGiDiff.rank": str(proposal.rank),
+                "ProGiDiff.score": f"{proposal.score:.4f}",
+                "ProGiDiff.model": job.model.id,
+            },
+        )
+        for place, proposal in enumerate(shown)
+    ]
+
+
+def _not_found(key: str, ranking: RankingEvent) -> WarningRecord:
+    empty, count = sum(ranking.empty), len(ranking.empty)
+    share = percent(empty / count)
+    message = f"No {key} was found in these slices: {empty} of {count} proposals ({share}) are empty."
+    return WarningRecord(code="not_found", message=message)
+
+
+def _input_record(job: Job) -> InputRecord:
+    geometry = job.volume.geometry
+    return InputRecord(
+        name=job.source_name,
+        content_hash=job.image.content_hash,
+        modality=job.modality,
+        size_ijk=geometry.shape_ijk,
+        spacing_mm=geometry.spacing,
+        orientation=geometry.orientation,
+        plane=job.plan.plane,
+        slices=(job.slices.start, job.slices.stop),
+        slice_count=job.plan.count,
+    )
+
+
+def _request_record(job: Job) -> RequestRecord:
+    request = job.request
+    return RequestRecord(
+        prompts=list(job.prompts),
+        targets=list(request.targets),
+        proposals=request.proposals,
+        top_k=request.top_k,
+        steps=request.steps,
+        scheduler=request.scheduler,
+        seed=request.seed,
+        adaptive=request.adaptive,
+        ranking=request.ranking,
+    )
+
+
+def _timing(done: DoneEvent, job: Job) -> dict[str, float]:
+    known = {name: duration for name, duration in done.timing.items() if math.isfinite(duration)}
+    return {**known, "all together": time.monotonic() - job.began}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def model_record(model_id: str, card: dict[str, Any], device: str | None) -> ModelRecord:
+    """What to keep of a model card."""
+    return ModelRecord(
+        id=model_id, name=str(card.get("name", "")), licence=str(card.get("licence", "")), device=device or ""
+    )
+
+
+def names(wanted: Sequence[Wanted]) -> tuple[str, ...]:
+    """Canonical target names, as a request takes them."""
+    return tuple(entry.target.key for entry in wanted)

@@ -1,0 +1,1 @@
+"""Labelled images: nnU-Net folders, slice folders with a manifest, and public evaluation sets."""

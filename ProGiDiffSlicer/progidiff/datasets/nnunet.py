@@ -1,0 +1,225 @@
+"""Data sets in nnU-Net's raw format (https://github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from progidiff.datasets.naming import target_of, with_unions
+from progidiff.datasets.slices import LabelledSlice, Modality
+from progidiff.errors import DatasetError, InputError
+from progidiff.volumes.reading import Volume, read_volume
+from progidiff.volumes.slicing import extract_slice, plan_slices
+
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+_MR_CHANNELS = frozenset({"mr", "mri", "t1", "t2", "t1w", "t2w", "flair", "adc", "dwi", "t1ce", "t1gd"})
+_BACKGROUND = frozenset({"background", "bg", "unlabelled", "unlabeled"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """Paths of one labelled case."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+class NnUNetDataset:
+    """The labelled cases of an nnU-Net raw folder (`dataset.json`, `imagesTr`, `labelsTr`), slice by slice.
+
+    Both forms of `dataset.json` are read: version 2 (``"labels": {"liver": 1}``, also regions such as
+    ``"kidney": [1, 2]``, and an "ignore" label) and version 1 (``"labels": {"1": "liver"}``, images
+    without a channel number). Only one case is in memory at a time.
+
+    Args:
+        folder: the data set's folder, e.g. ``Dataset005_Abdomen``.
+        channel: which image channel to use where there are several.
+        modality: ``"CT"`` or ``"MR"``; ``None`` takes it from the channel's name.
+        patient_of: case name -> patient; by default every case is a patient of its own.
+        plane: plane of the slices; ``None`` takes each volume's acquisition plane.
+
+    Attributes:
+        cases: the labelled cases, by name.
+        modality: ``"CT"`` or ``"MR"``.
+        labels: target key -> the values that mean it.
+        labelled_targets: the targets that this set labels (with unions such as "kidneys"); all others are
+            unknown in it, never background.
+        warnings: sentences about labels that were left out.
+
+    Raises:
+        DatasetError: a folder that is not such a data set, or that labels no known target.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        channel: int = 0,
+        modality: Modality | None = None,
+        patient_of: Callable[[str], str] | None = None,
+        plane: str | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.channel = channel
+        self.plane = plane
+        self.warnings: list[str] = []
+        self._patient_of = patient_of or (lambda name: name)
+        description = _read_description(self.folder)
+        self.labels, self._ignored_values = self._read_labels(description)
+        if not self.labels:
+            raise DatasetError(
+                f"No label of '{self.folder.name}' names a known organ; "
+                "check the names under 'labels' in dataset.json."
+            )
+        self.labelled_targets = frozenset(with_unions({key: np.zeros(1, dtype=bool) for key in self.labels}))
+        self.modality: Modality = modality or self._modality(description)
+        self.cases = self._find_cases(description)
+
+    def __len__(self) -> int:
+        """Number of labelled cases."""
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[LabelledSlice]:
+        """All slices of all cases, in the order of the cases' names."""
+        for case in self.cases:
+            yield from self.slices(case)
+
+    @property
+    def patients(self) -> frozenset[str]:
+        """All patients."""
+        return frozenset(self._patient_of(case.name) for case in self.cases)
+
+    def slices(self, case: Case) -> Iterator[LabelledSlice]:
+        """The slices of one case, in canonical orientation; slices with voxels of the "ignore" label are
+        left out.
+
+        Raises:
+            DatasetError: an image or a label map that cannot be read, or that do not lie on the same grid.
+        """
+        image, label = self._read(case.image), self._read(case.label)
+        if not image.geometry.is_close(label.geometry):
+            raise DatasetError(
+                f"The label map of case '{case.name}' does not lie on its image's grid; "
+                "resample it to the image."
+            )
+        if not np.array_equal(label.array, np.rint(label.array)):
+            raise DatasetError(
+                f"The label map of case '{case.name}' holds values that are no whole numbers; check it."
+            )
+        plan = plan_slices(image.geometry, self.plane)
+        for index in range(plan.count):
+            values = extract_slice(label.array, plan, index)
+            if self._ignored_values and np.isin(values, self._ignored_values).any():
+                continue
+            masks = {target: np.isin(values, ids) for target, ids in self.labels.items()}
+            yield LabelledSlice(
+                image=np.ascontiguousarray(extract_slice(image.array, plan, index), dtype=np.float32),
+                spacing_rc=plan.spacing_rc,
+                labels=with_unions(masks),
+                labelled=self.labelled_targets,
+                patient=self._patient_of(case.name),
+                modality=self.modality,
+                slice_id=f"{case.name}_{index}",
+                plane=plan.plane,
+            )
+
+    def _read(self, path: Path) -> Volume:
+        try:
+            return read_volume(path, allow_uniform=path.parent.name.startswith("labels"))
+        except InputError as error:
+            raise DatasetError(f"In data set '{self.folder.name}': {error}") from error
+
+    def _read_labels(self, description: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        ignored: tuple[int, ...] = ()
+        for name, ids in _named_labels(description, self.folder.name):
+            if name.lower() in _BACKGROUND or ids == (0,):
+                continue
+            if name.lower() == "ignore":
+                ignored = ids
+                continue
+            target = target_of(name)
+            if target is None:
+                self.warnings.append(f"The label '{name}' names no known organ and is left out.")
+            else:
+                found[target] = tuple(sorted({*found.get(target, ()), *ids}))
+        return found, ignored
+
+    def _modality(self, description: dict[str, Any]) -> Modality:
+        channels = description.get("channel_names", description.get("modality"))
+        name = channels.get(str(self.channel)) if isinstance(channels, dict) else None
+        word = str(name).lower().replace("-", " ").replace("_", " ").split()[:1]
+        if word == ["ct"]:
+            return "CT"
+        if word and word[0] in _MR_CHANNELS:
+            return "MR"
+        raise DatasetError(
+            f"'{self.folder.name}' does not say whether channel {self.channel} is CT or MR; "
+            "name it so under 'channel_names' in dataset.json."
+        )
+
+    def _find_cases(self, description: dict[str, Any]) -> tuple[Case, ...]:
+        ending = description.get("file_ending")
+        endings = (ending,) if isinstance(ending, str) else FILE_ENDINGS
+        labels = self.folder / "labelsTr"
+        cases = []
+        for path in sorted(labels.iterdir()) if labels.is_dir() else []:
+            suffix = next((e for e in endings if path.name.endswith(e)), None)
+            # macOS leaves "._" companions in archives that were packed there.
+            if suffix is None or path.name.startswith("."):
+                continue
+            name = path.name.removesuffix(suffix)
+            cases.append(Case(name, self._image(name, suffix), path))
+        if not cases:
+            raise DatasetError(
+                f"'{labels}' holds no label maps ({', '.join(endings)}); add the labelled cases there."
+            )
+        return tuple(cases)
+
+    def _image(self, name: str, suffix: str) -> Path:
+        folder = self.folder / "imagesTr"
+        with_channel = folder / f"{name}_{self.channel:04d}{suffix}"
+        if with_channel.is_file():
+            return with_channel
+        without = folder / f"{name}{suffix}"
+        if self.channel == 0 and without.is_file():
+            return without
+        raise DatasetError(f"The image of case '{name}' is missing; it should be '{with_channel}'.")
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"'{folder}' is not an nnU-Net data set: it has no dataset.json.") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"'{path}' cannot be read as JSON ({error}); correct it.") from error
+    if not isinstance(description, dict) or not isinstance(description.get("labels"), dict):
+        raise DatasetError(
+            f"'{path}' has no table 'labels'; add one such as {{\"background\": 0, \"liver\": 1}}."
+        )
+    return description
+
+
+def _named_labels(description: dict[str, Any], dataset: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and values of every label, from ``{"liver": 1}``, ``{"kidneys": [2, 3]}`` (v2) or ``{"1":
+    "liver"}`` (v1).
+    """
+    for key, value in description["labels"].items():
+        if isinstance(value, str) and key.isdecimal():
+            yield value, (int(key),)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield key, (value,)
+        elif isinstance(value, list) and value and all(isinstance(v, int) for v in value):
+            yield key, tuple(value)
+        else:
+            raise DatasetError(
+                f"The label '{key}: {value}' in dataset.json of '{dataset}' is neither a number nor a name."
+            )

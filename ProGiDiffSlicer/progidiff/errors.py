@@ -1,0 +1,61 @@
+"""The errors that a user is meant to read.
+
+Every message is one sentence that says what is wrong and what to do about it. The command line prints it and ends with
+exit code 2; the worker sends it as an error reply.
+"""
+
+from __future__ import annotations
+
+
+class ProGiDiffError(Exception):
+    """Base of all expected errors; ``code`` is stable and machine readable."""
+
+    code = "error"
+
+
+class InputError(ProGiDiffError):
+    """An image that cannot be used as it is."""
+
+    code = "input"
+
+
+class PromptError(ProGiDiffError):
+    """A prompt that names nothing the model knows."""
+
+    code = "prompt"
+
+
+class ModelError(ProGiDiffError):
+    """A model folder that is missing, damaged, foreign or unsafe."""
+
+    code = "model"
+
+
+class DatasetError(ProGiDiffError):
+    """A training or evaluation data set that cannot be read."""
+
+    code = "dataset"
+
+
+class OutputError(ProGiDiffError):
+    """A result that cannot be written; nothing half-written is left behind."""
+
+    code = "output"
+
+
+class ProtocolError(ProGiDiffError):
+    """A frame that breaks the worker protocol."""
+
+    code = "protocol"
+
+
+class WorkerError(ProGiDiffError):
+    """The worker process failed to start, ended or fell silent."""
+
+    code = "worker"
+
+
+class CancelledError(ProGiDiffError):
+    """The user cancelled the request; not a failure."""
+
+    code = "cancelled"

@@ -1,0 +1,1 @@
+"""Accuracy against reference masks: one definition of every metric."""

@@ -1,0 +1,65 @@
+"""The image-only twin: the default recipe's encoder with its segmentation head, trained on the same data for the same time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from progidiff.datasets.slices import LabelledSlice
+from progidiff.errors import ModelError
+from progidiff.evaluation.presenting import as_volume
+from progidiff.model.card import ModelCard
+from progidiff.model.networks import ImageEncoder
+from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.intensity import normaliser
+
+TWIN_NAME = "image_only_twin.safetensors"
+
+
+def save_twin(encoder: ImageEncoder, head: nn.Conv2d, path: Path) -> None:
+    """Write the twin's weights."""
+    tensors = {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
+    tensors |= {f"head.{k}": v.contiguous() for k, v in head.state_dict().items()}
+    save_file(tensors, path)
+
+
+class ImageOnlyTwin:
+    """Segments a slice in one pass, without prompt, noise or sampling.
+
+    Args:
+        path: file of :func:`save_twin`.
+        encoder: an encoder of the same architecture, whose weights are overwritten.
+        card: card of the diffusion model; gives grid, window and vocabulary.
+
+    Raises:
+        ModelError: the file is of another architecture.
+    """
+
+    def __init__(self, path: Path, encoder: ImageEncoder, card: ModelCard) -> None:
+        tensors = load_file(path)
+        self._encoder, self._card = encoder.eval(), card
+        weight = tensors.get("head.weight")
+        if weight is None or weight.shape[0] != len(card.vocabulary) * encoder.config.stride**2:
+            raise ModelError(f"{path} is not the twin of this model; train it with the same recipe.")
+        self._head = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+        self._head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
+        encoder.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")})
+        self._last: tuple[LabelledSlice, np.ndarray] | None = None
+
+    @torch.inference_mode()
+    def __call__(self, item: LabelledSlice, target: str) -> np.ndarray:
+        """Mask bool (H, W) of a target on a slice, at the slice's own pixels."""
+        if self._last is None or self._last[0] is not item:
+            array, _ = as_volume(item, self._card)
+            image = normaliser(array, self._card, item.modality)(array[0])
+            shape = (image.shape[0], image.shape[1])
+            grid = ModelGrid(self._card.image_size, self._card.spacing_mm, shape, item.spacing_rc, body_centre([image]))
+            features = self._encoder(grid.to_model(torch.from_numpy(image)))
+            logits = F.pixel_shuffle(self._head(features), self._encoder.config.stride)[0]
+            self._last = item, (grid.from_model(logits, outside=-20.0) > 0).numpy()
+        return self._last[1][self._card.vocabulary.index(target)]

@@ -1,0 +1,256 @@
+"""Requests: what a client asks of the worker. Pure functions between dataclasses and frames."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from progidiff.errors import ProtocolError
+from progidiff.events import ProposeRequest, RankingMethod, SchedulerName
+from progidiff.protocol.arrays import Array
+from progidiff.protocol.fields import MAX_ID, Fields, plain
+from progidiff.protocol.frames import Frame
+
+PROTOCOL_VERSION = 1
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_MODALITIES = ("CT", "MR")
+_PLANES = ("axial", "coronal", "sagittal")
+_MAX_TARGETS = 64
+_MAX_PROPOSALS = 1024
+_MAX_PROMPT = 10_000
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who are you, and what can you do? Answered before torch is imported."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Are you there?"""
+
+
+@dataclass(frozen=True)
+class Status:
+    """State and memory, now."""
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Cancel what runs, say goodbye and end."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Cancel the running request, or only the request with id ``request``."""
+
+    request: int | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a model folder as the worker's machine sees it (``None``: the bundled model)."""
+
+    folder: str | None = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class SetImage:
+    """Make a volume the current one.
+
+    Attributes:
+        array: (K, J, I) numbers; ``None`` asks for the image with ``key`` that the worker may still hold.
+        affine: 4x4 float64, IJK -> RAS in mm; ``None`` together with ``array``.
+        key: :func:`image_key` of the rest; required without ``array``.
+    """
+
+    array: Array | None
+    affine: Array | None
+    modality: str | None = None
+    plane: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Proposals on the current image, of ``request.targets`` or else of what ``prompt`` (free text) names."""
+
+    request: ProposeRequest
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Reserved for LoRA adapters."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class UnloadAdapter:
+    """Reserved for LoRA adapters."""
+
+
+Request = Hello | Ping | Status | Shutdown | Cancel | Load | SetImage | Propose | LoadAdapter | UnloadAdapter
+
+
+class RequestError(ProtocolError):
+    """A request that cannot be understood.
+
+    Attributes:
+        code: ``"frame"``, ``"version"``, ``"type"`` or ``"schema"``.
+        request_id: id of the request if that much could be read.
+    """
+
+    def __init__(self, message: str, code: str, request_id: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.request_id = request_id
+
+
+def image_key(array: Array, affine: Array, modality: str | None, plane: str | None) -> str:
+    """Content hash (BLAKE2b, hex) by which client and worker agree that an image needs no second transfer."""
+    digest = hashlib.blake2b(digest_size=20)
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    digest.update(repr((little.dtype.str, little.shape, modality, plane)).encode())
+    digest.update(np.ascontiguousarray(affine, dtype="<f8").tobytes())
+    digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def request_to_frame(request: Request, request_id: int) -> Frame:
+    """Frame of a request, to be written with :func:`~progidiff.protocol.frames.encode_frame`."""
+    header: dict[str, Any] = {"type": _NAMES[type(request)], "v": PROTOCOL_VERSION, "id": request_id}
+    arrays: dict[str, Array] = {}
+    if isinstance(request, SetImage):
+        header |= {"modality": request.modality, "plane": request.plane, "key": request.key}
+        if request.array is not None and request.affine is not None:
+            arrays = {"array": request.array, "affine": np.asarray(request.affine, dtype=np.float64)}
+    elif isinstance(request, Propose):
+        header |= plain(asdict(request.request))
+        if request.prompt is not None:
+            header["prompt"] = request.prompt
+            del header["targets"]
+    else:
+        header |= plain(asdict(request))
+    return Frame(header, arrays)
+
+
+def frame_to_request(frame: Frame) -> tuple[int, Request]:
+    """Id and request of a frame.
+
+    Raises:
+        RequestError: the frame is broken, of another version, of unknown type, or breaks the type's schema.
+    """
+    request_id = frame.header.get("id")
+    if not isinstance(request_id, int) or isinstance(request_id, bool) or not 0 <= request_id <= MAX_ID:
+        request_id = None
+    if frame.problem is not None:
+        raise RequestError(frame.problem, "frame", request_id)
+    version = frame.header.get("v")
+    if version != PROTOCOL_VERSION or isinstance(version, bool):
+        raise RequestError(
+            f"This worker speaks version {PROTOCOL_VERSION} of the protocol; install the same version on both sides.",
+            "version",
+            request_id,
+        )
+    kind = frame.header.get("type")
+    if not isinstance(kind, str) or kind not in _READERS:
+        raise RequestError("The worker does not know this type of request.", "type", request_id)
+    if request_id is None:
+        raise RequestError("A request needs an id, a whole number from 0.", "schema", None)
+    fields = Fields(frame.header, kind)
+    try:
+        request = _READERS[kind](fields, frame.arrays)
+        fields.nothing_else()
+        if frame.arrays and not isinstance(request, SetImage):
+            raise ProtocolError(f"A {kind} message carries no arrays.")
+    except ProtocolError as error:
+        raise RequestError(str(error), "schema", request_id) from None
+    return request_id, request
+
+
+def _read_cancel(fields: Fields, arrays: dict[str, Array]) -> Cancel:
+    return Cancel(fields.integer("request", 0, MAX_ID, default=None))
+
+
+def _read_load(fields: Fields, arrays: dict[str, Array]) -> Load:
+    return Load(fields.text("folder", default=None), fields.choice("device", get_args(Device), default="auto"))
+
+
+def _read_set_image(fields: Fields, arrays: dict[str, Array]) -> SetImage:
+    modality = fields.choice("modality", _MODALITIES, default=None)
+    plane = fields.choice("plane", _PLANES, default=None)
+    key = fields.text("key", default=None, longest=128)
+    if not arrays:
+        if key is None:
+            raise ProtocolError("A set_image message needs the arrays named array and affine, or the key of an image.")
+        return SetImage(None, None, modality, plane, key)
+    if set(arrays) != {"array", "affine"}:
+        raise ProtocolError("A set_image message needs exactly the arrays named array and affine.")
+    array, affine = arrays["array"], arrays["affine"]
+    if array.ndim != 3 or array.size == 0 or array.dtype == np.bool_:
+        raise ProtocolError("The image must be a non-empty volume of numbers with three axes.")
+    if affine.shape != (4, 4) or affine.dtype.kind != "f" or not np.isfinite(affine).all():
+        raise ProtocolError("The affine of an image must be 4 x 4 finite floating point numbers.")
+    return SetImage(array, affine, modality, plane, key)
+
+
+def _read_propose(fields: Fields, arrays: dict[str, Array]) -> Propose:
+    defaults = ProposeRequest(())
+    targets = fields.texts("targets", _MAX_TARGETS, longest=200, default=None)
+    prompt = fields.text("prompt", default=None, longest=_MAX_PROMPT)
+    if (targets is None) == (prompt is None) or targets == ():
+        raise ProtocolError("A propose message needs either targets, at least one, or a prompt.")
+    slices = fields.integers("slices", 0, 2**31, default=None)
+    if slices is not None and (len(slices) != 2 or slices[0] >= slices[1]):
+        raise fields.wrong("slices", "a start and a larger stop")
+    return Propose(
+        ProposeRequest(
+            targets=targets or (),
+            proposals=fields.integer("proposals", 1, _MAX_PROPOSALS, default=defaults.proposals),
+            top_k=fields.integer("top_k", 1, _MAX_PROPOSALS, default=defaults.top_k),
+            steps=fields.integer("steps", 1, 100, default=defaults.steps),
+            scheduler=fields.choice("scheduler", get_args(SchedulerName), default=defaults.scheduler),
+            seed=fields.integer("seed", 0, 2**63 - 1, default=defaults.seed),
+            slices=None if slices is None else (slices[0], slices[1]),
+            adaptive=fields.boolean("adaptive", default=defaults.adaptive),
+            batch_size=fields.integer("batch_size", 1, 65_536, default=None),
+            ranking=fields.choice("ranking", get_args(RankingMethod), default=defaults.ranking),
+        ),
+        prompt,
+    )
+
+
+_NAMES: dict[type[Request], str] = {
+    Hello: "hello",
+    Ping: "ping",
+    Status: "status",
+    Shutdown: "shutdown",
+    Cancel: "cancel",
+    Load: "load",
+    SetImage: "set_image",
+    Propose: "propose",
+    LoadAdapter: "load_adapter",
+    UnloadAdapter: "unload_adapter",
+}
+_READERS: dict[str, Callable[[Fields, dict[str, Array]], Request]] = {
+    "hello": lambda fields, arrays: Hello(),
+    "ping": lambda fields, arrays: Ping(),
+    "status": lambda fields, arrays: Status(),
+    "shutdown": lambda fields, arrays: Shutdown(),
+    "cancel": _read_cancel,
+    "load": _read_load,
+    "set_image": _read_set_image,
+    "propose": _read_propose,
+    "load_adapter": lambda fields, arrays: LoadAdapter(fields.text("folder")),
+    "unload_adapter": lambda fields, arrays: UnloadAdapter(),
+}
+CAPABILITIES = tuple(sorted(set(_READERS) - {"load_adapter", "unload_adapter"}))

@@ -1,0 +1,92 @@
+"""Denoising of a batch of latents, and decoding to mask logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from progidiff.errors import CancelledError, InputError
+from progidiff.events import SchedulerName
+from progidiff.model.folder import ProGiDiffModel
+from progidiff.sampling.conditioning import predict
+
+MAX_STEPS = 100
+
+
+def make_scheduler(model: ProGiDiffModel, name: SchedulerName, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """A fresh scheduler (DPM-Solver++ keeps state between steps, so it is never shared between batches).
+
+    Raises:
+        InputError: unknown name, or steps outside 1 to 100.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"The number of steps must be from 1 to {MAX_STEPS}, not {steps}.")
+    if name == "ddim":
+        scheduler = DDIMScheduler.from_config(model.scheduler.config)
+    elif name == "dpmsolver++":
+        # The schedule ends at zero SNR, where the solver's log-SNR is infinite; diffusers then starts from a finite but tiny one.
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            model.scheduler.config,
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            lower_order_final=True,
+            final_sigmas_type="zero",
+            timestep_spacing="trailing",
+        )
+    else:
+        raise InputError(f'There is no scheduler "{name}"; choose "ddim" or "dpmsolver++".')
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@torch.inference_mode()
+def denoise(
+    model: ProGiDiffModel,
+    noise: Tensor,
+    states: Tensor,
+    hint: Tensor,
+    scheduler: DDIMScheduler | DPMSolverMultistepScheduler,
+    after_step: Callable[[], bool],
+) -> Tensor:
+    """Samples of the mask latents.
+
+    Args:
+        model: the loaded model.
+        noise: (B, C, h, w), standard normal.
+        states: (B, L, D) text states of each row.
+        hint: (B, hint channels, h, w) of each row.
+        scheduler: from :func:`make_scheduler`, unused so far.
+        after_step: called after each step; returning true cancels.
+
+    Returns:
+        float32 (B, C, h, w), scaled latents.
+
+    Raises:
+        CancelledError: ``after_step`` returned true.
+    """
+    latents = noise.float() * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        timestep = torch.full((len(latents),), int(t), device=latents.device)
+        prediction = predict(model, scheduler.scale_model_input(latents, t).to(model.dtype), timestep, states, hint)
+        latents = scheduler.step(prediction.float(), t, latents, return_dict=False)[0]
+        if after_step():
+            raise CancelledError("Cancelled.")
+    return latents
+
+
+@torch.inference_mode()
+def decode(model: ProGiDiffModel, latents: Tensor) -> Tensor:
+    """Mask logits float32 (B, S, S) of scaled latents, by the small mask decoder or, without one, by the autoencoder.
+
+    The autoencoder shows a mask as a grey image in [-1, 1]; four times that serves as a logit.
+    """
+    shape = (1, -1, 1, 1)
+    scale = torch.tensor(model.card.latent_scale, device=latents.device).view(shape)
+    shift = torch.tensor(model.card.latent_shift, device=latents.device).view(shape)
+    raw = (latents / scale + shift).to(model.dtype)
+    if model.mask_decoder is not None:
+        return model.mask_decoder(raw)[:, 0].float()
+    return 4 * model.vae.decode(raw, return_dict=False)[0].mean(1).float()

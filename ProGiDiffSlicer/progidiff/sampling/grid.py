@@ -1,0 +1,88 @@
+"""Between a slice's own pixels and the model's square grid of fixed pixel size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ModelGrid:
+    """The model's grid laid over the slices of one volume.
+
+    Attributes:
+        size: pixels per side of the model's grid.
+        pixel_mm: its pixel size.
+        shape_rc: rows and columns of a slice.
+        spacing_rc: pixel size of a slice in mm.
+        centre_rc: where the grid's centre lies, in slice pixels.
+    """
+
+    size: int
+    pixel_mm: float
+    shape_rc: tuple[int, int]
+    spacing_rc: tuple[float, float]
+    centre_rc: tuple[float, float]
+
+    def to_model(self, image: Tensor) -> Tensor:
+        """A slice (H, W) in [0, 1] on the model's grid, (1, 1, size, size); outside the slice is 0.
+
+        Finer slices are smoothed first, so that no detail aliases.
+        """
+        x = image[None, None]
+        for axis, spacing in ((2, self.spacing_rc[0]), (3, self.spacing_rc[1])):
+            x = _smooth(x, 0.4 * self.pixel_mm / spacing if self.pixel_mm > 1.25 * spacing else 0.0, axis)
+        offsets = (torch.arange(self.size, device=image.device, dtype=torch.float32) - (self.size - 1) / 2) * self.pixel_mm
+        rows = self.centre_rc[0] + offsets / self.spacing_rc[0]
+        cols = self.centre_rc[1] + offsets / self.spacing_rc[1]
+        return _sample(x, rows, cols)
+
+    def from_model(self, values: Tensor, outside: float) -> Tensor:
+        """Values (N, size, size) on the model's grid at the slice's pixels, float32 (N, H, W); ``outside`` beyond the grid."""
+        rows = (torch.arange(self.shape_rc[0], device=values.device) - self.centre_rc[0]) * self.spacing_rc[0] / self.pixel_mm
+        cols = (torch.arange(self.shape_rc[1], device=values.device) - self.centre_rc[1]) * self.spacing_rc[1] / self.pixel_mm
+        centre = (self.size - 1) / 2
+        return _sample((values - outside)[None].float(), rows + centre, cols + centre)[0] + outside
+
+
+def _smooth(x: Tensor, sigma: float, axis: int) -> Tensor:
+    if sigma <= 0:
+        return x
+    radius = max(1, int(3 * sigma + 0.5))
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    pad = (0, 0, radius, radius) if axis == 2 else (radius, radius, 0, 0)
+    shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
+    return F.conv2d(F.pad(x, pad, mode="replicate"), kernel.view(shape))
+
+
+def _sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Bilinear samples of (1, C, H, W) at the given pixel rows and columns; 0 outside."""
+    h, w = x.shape[-2:]
+    gy = (rows * 2 + 1) / h - 1
+    gx = (cols * 2 + 1) / w - 1
+    grid = torch.stack(torch.meshgrid(gy, gx, indexing="ij")[::-1], -1)[None].to(x.dtype)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def body_centre(slices: list[np.ndarray]) -> tuple[float, float]:
+    """Centre (row, column) of the body's bounding box over some normalised slices, in pixels.
+
+    The body is what lies above a tenth of the grey range; single bright rows (table edges, burnt-in marks) are passed over by
+    asking for 3 % of a row or column. Falls back to the image's centre.
+    """
+    shape = slices[0].shape
+    rows, cols = np.zeros(shape[0]), np.zeros(shape[1])
+    for image in slices:
+        inside = image > 0.1
+        rows = np.maximum(rows, inside.mean(1))
+        cols = np.maximum(cols, inside.mean(0))
+    r, c = np.flatnonzero(rows > 0.03), np.flatnonzero(cols > 0.03)
+    if len(r) < 2 or len(c) < 2:
+        return (shape[0] - 1) / 2, (shape[1] - 1) / 2
+    return float(r[0] + r[-1]) / 2, float(c[0] + c[-1]) / 2

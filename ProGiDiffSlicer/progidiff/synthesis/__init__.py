@@ -1,0 +1,1 @@
+"""Synthetic training images: procedural phantoms and domain-randomised painting on real label maps."""

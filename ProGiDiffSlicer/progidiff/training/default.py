@@ -1,0 +1,204 @@
+"""The recipe of the bundled default model: synthetic slices only, permissively licensed label maps only, four stages, resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from progidiff.errors import DatasetError, ModelError
+from progidiff.evaluation.twin import TWIN_NAME, save_twin
+from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window
+from progidiff.model.folder import ProGiDiffModel, save_model
+from progidiff.model.networks import ControlBranch
+from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
+from progidiff.synthesis.source import SyntheticSource
+from progidiff.synthesis.tissues import VOCABULARY
+from progidiff.training import small
+from progidiff.training.batches import SyntheticBatches, TrainingBatch
+from progidiff.training.loop import LoopSettings, run_stage
+from progidiff.training.stages import AutoencoderStage, BaseStage, ControlStage, EncoderStage, tokenize
+
+IMAGE_SIZE = 160
+SPACING_MM = 2.4
+STAGES = ("autoencoder", "base", "encoder", "control")
+
+
+@dataclass(frozen=True)
+class DefaultSteps:
+    """Optimiser steps per stage."""
+
+    autoencoder: int = 500
+    base: int = 800
+    encoder: int = 2000
+    control: int = 4000
+
+
+class DefaultRecipe:
+    """Builds the networks and runs the stages; every stage resumes from its own checkpoint folder.
+
+    Args:
+        folder: work folder; one subfolder per stage.
+        volumes: label volumes, see :func:`progidiff.synthesis.labelmaps.load_permissive`.
+        steps: steps per stage.
+        device: where to train; synthesis runs there as well.
+        log: receives one line per report.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        volumes: Sequence[LabelVolume],
+        steps: DefaultSteps | None = None,
+        device: str = "cpu",
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self.folder, self.volumes, self.device, self.log = folder, list(volumes), torch.device(device), log
+        self.steps = steps or DefaultSteps()
+        torch.manual_seed(0)
+        self.tokenizer = small.make_tokenizer(VOCABULARY)
+        self.text_encoder = small.make_text_encoder(len(self.tokenizer)).to(self.device)
+        self.vae, self.decoder = small.make_vae().to(self.device), small.make_mask_decoder().to(self.device)
+        self.unet, self.schedule = small.make_unet(IMAGE_SIZE).to(self.device), small.make_schedule()
+        self.encoder = small.make_encoder().to(self.device)
+        self.head = nn.Conv2d(self.encoder.config.feature_channels, len(VOCABULARY) * small.STRIDE**2, 1).to(self.device)
+        self.control: ControlBranch | None = None
+        self._validation: list[TrainingBatch] | None = None
+
+    def source(self, seed: int) -> SyntheticBatches:
+        """A stream of synthetic batches with its own seed."""
+        return SyntheticBatches(SyntheticSource(self.volumes, IMAGE_SIZE, SPACING_MM, self.device, seed), VOCABULARY)
+
+    @property
+    def validation(self) -> list[TrainingBatch]:
+        """Held-out draws of the same source (never used for training: another seed)."""
+        if self._validation is None:
+            source = self.source(999)
+            self._validation = [source.batch(8) for _ in range(3)]
+        return self._validation
+
+    def latents(self) -> tuple[list[float], list[float]]:
+        """Shift and scale of the latents, measured once after the autoencoder stage."""
+        path = self.folder / "latents.json"
+        if not path.exists():
+            raise DatasetError("The autoencoder stage has not finished; run it before the stages that build on it.")
+        shift, scale = json.loads(path.read_text())
+        return shift, scale
+
+    def run(self, stage: str) -> None:
+        """Run or resume one stage; the stages before it must be done."""
+        began = time.monotonic()
+        {"autoencoder": self._autoencoder, "base": self._base, "encoder": self._encoder, "control": self._control}[stage]()
+        path = self.folder / stage / "seconds.json"
+        before = json.loads(path.read_text()) if path.exists() else 0.0
+        path.write_text(json.dumps(before + time.monotonic() - began))
+
+    def _autoencoder(self) -> None:
+        stage = AutoencoderStage(self.vae, self.decoder, self.source(1), self.validation)
+        settings = LoopSettings(self.steps.autoencoder, 4, 2e-3, validate_every=250, seed=1)
+        run_stage(stage, settings, self.folder / stage.name, self.log)
+        path = self.folder / "latents.json"
+        if not path.exists():
+            path.write_text(json.dumps(stage.latent_statistics()))
+
+    def _base(self) -> None:
+        stage = BaseStage(**self._diffusion(2))
+        settings = LoopSettings(self.steps.base, 4, 8e-4, validate_every=400, seed=2)
+        run_stage(stage, settings, self.folder / stage.name, self.log)
+
+    def _encoder(self) -> None:
+        stage = EncoderStage(self.encoder, self.head, self.source(3), self.validation)
+        settings = LoopSettings(self.steps.encoder, 8, 1.5e-3, seed=3)
+        run_stage(stage, settings, self.folder / stage.name, self.log)
+
+    def _control(self) -> None:
+        self.control = small.make_control(self.unet).to(self.device)
+        stage = ControlStage(self.control, self.encoder, head=self.head, **self._diffusion(4))
+        settings = LoopSettings(self.steps.control, 4, 8e-4, seed=4)
+        run_stage(stage, settings, self.folder / stage.name, self.log)
+
+    def _diffusion(self, seed: int) -> dict[str, object]:
+        shift, scale = self.latents()
+        return {
+            "vae": self.vae,
+            "unet": self.unet,
+            "decoder": self.decoder,
+            "schedule": self.schedule,
+            "tokens": tokenize(self.tokenizer, VOCABULARY, self.device),
+            "text_encoder": self.text_encoder,
+            "latent_shift": shift,
+            "latent_scale": scale,
+            "source": self.source(seed),
+            "validation": self.validation,
+            "prompts_per_image": 4,
+        }
+
+
+def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
+    """Write the finished networks as a model folder, in half precision, with what they were trained on.
+
+    The image-only twin goes to the recipe's work folder; it is compared with, never shipped.
+
+    Raises:
+        ModelError: the control stage has not run.
+    """
+    if recipe.control is None:
+        raise ModelError("The control stage has not run; run every stage before assembling the model.")
+    save_twin(recipe.encoder, recipe.head, recipe.folder / TWIN_NAME)
+    shift, scale = recipe.latents()
+    model = ProGiDiffModel(
+        vae=recipe.vae,
+        unet=recipe.unet,
+        controlnet=recipe.control,
+        image_encoder=recipe.encoder,
+        text_encoder=recipe.text_encoder,
+        tokenizer=recipe.tokenizer,
+        scheduler=recipe.schedule,
+        mask_decoder=recipe.decoder,
+        card=ModelCard(
+            model_id="progidiff-abdomen-small",
+            name="ProGiDiff abdomen, small",
+            licence="Apache-2.0",
+            modalities=["CT", "MR"],
+            planes=["axial"],
+            vocabulary=list(VOCABULARY),
+            windows={"CT": Window(kind="hu", low=-160, high=240), "MR": Window(kind="percentile", low=1, high=99)},
+            image_size=IMAGE_SIZE,
+            spacing_mm=SPACING_MM,
+            latent_shift=shift,
+            latent_scale=scale,
+            trained_on=[
+                TrainingSource(name="procedural abdominal phantoms", licence="Apache-2.0", what="generated slices"),
+                *(
+                    TrainingSource(name=v.name, licence=v.licence, what="slices of one patient's label volume", n=len(v.slices))
+                    for v in recipe.volumes
+                ),
+            ],
+            training=[
+                TrainingStage(
+                    stage=stage,
+                    steps=getattr(recipe.steps, stage),
+                    seconds=json.loads((recipe.folder / stage / "seconds.json").read_text()),
+                    device=str(recipe.device),
+                    seeds=[seed],
+                )
+                for seed, stage in enumerate(STAGES, 1)
+            ],
+            trainable_parameters=0,
+            notes=(
+                "Trained on synthetic slices alone: pictures painted on label maps of three patients, and procedural phantoms. "
+                "Labels of two of the patients are TotalSegmentator output, not drawn by hand. For research, not for diagnosis."
+            ),
+        ),
+    )
+    return save_model(model, out, torch.float16)
+
+
+def load_volumes(data: Path | None) -> list[LabelVolume]:
+    """Label volumes for the recipe; an empty list (phantoms only) when ``data`` is ``None``."""
+    return [] if data is None else load_permissive(data)

@@ -1,0 +1,199 @@
+"""The diffusion stages: the text-to-mask backbone, and the control branch with its image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel
+
+from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
+from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
+from progidiff.training.losses import decoded_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
+from progidiff.training.stages import SourceStage, encode_masks, encode_text, mean_dice
+
+
+class _DiffusionStage(SourceStage):
+    """Shared by the backbone and the control stage: noisy mask latents, text, losses."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        unet: UNet2DConditionModel,
+        decoder: MaskDecoder | None,
+        schedule: DDIMScheduler,
+        tokens: tuple[Tensor, Tensor],
+        text_encoder: CLIPTextModel,
+        latent_shift: Sequence[float],
+        latent_scale: Sequence[float],
+        source: BatchSource,
+        validation: Sequence[TrainingBatch],
+        prompts_per_image: int,
+    ) -> None:
+        super().__init__(source, validation)
+        self.vae, self.unet, self.decoder, self.schedule = vae, unet, decoder, schedule
+        self.tokens, self.text_encoder = tokens, text_encoder
+        self.shift = torch.tensor(latent_shift, device=unet.device)[:, None, None]
+        self.scale = torch.tensor(latent_scale, device=unet.device)[:, None, None]
+        self.prompts_per_image = prompts_per_image
+        vae.requires_grad_(False).eval()
+        if decoder is not None:
+            decoder.requires_grad_(False).eval()
+
+    def clean_latents(self, masks: Tensor) -> Tensor:
+        with torch.no_grad():
+            return (encode_masks(self.vae, masks) - self.shift) * self.scale
+
+    def noisy(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, timesteps and velocities; timesteps are stratified over the batch."""
+        count, steps = len(clean), self.schedule.config.num_train_timesteps
+        noise = torch.randn_like(clean)
+        strata = (torch.randperm(count, device=clean.device) + torch.rand(count, device=clean.device)) / count
+        # a quarter starts at the very end, where every sample starts and where the organ has to be found
+        strata = torch.where(torch.rand(count, device=clean.device) < 0.25, torch.ones_like(strata), strata)
+        t = (strata * steps).long().clamp(0, steps - 1)
+        return self.schedule.add_noise(clean, noise, t), t, self.schedule.get_velocity(clean, noise, t)
+
+    def clean_estimate(self, prediction: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """Scaled clean latents that a predicted velocity means (arXiv 2202.00512): x0 = alpha x_t - sigma v."""
+        alpha = self.schedule.alphas_cumprod.to(t.device)[t].sqrt()[:, None, None, None]
+        return alpha * noisy - (1 - alpha**2).clamp_min(0).sqrt() * prediction
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Mask logits (B, 1, S, S) of scaled latents; without a mask decoder, four times the autoencoder's grey image."""
+        raw = latents / self.scale + self.shift
+        if self.decoder is not None:
+            return self.decoder(raw)
+        # A full-size autoencoder needs about a gigabyte per picture.
+        return torch.cat([4 * self.vae.decode(part).sample.mean(1, keepdim=True) for part in raw.split(4)])
+
+    def diffusion_loss(
+        self, prediction: Tensor, velocity: Tensor, noisy: Tensor, t: Tensor, masks: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        near = neighbourhood(masks, masks.shape[-1] // prediction.shape[-1])
+        loss = velocity_loss(prediction, velocity, near)
+        numbers = {"v": float(loss.detach())}
+        if self.decoder is not None:
+            logits = self.decode(self.clean_estimate(prediction, noisy, t))
+            decoded = decoded_loss(logits, masks, near)
+            numbers |= {"bce": float(decoded.detach()), "dice": float(soft_dice(logits.detach(), masks))}
+            loss = loss + 0.5 * decoded
+        return loss, numbers
+
+
+class BaseStage(_DiffusionStage):
+    """Text-to-mask backbone: learns what masks of each target look like, without an image."""
+
+    name = "base"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.unet.requires_grad_(True)
+        self.text_encoder.requires_grad_(True)
+        self.trainable = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
+
+    def _step(self, batch: TrainingBatch) -> tuple[Tensor, dict[str, float]]:
+        image, target = pick_prompts(batch, self.prompts_per_image)
+        masks = batch.masks[image, target][:, None].float()
+        noisy, t, velocity = self.noisy(self.clean_latents(masks))
+        states, _ = encode_text(self.text_encoder, *self.tokens)
+        prediction = self.unet(noisy, t, states[target]).sample
+        return self.diffusion_loss(prediction, velocity, noisy, t, masks)
+
+    def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
+        return self._step(self.source.batch(count))
+
+    def validate(self) -> dict[str, float]:
+        if not self.validation:
+            return {}
+        torch.manual_seed(0)
+        figures = [self._step(b)[1] for b in self.validation]
+        return {key: sum(f[key] for f in figures) / len(figures) for key in figures[0]}
+
+
+class ControlStage(_DiffusionStage):
+    """The paper's stage: control branch and image encoder against the frozen backbone.
+
+    Args:
+        head: segmentation head of the encoder's pre-training; while it is given, the encoder goes on learning to segment
+            beside serving the control branch. It takes no part in sampling.
+    """
+
+    name = "control"
+
+    def __init__(
+        self,
+        control: ControlBranch,
+        encoder: ImageEncoder,
+        *args: Any,
+        head: nn.Conv2d | None = None,
+        head_weight: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.control, self.encoder, self.head, self.head_weight = control, encoder, head, head_weight
+        self.unet.requires_grad_(False).eval()
+        self.text_encoder.requires_grad_(False).eval()
+        control.requires_grad_(True)
+        encoder.requires_grad_(True)
+        modules: dict[str, nn.Module] = {"control": control, "encoder": encoder}
+        if head is not None:
+            modules["head"] = head
+        self.trainable = nn.ModuleDict(modules)
+        with torch.no_grad():
+            self.states, self.pooled = encode_text(self.text_encoder, *self.tokens)
+
+    def velocity(self, noisy: Tensor, t: Tensor, hint: Tensor, target: Tensor) -> Tensor:
+        states = self.states[target]
+        down, mid = self.control(noisy, t, states, hint, return_dict=False)
+        return self.unet(
+            noisy, t, states, down_block_additional_residuals=list(down), mid_block_additional_residual=mid
+        ).sample
+
+    def segment(self, features: Tensor) -> Tensor:
+        """Logits (B, V, S, S) of the segmentation head on the encoder's features."""
+        assert self.head is not None
+        return F.pixel_shuffle(self.head(features), self.encoder.config.stride)
+
+    def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
+        batch = self.source.batch(count)
+        image, target = pick_prompts(batch, self.prompts_per_image)
+        masks = batch.masks[image, target][:, None].float()
+        noisy, t, velocity = self.noisy(self.clean_latents(masks))
+        features = self.encoder(batch.images)
+        hint = self.encoder.hint(features[image], self.pooled[target])
+        loss, numbers = self.diffusion_loss(self.velocity(noisy, t, hint, target), velocity, noisy, t, masks)
+        if self.head is not None:
+            segmentation = segmentation_loss(self.segment(features), batch.masks, batch.known)
+            numbers["seg"] = float(segmentation.detach())
+            loss = loss + self.head_weight * segmentation
+        return loss, numbers
+
+    @torch.no_grad()
+    def sample(self, images: Tensor, steps: int = 4, seed: int = 0) -> Tensor:
+        """One sample per image and target; mask logits (B, V, S, S). For validation; proposals come from the engine."""
+        features = self.encoder(images)
+        out = []
+        schedule = DDIMScheduler.from_config(self.schedule.config)
+        for v in range(len(self.states)):
+            target = torch.full((len(images),), v, device=images.device)
+            hint = self.encoder.hint(features, self.pooled[target])
+            generator = torch.Generator().manual_seed(seed + v)
+            shape = (len(images), self.unet.config.in_channels, *hint.shape[-2:])
+            z = torch.randn(shape, generator=generator).to(images.device)
+            schedule.set_timesteps(steps)
+            for t in schedule.timesteps:
+                z = schedule.step(self.velocity(z, t, hint, target), t, z).prev_sample
+            out.append(self.decode(z)[:, 0])
+        return torch.stack(out, 1)
+
+    def validate(self) -> dict[str, float]:
+        figures = mean_dice([(self.sample(b.images) > 0, b) for b in self.validation])
+        if self.head is not None:
+            twin = mean_dice([(self.segment(self.encoder(b.images)) > 0, b) for b in self.validation])
+            figures |= {"twin": dice for dice in twin.values()}
+        return figures

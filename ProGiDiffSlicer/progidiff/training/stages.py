@@ -1,0 +1,169 @@
+"""The training stages that come before diffusion: mask autoencoder, and pre-training of the image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel
+
+from progidiff.model.networks import ImageEncoder, MaskDecoder
+from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
+from progidiff.training.losses import decoded_loss, neighbourhood, segmentation_loss, soft_dice
+
+
+def encode_masks(vae: AutoencoderKL | AutoencoderTiny, masks: Tensor) -> Tensor:
+    """Raw latents of float masks (B, 1, S, S) in [0, 1], shown to the autoencoder as grey images in [-1, 1]."""
+    images = masks.expand(-1, vae.config.in_channels, -1, -1) * 2 - 1
+    encoded = vae.encode(images)
+    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, padded to the tokenizer's maximum length."""
+    length = tokenizer.model_max_length
+    out = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return out.input_ids.to(device), out.attention_mask.to(device)
+
+
+def encode_text(text_encoder: CLIPTextModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, L, D) of prompts, and their mean over real tokens (B, D)."""
+    states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    weight = mask[:, :, None].to(states.dtype)
+    return states, (states * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+class SourceStage:
+    """Shared by all stages: the source of batches and its state."""
+
+    def __init__(self, source: BatchSource, validation: Sequence[TrainingBatch]) -> None:
+        self.source = source
+        self.validation = list(validation)
+
+    def source_state(self) -> Tensor:
+        return self.source.state()
+
+    def restore_source(self, state: Tensor) -> None:
+        self.source.restore(state)
+
+
+class AutoencoderStage(SourceStage):
+    """Mask autoencoder and small mask decoder, trained together on masks alone.
+
+    Noise on the latents makes both decoders tolerant of latents that a few denoising steps leave imperfect.
+
+    Args:
+        vae: the autoencoder.
+        decoder: the small mask decoder.
+        source: training batches; only their masks are used.
+        validation: batches to measure on.
+        frozen: leave the autoencoder as it is (one that was trained on pictures) and train the small decoder alone.
+    """
+
+    name = "autoencoder"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        decoder: MaskDecoder,
+        source: BatchSource,
+        validation: Sequence[TrainingBatch],
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(source, validation)
+        self.vae, self.decoder, self.frozen = vae, decoder, frozen
+        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.requires_grad_(not frozen)
+        decoder.requires_grad_(True)
+        self.trainable = nn.ModuleDict({"mask_decoder": decoder} if frozen else {"vae": vae, "mask_decoder": decoder})
+
+    def _masks(self, batch: TrainingBatch, per_image: int) -> Tensor:
+        image, target = pick_prompts(batch, per_image, absent_share=0.03)
+        return batch.masks[image, target][:, None].float()
+
+    def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
+        masks = self._masks(self.source.batch(count), 4)
+        with torch.set_grad_enabled(not self.frozen):
+            raw = encode_masks(self.vae, masks)
+        raw_noisy = raw + torch.randn_like(raw) * 0.1 * torch.rand(len(raw), 1, 1, 1, device=raw.device)
+        near = neighbourhood(masks, self.stride)
+        small = self.decoder(raw_noisy)
+        if self.frozen:
+            return decoded_loss(small, masks, near), {"dice": float(soft_dice(small, masks))}
+        # The autoencoder's own decoder works at full resolution and is dear; a quarter of the masks is enough for it.
+        part = slice(0, max(1, len(masks) // 4))
+        large = self.vae.decode(raw_noisy[part]).sample
+        loss = decoded_loss(small, masks, near) + decoded_loss(4 * large, masks[part], near[part])
+        loss = loss + 0.01 * raw.square().mean()
+        return loss, {"dice": float(soft_dice(small, masks)), "vae_dice": float(soft_dice(large, masks[part]))}
+
+    def validate(self) -> dict[str, float]:
+        if not self.validation:
+            return {}
+        masks = torch.cat([self._masks(b, 6) for b in self.validation])
+        raw = encode_masks(self.vae, masks)
+        figures = {"dice": float(soft_dice(self.decoder(raw), masks))}
+        if not self.frozen:
+            figures["vae_dice"] = float(soft_dice(self.vae.decode(raw).sample, masks))
+        return figures
+
+    @torch.no_grad()
+    def latent_statistics(self, batches: int = 40, count: int = 8) -> tuple[list[float], list[float]]:
+        """Shift and scale per channel that bring the latents at and around the masks to zero mean and unit deviation.
+
+        Only tokens near a mask count: over all tokens the empty background would decide, and a small organ would stand far
+        above the noise, an easier task than sampling is (arXiv 2504.05977).
+        """
+        values = []
+        for _ in range(batches):
+            masks = self._masks(self.source.batch(count), 6)
+            near = neighbourhood(masks, self.stride)[:, 0] > 0
+            values.append(encode_masks(self.vae, masks).permute(0, 2, 3, 1)[near])
+        stacked = torch.cat(values)
+        return stacked.mean(0).tolist(), (1 / stacked.std(0).clamp_min(1e-3)).tolist()
+
+
+class EncoderStage(SourceStage):
+    """Pre-training of the image encoder as a segmenter of all targets at once.
+
+    The head reads the features at the latent's resolution; it is thrown away afterwards. With it this is also the image-only
+    twin that the diffusion model is compared with.
+    """
+
+    name = "encoder"
+
+    def __init__(
+        self, encoder: ImageEncoder, head: nn.Conv2d, source: BatchSource, validation: Sequence[TrainingBatch]
+    ) -> None:
+        super().__init__(source, validation)
+        encoder.requires_grad_(True)
+        self.encoder, self.head = encoder, head
+        self.trainable = nn.ModuleDict({"encoder": encoder, "head": head})
+        for module in (encoder.text_scale_shift, encoder.hint_norm, encoder.hint_in, encoder.hint_out):
+            module.requires_grad_(False)  # the hint is learned with the control branch
+
+    def logits(self, images: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.head(self.encoder(images)), self.encoder.config.stride)
+
+    def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
+        batch = self.source.batch(count)
+        return segmentation_loss(self.logits(batch.images), batch.masks, batch.known), {}
+
+    def validate(self) -> dict[str, float]:
+        return mean_dice([(self.logits(b.images) > 0, b) for b in self.validation])
+
+
+def mean_dice(results: Sequence[tuple[Tensor, TrainingBatch]]) -> dict[str, float]:
+    """Mean Dice over known, present targets; predictions are bool (B, V, S, S). Empty where nothing is present."""
+    values: list[Tensor] = []
+    for predicted, batch in results:
+        overlap = 2 * (predicted & batch.masks).flatten(2).sum(-1)
+        size = predicted.flatten(2).sum(-1) + batch.masks.flatten(2).sum(-1)
+        present = batch.known & (batch.masks.flatten(2).sum(-1) > 15)
+        values.append((overlap / size.clamp_min(1))[present])
+    found = torch.cat(values) if values else torch.zeros(0)
+    return {"dice": float(found.mean())} if len(found) else {}

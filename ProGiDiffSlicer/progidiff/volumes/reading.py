@@ -1,0 +1,128 @@
+"""Reading a CT or MR volume from NIfTI, NRRD, MetaImage or DICOM, with its exact place in the patient.
+
+Whatever cannot be used ends in an ``InputError`` of one sentence; nothing is guessed, resampled or turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from progidiff.errors import InputError
+from progidiff.volumes import dicom, itk, nifti
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.problems import Modality, not_a_volume, too_large
+
+FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha, .mhd) or a folder of DICOM images"
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume as it is stored.
+
+    Attributes:
+        array: int16 (where the stored values are whole and fit) or float32, (K, J, I), contiguous; Hounsfield
+            units for CT.
+        geometry: its grid in the patient.
+        modality: what the file says; NIfTI and NRRD do not say it.
+        name: file or folder name without its ending.
+    """
+
+    array: np.ndarray
+    geometry: Geometry
+    modality: Modality | None
+    name: str
+
+
+def read_volume(path: Path | str, *, allow_uniform: bool = False) -> Volume:
+    """Read a volume.
+
+    Args:
+        path: a file in one of ``FORMATS``, or a folder with the DICOM images of one series.
+        allow_uniform: accept an image in which every voxel has the same value, such as an empty label map.
+
+    Raises:
+        InputError: the image is missing, unreadable, not a scalar 3-D (or 2-D) image, or useless as it is.
+    """
+    path = Path(path)
+    modality: Modality | None = None
+    with _quiet_itk():
+        if _is_folder(path):
+            array, geometry, modality = dicom.read_folder(path)
+        elif path.name.lower().endswith(nifti.SUFFIXES):
+            array, geometry = nifti.read(path)
+        elif path.name.lower().endswith(itk.SUFFIXES):
+            array, geometry, modality = itk.read(path)
+        elif dicom.is_dicom_file(path):
+            array, geometry, modality = dicom.read_files([path], path.name)
+        else:
+            raise InputError(f"{path.name} is not an image in a known format; give {FORMATS}.")
+    try:
+        checked = _checked(array, path.name, allow_uniform)
+    except MemoryError as error:
+        raise too_large(path.name) from error
+    return Volume(checked, geometry, modality, volume_name(path))
+
+
+def volume_name(path: Path) -> str:
+    """File or folder name without the ending of an image format."""
+    name = path.name or path.resolve().name
+    for suffix in (".seg.nrrd", *nifti.SUFFIXES, *itk.SUFFIXES, ".dcm"):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether the path is a folder; refuses what is missing, empty or locked."""
+    try:
+        if path.is_dir():
+            return True
+        with path.open("rb") as stream:
+            empty = not stream.read(1)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file or folder at {path}; check the path.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be opened; check its spelling and its permissions.") from error
+    if empty:
+        raise InputError(f"{path.name} is an empty file; copy or export the image again.")
+    return False
+
+
+@contextmanager
+def _quiet_itk() -> Iterator[None]:
+    """Keep ITK's warnings off the terminal: what a user must know is said by our own errors."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _checked(array: np.ndarray, name: str, allow_uniform: bool) -> np.ndarray:
+    """The array as int16 or float32, contiguous; refuses what is not finite or (unless allowed) uniform."""
+    if array.dtype.kind not in "biuf":
+        raise not_a_volume(name, "an image of complex or structured values")
+    low, high = array.min(), array.max()
+    if array.dtype.kind in "biu" and low >= -32768 and high <= 32767:
+        result = np.ascontiguousarray(array, dtype=np.int16)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = np.ascontiguousarray(array, dtype=np.float32)
+        bad = result.size - int(np.count_nonzero(np.isfinite(result)))
+        if bad:
+            raise InputError(
+                f"{name} has {bad:,} voxels that are not finite numbers (NaN or infinity); "
+                "replace them by the background's value and try again."
+            )
+    if low == high and not allow_uniform:
+        raise InputError(
+            f"Every voxel of {name} has the value {low:g}, so there is nothing to see; choose another image."
+        )
+    return result

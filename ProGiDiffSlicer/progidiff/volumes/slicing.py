@@ -1,0 +1,164 @@
+"""A volume as a stack of slices, each in the orientation in which radiologists read it.
+
+The canonical view of a slice has rows from anterior to posterior and columns from the patient's right to left
+(axial), rows from superior to inferior and columns from right to left (coronal) or from anterior to posterior
+(sagittal). Turning a slice into that view and back only permutes and flips axes, so no voxel is ever
+resampled.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from nibabel.orientations import io_orientation
+
+from progidiff.errors import InputError
+from progidiff.volumes.geometry import Geometry
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+# By plane, in RAS axes (0 R, 1 A, 2 S): the axis of the slices, then axis and sign of growing rows and
+# columns.
+_VIEWS: dict[Plane, tuple[int, tuple[int, int], tuple[int, int]]] = {
+    "axial": (2, (1, -1), (0, -1)),
+    "coronal": (1, (2, -1), (0, -1)),
+    "sagittal": (0, (2, -1), (1, -1)),
+}
+
+# Spacings that differ by less than this factor count as equal: a nearly isotropic volume is read axially.
+SPACING_TIE = 1.1
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """How a volume is cut into slices.
+
+    Attributes:
+        axis: axis of the (K, J, I) array along which slices are counted.
+        plane: name of the nearest anatomical plane.
+        count: number of slices.
+        shape_rc: rows and columns of a canonical slice.
+        spacing_rc: millimetres between its rows and between its columns.
+        slice_spacing: millimetres between slices.
+        transpose, flip_rows, flip_cols: what turns an array slice into the canonical view, in this order.
+    """
+
+    axis: int
+    plane: Plane
+    count: int
+    shape_rc: tuple[int, int]
+    spacing_rc: tuple[float, float]
+    slice_spacing: float
+    transpose: bool
+    flip_rows: bool
+    flip_cols: bool
+
+
+def plan_slices(geometry: Geometry, plane: str | None = None) -> SlicePlan:
+    """Plan the slices of a volume along ``plane``, or along its acquisition axis.
+
+    The acquisition axis is the one with the largest spacing; among axes that are alike (within
+    ``SPACING_TIE``) the one nearest to superior-inferior, then to anterior-posterior. A volume of one voxel
+    along one axis is that slice.
+
+    Raises:
+        InputError: ``plane`` is not "axial", "coronal" or "sagittal".
+    """
+    # The RAS axis that each of i, j, k is nearest to, and its sign; one to one for oblique grids, too.
+    nearest = io_orientation(geometry.affine)
+    ijk_of_ras = {int(nearest[ijk, 0]): ijk for ijk in range(3)}
+    signs = [int(nearest[ijk, 1]) for ijk in range(3)]
+
+    if plane is None:
+        chosen = _acquisition_plane(geometry, ijk_of_ras)
+    elif plane in _VIEWS:
+        chosen = plane
+    else:
+        raise InputError(f"There is no plane named '{plane}'; choose one of {', '.join(get_args(Plane))}.")
+
+    slice_ras, (row_ras, row_sign), (col_ras, col_sign) = _VIEWS[chosen]
+    slice_ijk, row_ijk, col_ijk = ijk_of_ras[slice_ras], ijk_of_ras[row_ras], ijk_of_ras[col_ras]
+    return SlicePlan(
+        axis=2 - slice_ijk,
+        plane=chosen,
+        count=geometry.shape_ijk[slice_ijk],
+        shape_rc=(geometry.shape_ijk[row_ijk], geometry.shape_ijk[col_ijk]),
+        spacing_rc=(geometry.spacing[row_ijk], geometry.spacing[col_ijk]),
+        slice_spacing=geometry.spacing[slice_ijk],
+        transpose=row_ijk
+        < col_ijk,  # array axes run k, j, i: rows come first when theirs is the larger index
+        flip_rows=signs[row_ijk] != row_sign,
+        flip_cols=signs[col_ijk] != col_sign,
+    )
+
+
+def _acquisition_plane(geometry: Geometry, ijk_of_ras: dict[int, int]) -> Plane:
+    planes: list[Plane] = ["axial", "coronal", "sagittal"]
+    by_plane = {p: ijk_of_ras[_VIEWS[p][0]] for p in planes}
+    single = [p for p in planes if geometry.shape_ijk[by_plane[p]] == 1]
+    if len(single) == 1:
+        return single[0]
+    largest = max(geometry.spacing)
+    return next(p for p in planes if geometry.spacing[by_plane[p]] * SPACING_TIE >= largest)
+
+
+def extract_slice(array_kji: np.ndarray, plan: SlicePlan, index: int) -> np.ndarray:
+    """Canonical view (rows, columns) of slice ``index`` of an array (K, J, I); shares the array's memory."""
+    _check_index(plan, index)
+    view = array_kji[(slice(None),) * plan.axis + (index,)]
+    if plan.transpose:
+        view = view.T
+    return view[:: -1 if plan.flip_rows else 1, :: -1 if plan.flip_cols else 1]
+
+
+def restore_slice(canonical: np.ndarray, plan: SlicePlan) -> np.ndarray:
+    """A canonical slice (rows, columns) in the axis order of the array; it shares the slice's memory."""
+    if canonical.shape != plan.shape_rc:
+        raise ValueError(f"slice of shape {canonical.shape} does not fit slices of shape {plan.shape_rc}")
+    view = canonical[:: -1 if plan.flip_rows else 1, :: -1 if plan.flip_cols else 1]
+    return view.T if plan.transpose else view
+
+
+def insert_slice(array_kji: np.ndarray, plan: SlicePlan, index: int, canonical: np.ndarray) -> None:
+    """Write a canonical slice (rows, columns) into slice ``index`` of an array (K, J, I)."""
+    _check_index(plan, index)
+    array_kji[(slice(None),) * plan.axis + (index,)] = restore_slice(canonical, plan)
+
+
+def _check_index(plan: SlicePlan, index: int) -> None:
+    if not 0 <= index < plan.count:
+        raise IndexError(f"slice {index} of {plan.count}")
+
+
+def parse_slice_range(text: str, count: int) -> range:
+    """Slices named by ``"all"``, ``"40"`` or ``"a:b"`` (b not included; both may be left out).
+
+    Raises:
+        InputError: the text is none of these, names no slice, or reaches beyond the ``count`` slices.
+    """
+    stated = f"this image has {count} slice{'s' if count != 1 else ''}, 0 to {count - 1}"
+    cleaned = text.strip().lower()
+    if cleaned == "all":
+        return range(count)
+    match = re.fullmatch(r"(\d{1,9})|(\d{0,9})\s*:\s*(\d{0,9})", cleaned, flags=re.ASCII)
+    if match is None:
+        raise InputError(
+            f"'{text}' is not a range of slices; give 'all', one slice such as 40, or 30:50 ({stated})."
+        )
+    single, first, last = match.groups()
+    if single is not None:
+        start, stop = int(single), int(single) + 1
+    else:
+        start, stop = int(first or 0), int(last) if last else count
+    if stop > count or start >= count:
+        raise InputError(
+            f"The slices {text.strip()} reach beyond the image: {stated}; give a range within them."
+        )
+    if start >= stop:
+        raise InputError(
+            f"The range of slices {text.strip()} is empty; the second number must be larger ({stated})."
+        )
+    return range(start, stop)

@@ -1,0 +1,61 @@
+"""What the worker needs of an engine. The real one is ``progidiff.sampling.engine.Engine``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from progidiff.events import Event, ImageInfo, ProposeRequest
+from progidiff.protocol import Array
+
+
+class Card(Protocol):
+    """The part of a model card that the worker speaks of."""
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> Sequence[str]: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+class Engine(Protocol):
+    """One loaded model and its current image."""
+
+    @property
+    def card(self) -> Card: ...
+
+    def set_image(self, array_kji: Array, affine: Array, modality: str | None, plane: str | None = None) -> ImageInfo:
+        """Make a volume the current image."""
+
+    def propose(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
+        """Emit proposals; raise ``CancelledError`` soon after ``cancelled()`` turns true."""
+
+
+# Model folder (None: the bundled model), device, progress(phase, fraction) -> engine.
+EngineFactory = Callable[[Path | None, str, Callable[[str, float], None]], Engine]
+# Prompt text, vocabulary -> target names; raises PromptError.
+PromptParser = Callable[[str, Sequence[str]], Sequence[str]]
+
+
+def load_engine(folder: Path | None, device: str, progress: Callable[[str, float], None]) -> Engine:
+    """Load the real engine; torch is imported here and not before."""
+    progress("starting", 0.0)
+    from progidiff.sampling.engine import Engine as DiffusionEngine
+
+    engine: Engine = DiffusionEngine.load(folder, device, progress)
+    return engine
+
+
+def parse_targets(text: str, vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """Target names that a free-text prompt means.
+
+    Raises:
+        PromptError: it names something that the vocabulary does not hold.
+    """
+    from progidiff.targets.parser import parse_prompt
+
+    return tuple(target.key for target in parse_prompt(text, vocabulary))

@@ -1,0 +1,242 @@
+"""The worker process: reads requests, answers them, and ends when its client does."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from progidiff import __version__
+from progidiff.memory import device_memory_mb, process_memory_mb
+from progidiff.protocol import (
+    CAPABILITIES,
+    MAX_PAYLOAD,
+    Acknowledged,
+    Bye,
+    Cancel,
+    ErrorReply,
+    Frame,
+    FrameDecoder,
+    Heartbeat,
+    Hello,
+    HelloReply,
+    Load,
+    LoadAdapter,
+    Ping,
+    Pong,
+    Propose,
+    Request,
+    RequestError,
+    SetImage,
+    Shutdown,
+    Status,
+    StatusReply,
+    UnloadAdapter,
+    frame_to_request,
+)
+from progidiff.worker.compute import Compute, Work
+from progidiff.worker.engine_api import EngineFactory, PromptParser, load_engine, parse_targets
+from progidiff.worker.liveness import every, watch_parent
+from progidiff.worker.log import LOG, start_log, where
+from progidiff.worker.outbox import REPLY_LIMIT, Outbox
+from progidiff.worker.pipes import Pipes, claim_standard_streams
+from progidiff.worker.session import Session
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_PROTOCOL = 3
+EXIT_CRASH = 4
+
+HEARTBEAT_S = 1.0
+_GRACE_S = 3.0  # for a cancelled request to end
+_FLUSH_S = 2.0  # for the last replies to be read
+
+
+class Server:
+    """Answers the requests of one client over two pipes."""
+
+    def __init__(
+        self,
+        pipes: Pipes,
+        engine_factory: EngineFactory,
+        prompt_parser: PromptParser,
+        max_payload: int,
+        heartbeat_s: float,
+    ) -> None:
+        self._pipes = pipes
+        self._max_payload = max_payload
+        self._heartbeat_s = heartbeat_s
+        self._start = time.monotonic()
+        self._ending = threading.Lock()
+        self._outbox = Outbox(pipes, on_broken=lambda: self.end(EXIT_OK, "nobody reads the replies"))
+        self._compute = Compute(self._outbox)
+        self._session = Session(engine_factory, prompt_parser)
+
+    def run(self) -> NoReturn:
+        """Answer requests until the client goes, asks for the end, or breaks the protocol."""
+        every(self._heartbeat_s, self._beat, "heartbeat")
+        watch_parent(lambda: self.end(EXIT_OK, "the parent process is gone"))
+        decoder = FrameDecoder(max_payload=self._max_payload)
+        while True:
+            data = self._pipes.read()
+            for frame in decoder.feed(data) if data else decoder.finish():
+                self._answer(frame)
+                self._outbox.wait_for_room(REPLY_LIMIT)
+            if not data:
+                self.end(EXIT_OK, "the requests ended")
+
+    def end(self, code: int, reason: str, bye: int | None = None) -> NoReturn:
+        """Cancel what runs, let the last replies be read, and end the process, from whatever thread."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()
+        LOG.info("ending: %s", reason)
+        # Should a native library hold the interpreter lock from here on, this still ends the process.
+        # Descriptor 1 is a second name of the log by now (see claim_standard_streams).
+        faulthandler.dump_traceback_later(_GRACE_S + _FLUSH_S + 2, exit=True, file=1)
+        self._compute.cancel(None)
+        self._compute.wait_idle(_GRACE_S)
+        if bye is not None:
+            self._outbox.post(Bye(), bye)
+        self._outbox.flush(_FLUSH_S)
+        logging.shutdown()
+        # Not sys.exit: it would wait for, or tear down under, threads that are inside torch.
+        os._exit(code)
+
+    def _answer(self, frame: Frame) -> None:
+        try:
+            request_id, request = frame_to_request(frame)
+        except RequestError as error:
+            LOG.warning("unreadable request (%s)", error.code)
+            self._outbox.post(ErrorReply(error.code, str(error)), error.request_id)
+            if frame.fatal:
+                self.end(EXIT_PROTOCOL, "the stream of requests is broken")
+            return
+        if isinstance(request, Shutdown):
+            self.end(EXIT_OK, "asked to", bye=request_id)
+        self._handle(request_id, request)
+
+    def _handle(self, request_id: int, request: Request) -> None:
+        post = self._outbox.post
+        session = self._session
+        if isinstance(request, Hello):
+            post(self._hello(), request_id)
+        elif isinstance(request, Ping):
+            post(Pong(), request_id)
+        elif isinstance(request, Status):
+            post(self._status(), request_id)
+        elif isinstance(request, Cancel):
+            post(Acknowledged(self._compute.cancel(request.request)), request_id)
+        elif isinstance(request, Load):
+            load = request
+            self._submit(request_id, "load", lambda run: session.load(load, run))
+        elif isinstance(request, SetImage):
+            image = request
+            self._submit(request_id, "set image", lambda run: session.set_image(image, run))
+        elif isinstance(request, Propose):
+            propose = request
+            self._submit(request_id, "propose", lambda run: session.propose(propose, run))
+        elif isinstance(request, LoadAdapter | UnloadAdapter):
+            message = "Adapters are not available in this version; use a model that was trained for the data."
+            post(ErrorReply("unavailable", message), request_id)
+
+    def _submit(self, request_id: int, name: str, work: Work) -> None:
+        if not self._compute.submit(request_id, name, work):
+            self._outbox.post(
+                ErrorReply("busy", "The worker is busy with another request.", "Wait for it, or cancel it."),
+                request_id,
+            )
+
+    def _hello(self) -> HelloReply:
+        return HelloReply(
+            version=__version__,
+            pid=os.getpid(),
+            python=platform.python_version(),
+            capabilities=CAPABILITIES,
+            max_payload=self._max_payload,
+            heartbeat_s=self._heartbeat_s,
+        )
+
+    def _status(self) -> StatusReply:
+        run, session = self._compute.run, self._session
+        model_id = session.model_id
+        return StatusReply(
+            state="working" if run else "ready" if model_id else "empty",
+            running=run.request_id if run else None,
+            model_id=model_id,
+            device=session.device,
+            image_key=session.image_key,
+            memory_mb=process_memory_mb(),
+            device_memory_mb=device_memory_mb(),
+            uptime_s=time.monotonic() - self._start,
+        )
+
+    def _beat(self) -> None:
+        # A frame that waits to be read is sign of life enough.
+        if self._outbox.idle:
+            run = self._compute.run
+            beat = Heartbeat(run.request_id, run.seconds) if run else Heartbeat(None, 0.0)
+            self._outbox.post(beat, None)
+
+
+def serve(
+    engine_factory: EngineFactory = load_engine,
+    prompt_parser: PromptParser = parse_targets,
+    *,
+    max_payload: int = MAX_PAYLOAD,
+    heartbeat_s: float = HEARTBEAT_S,
+    log_level: str = "INFO",
+) -> NoReturn:
+    """Be the worker on this process's standard streams. Never returns.
+
+    Exit codes: 0 the client ended or asked for the end, 2 started wrongly, 3 the stream of requests broke the
+    protocol, 4 the worker itself failed.
+    """
+    start_log(log_level)
+    try:
+        pipes = claim_standard_streams()
+    except OSError:
+        LOG.error("standard input and output must be pipes")
+        sys.exit(EXIT_USAGE)
+    faulthandler.enable(file=1)
+    threading.excepthook = lambda args: _crash(args.exc_value)
+    try:
+        Server(pipes, engine_factory, prompt_parser, max_payload, heartbeat_s).run()
+    except KeyboardInterrupt:
+        LOG.info("interrupted")
+        os._exit(EXIT_OK)
+    except BaseException as error:
+        _crash(error)
+
+
+def _crash(error: BaseException | None) -> NoReturn:
+    LOG.critical("the worker failed: %s", "unknown" if error is None else where(error))
+    logging.shutdown()
+    os._exit(EXIT_CRASH)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """``progidiff worker``: serve with the real engine."""
+    parser = argparse.ArgumentParser(
+        prog="progidiff worker",
+        description="Answer ProGiDiff requests on standard input and output; the log goes to standard error.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--max-payload", type=int, default=MAX_PAYLOAD, help="largest message in bytes")
+    parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_S, help="seconds between signs of life")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    options = parser.parse_args(argv)
+    if options.max_payload < 1 or not 0.01 <= options.heartbeat <= 3600:
+        parser.error("the largest message is at least 1 byte, the heartbeat between 0.01 and 3600 seconds")
+    if sys.stdin is not None and sys.stdin.isatty():
+        parser.error("this command is started by a program and talks to it through pipes, not to a terminal")
+    # Models are local folders: nothing here may ask the network, whatever the machine's settings.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    serve(max_payload=options.max_payload, heartbeat_s=options.heartbeat, log_level=options.log_level)

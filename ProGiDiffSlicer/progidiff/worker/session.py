@@ -1,0 +1,135 @@
+"""What the worker holds: one engine and one image, and the requests that need them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent
+from progidiff.protocol import (
+    Accepted,
+    Array,
+    Cancelled,
+    ImageReply,
+    Load,
+    Loaded,
+    Propose,
+    Reply,
+    SetImage,
+    image_key,
+)
+from progidiff.worker.compute import RequestFailed, Run
+from progidiff.worker.engine_api import Engine, EngineFactory, PromptParser
+from progidiff.worker.log import LOG
+
+
+@dataclass(frozen=True)
+class _Image:
+    """The current image, kept so that another model can take it over without a second transfer."""
+
+    key: str
+    array: Array
+    affine: Array
+    modality: str | None
+    plane: str | None
+
+
+class Session:
+    """State behind the requests. Only the compute thread changes it."""
+
+    def __init__(self, load_engine: EngineFactory, parse_prompt: PromptParser) -> None:
+        self._load_engine = load_engine
+        self._parse_prompt = parse_prompt
+        self._engine: Engine | None = None
+        self._image: _Image | None = None
+        self._info: ImageInfo | None = None
+        self.device: str | None = None
+
+    @property
+    def model_id(self) -> str | None:
+        engine = self._engine
+        return None if engine is None else engine.card.model_id
+
+    @property
+    def image_key(self) -> str | None:
+        image = self._image
+        return None if image is None else image.key
+
+    def load(self, request: Load, run: Run) -> Reply:
+        """Replace the model; the image stays."""
+
+        def progress(phase: str, fraction: float) -> None:
+            run.check()
+            known = float(fraction) if math.isfinite(fraction) else 0.0
+            run.emit(ProgressEvent(phase, min(max(known, 0.0), 1.0)))
+
+        # The old model goes first: two large ones at a time may not fit.
+        self._engine = self._info = self.device = None
+        folder = None if request.folder is None else Path(request.folder)
+        engine = self._load_engine(folder, request.device, progress)
+        self._engine = engine
+        self.device = str(getattr(engine, "device", request.device))
+        card = engine.card
+        LOG.info("model loaded on %s, %d targets", self.device, len(card.vocabulary))
+        return Loaded(card.model_id, tuple(card.vocabulary), self.device, card.model_dump(mode="json"))
+
+    def set_image(self, request: SetImage, run: Run) -> Reply:
+        """Make an image the current one; an image that is the current one already costs nothing."""
+        engine = self._need_engine()
+        if request.array is None or request.affine is None:
+            if self._image is None or self._image.key != request.key:
+                raise RequestFailed("unknown_image", "The worker does not hold this image.", "Send its pixels.")
+            return ImageReply(self._image.key, self._apply_image(engine, self._image))
+        key = image_key(request.array, request.affine, request.modality, request.plane)
+        if request.key not in (None, key):
+            raise RequestFailed("input", "The image was damaged on its way to the worker.", "Try again.")
+        if self._image is None or self._image.key != key:
+            self._info = None
+            self._image = _Image(key, request.array, request.affine, request.modality, request.plane)
+        LOG.info("image of %s, %s", "x".join(map(str, request.array.shape)), request.array.dtype)
+        return ImageReply(key, self._apply_image(engine, self._image))
+
+    def propose(self, request: Propose, run: Run) -> Reply:
+        """Run the engine on the current image."""
+        engine = self._need_engine()
+        if self._image is None:
+            raise RequestFailed("no_image", "There is no image to work on.", "Set an image first.")
+        wanted = request.request
+        vocabulary = engine.card.vocabulary
+        if request.prompt is not None:
+            wanted = replace(wanted, targets=tuple(self._parse_prompt(request.prompt, vocabulary)))
+        known = [target if target in vocabulary else "(unknown)" for target in wanted.targets]
+        LOG.info("%d proposals of %s", wanted.proposals, ", ".join(known))
+        run.emit(Accepted(wanted.targets))
+        self._apply_image(engine, self._image)
+        done: list[DoneEvent] = []
+
+        def emit(event: Event) -> None:
+            run.check()
+            # The final reply is sent last, when it is sure that nothing fails or follows.
+            if isinstance(event, DoneEvent):
+                done.append(event)
+            else:
+                run.emit(event)
+
+        engine.propose(wanted, emit, run.cancelled)
+        if run.cancelled():
+            return Cancelled()
+        if not done:
+            raise RequestFailed("internal", "The engine ended without a result.", "Try again.")
+        return done[-1]
+
+    def _need_engine(self) -> Engine:
+        if self._engine is None:
+            raise RequestFailed("no_model", "No model is loaded.", "Load a model first.")
+        return self._engine
+
+    def _apply_image(self, engine: Engine, image: _Image) -> ImageInfo:
+        if self._info is None:
+            try:
+                self._info = engine.set_image(image.array, image.affine, image.modality, image.plane)
+            except BaseException:
+                self._image = None
+                raise
+        return self._info

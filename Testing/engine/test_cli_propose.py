@@ -1,0 +1,389 @@
+"""``progidiff propose`` from image to result folder, through a real worker process."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from typer.testing import CliRunner, Result
+
+from progidiff.cli.app import app
+from progidiff.cli.gathering import Gathered, GatheredTarget, canonical_slice
+from progidiff.cli.pictures import choose_slices
+from progidiff.cli.proposing import understand
+from progidiff.errors import PromptError, ProtocolError
+from progidiff.events import DoneEvent, RankingEvent, SliceEvent
+from progidiff.outputs.document import ProposalsDocument, read_document
+from progidiff.outputs.volumes_out import write_volume
+from progidiff.ranking.ensembles import staple
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.reading import read_volume
+from progidiff.volumes.slicing import extract_slice, plan_slices
+
+ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
+
+# Axis directions as columns (i, j, k) in RAS; spacing is 2, 2 and 5 mm along i, j and k.
+ORIENTATIONS = {
+    "LPS": [[-1, 0, 0], [0, -1, 0], [0, 0, 1]],
+    "RAS": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "PSR": [[0, 0, 1], [-1, 0, 0], [0, 1, 0]],
+    "SRA": [[0, 1, 0], [0, 0, 1], [1, 0, 0]],
+}
+
+
+def affine_of(directions: list[list[float]], *, tilt_degrees: float = 0.0) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(directions, dtype=float) * (2.0, 2.0, 5.0)
+    angle = np.deg2rad(tilt_degrees)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    affine[:3, 3] = (11.0, -7.0, 30.0)
+    return turn @ affine
+
+
+def image_file(path: Path, affine: np.ndarray | None = None, shape: tuple[int, int, int] = (8, 40, 48)) -> Path:
+    """A CT-like volume (K, J, I): noise around soft tissue in air."""
+    rng = np.random.default_rng(0)
+    array = rng.normal(40, 20, shape).astype(np.int16)
+    array[:, :2] = -1000
+    k, j, i = shape
+    geometry = Geometry((i, j, k), affine_of(ORIENTATIONS["LPS"]) if affine is None else affine)
+    write_volume(path, array, geometry)
+    return path
+
+
+def propose(image: Path, out: Path, *arguments: str, **script: Any) -> Result:
+    command = shlex.join([sys.executable, str(ORGANS_WORKER), json.dumps(script)])
+    return CliRunner().invoke(app, ["propose", str(image), "--out", str(out), "--worker-command", command, *arguments])
+
+
+def segments_of(path: Path) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Segments of a .seg.nrrd by name: bool (K, J, I) and the fields of its header, read with ITK."""
+    image = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(image)
+    array = array if array.ndim == 4 else array[..., None]
+    header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    segments = {}
+    for number in range(sum(key.endswith("_ID") for key in header)):
+        fields = {key.partition("_")[2]: v for key, v in header.items() if key.startswith(f"Segment{number}_")}
+        segments[fields["Name"]] = (array[..., int(fields["Layer"])] == int(fields["LabelValue"]), fields)
+    return segments
+
+
+def voxels(path: Path) -> np.ndarray:
+    """(K, J, I) of a NIfTI file."""
+    return np.asarray(nib.load(path).dataobj).T
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Liver found, spleen found, pancreas in one of eight proposals; 5 of 8 slices."""
+    folder = tmp_path_factory.mktemp("result")
+    ran = propose(
+        image_file(folder / "ct.nii.gz"),
+        folder / "out",
+        *("--prompt", "Leber; Milz", "--prompt", "pancreas and liver"),
+        *("--proposals", "8", "--top-k", "3", "--seed", "5", "--slices", "2:7"),
+        absent=["pancreas"],
+        block=3,
+    )
+    assert ran.exit_code == 0, ran.output
+    return folder / "out"
+
+
+def test_the_folder_holds_exactly_what_the_record_lists(result: Path) -> None:
+    document = read_document(result / "proposals.json")
+    assert sorted(document.files) == sorted(p.name for p in result.iterdir() if not p.name.startswith("."))
+    assert {target.target for target in document.targets} == {"liver", "spleen", "pancreas"}
+    assert [p.name for p in result.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_the_record_says_what_was_asked_and_who_answered(result: Path) -> None:
+    document = read_document(result / "proposals.json")
+    assert document.request.prompts == ["Leber; Milz", "pancreas and liver"]
+    assert document.request.seed == 5
+    assert (document.input.name, document.input.slices, document.input.slice_count) == ("ct.nii.gz", (2, 7), 8)
+    assert document.input.content_hash == "0123abcd"
+    assert (document.model.id, document.model.device, document.model.licence) == ("organs-1", "cpu", "CC0")
+    assert {"sampling", "all together"} <= set(document.timing_s)
+    prompts = {target.target: target.prompt for target in document.targets}
+    assert prompts == {"liver": "Leber; Milz", "spleen": "Leber; Milz", "pancreas": "pancreas and liver"}
+    assert {target.target: target.snomed_code for target in document.targets}["liver"] == "10200004"
+
+
+def test_ranks_duplicates_and_picks_add_up(result: Path) -> None:
+    for target in read_document(result / "proposals.json").targets:
+        assert [proposal.index for proposal in target.proposals] == list(range(8))
+        ranked = target.ranked()
+        assert [proposal.rank for proposal in ranked] == list(range(1, len(ranked) + 1))
+        assert [p.score for p in ranked] == sorted((p.score for p in ranked), reverse=True)
+        assert sum(proposal.weight for proposal in target.proposals) == 8
+        for proposal in target.proposals:
+            assert (proposal.duplicate_of is None) == (proposal.rank is not None)
+        assert sum(proposal.random_pick for proposal in target.proposals) == 1
+        assert len([p for p in ranked if p.segment]) == min(3, len(ranked))
+
+
+def test_segments_are_the_best_proposals_voxel_by_voxel(result: Path) -> None:
+    document = read_document(result / "proposals.json")
+    segments = segments_of(result / "proposals.seg.nrrd")
+    wanted = {p.segment: (t, p) for t in document.targets for p in t.proposals if p.segment is not None}
+    assert set(segments) == set(wanted)
+    per_voxel = 2 * 2 * 5 / 1000
+    for name, (mask, fields) in segments.items():
+        target, proposal = wanted[name]
+        assert name.startswith(f"{target.target} {proposal.rank} (")
+        assert mask.sum() * per_voxel == pytest.approx(proposal.millilitres)
+        assert not mask[:2].any()
+        assert not mask[7:].any()
+        tags = dict(tag.split(":", 1) for tag in fields["Tags"].strip("|").split("|"))
+        assert tags["ProGiDiff.prompt"] == target.prompt
+        assert (tags["ProGiDiff.seed"], tags["ProGiDiff.rank"]) == ("5", str(proposal.rank))
+        assert float(tags["ProGiDiff.score"]) == pytest.approx(proposal.score, abs=1e-4)
+        assert tags["ProGiDiff.model"] == "organs-1"
+        assert target.snomed_code in tags["TerminologyEntry"]
+
+
+def test_segments_of_a_target_have_shades_of_its_colour(result: Path) -> None:
+    colours = {name: fields["Color"] for name, (_, fields) in segments_of(result / "proposals.seg.nrrd").items()}
+    assert len(set(colours.values())) == len(colours)
+    first = next(colour for name, colour in colours.items() if name.startswith("liver 1"))
+    assert [round(255 * float(c)) for c in first.split()] == [221, 130, 101]
+
+
+def test_agreement_and_ensemble_fit_each_other_and_the_volumes(result: Path) -> None:
+    document = read_document(result / "proposals.json")
+    segments = segments_of(result / "proposals.seg.nrrd")
+    per_voxel = 2 * 2 * 5 / 1000
+    for target in document.targets:
+        agreement, ensemble = voxels(result / target.agreement_file), voxels(result / target.ensemble_file)
+        assert agreement.dtype == np.float32
+        np.testing.assert_allclose(agreement * 8, np.round(agreement * 8), atol=1e-5)
+        np.testing.assert_array_equal(ensemble, agreement > 0.5)  # the worker's probabilities are 0 and 1 here
+        assert not agreement[:2].any()
+        assert not agreement[7:].any()
+        assert target.ensembles_ml.majority == pytest.approx((agreement > 0.5).sum() * per_voxel)
+        assert target.ensembles_ml.mean_probability == pytest.approx(ensemble.sum() * per_voxel)
+        assert agreement.sum() * per_voxel == pytest.approx(target.volume_ml.mean, rel=1e-5)
+        everything = np.max([mask for name, (mask, _) in segments.items() if name.startswith(target.target)], axis=0)
+        assert (agreement[everything] > 0).all()
+
+
+def test_an_absent_organ_gives_an_empty_result_that_says_so(result: Path) -> None:
+    document = read_document(result / "proposals.json")
+    pancreas = next(target for target in document.targets if target.target == "pancreas")
+    assert pancreas.found is False
+    assert pancreas.empty_share == pytest.approx(7 / 8)
+    assert pancreas.ranked()[0].empty
+    assert not voxels(result / pancreas.ensemble_file).any()
+    warning = next(w for w in document.warnings if w.code == "not_found")
+    assert warning.message == "No pancreas was found in these slices: 7 of 8 proposals (88 %) are empty."
+    segments = segments_of(result / "proposals.seg.nrrd")
+    assert not segments["pancreas 1 (empty)"][0].any()
+    assert "Not found in these slices" in (result / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_organ_that_no_proposal_holds(tmp_path: Path) -> None:
+    ran = propose(image_file(tmp_path / "ct.nii.gz"), tmp_path / "out", "--prompt", "spleen", never=["spleen"])
+    assert ran.exit_code == 0, ran.output
+    assert "16 of 16 proposals (100 %) are empty" in ran.stderr
+    assert "not found" in ran.stdout
+    target = read_document(tmp_path / "out" / "proposals.json").targets[0]
+    assert (target.empty_share, target.ensembles_ml.staple, target.found) == (1.0, 0.0, False)
+    assert not voxels(tmp_path / "out" / "agreement_spleen.nii.gz").any()
+
+
+@pytest.mark.parametrize("plane", [None, "coronal", "sagittal"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, plane: str | None, tmp_path: Path) -> None:
+    affine = affine_of(ORIENTATIONS[orientation], tilt_degrees=12)
+    image = image_file(tmp_path / "ct.nrrd", affine, shape=(20, 24, 28))
+    plan = plan_slices(read_volume(image).geometry, plane)
+    arguments = ["--plane", plane] if plane else []
+    ran = propose(image, tmp_path / "out", "--prompt", "liver", "--proposals", "3", *arguments)
+    assert ran.exit_code == 0, ran.output
+
+    document = read_document(tmp_path / "out" / "proposals.json")
+    assert document.input.plane == plan.plane
+    ensemble = nib.load(tmp_path / "out" / "ensemble_liver.nii.gz")
+    np.testing.assert_allclose(ensemble.affine, affine, atol=1e-4)
+    segmentation = sitk.ReadImage(str(tmp_path / "out" / "proposals.seg.nrrd"))
+    np.testing.assert_allclose(np.array(segmentation.GetOrigin()) * (-1, -1, 1), affine[:3, 3], atol=1e-9)
+
+    # the scripted liver lies in the upper left of each canonical view: to the patient's right in axial and coronal ones
+    # and to the front in sagittal ones; in front in axial ones and above in the others
+    inside = np.argwhere(voxels(tmp_path / "out" / "ensemble_liver.nii.gz"))[:, ::-1]
+    centre = (np.array([28, 24, 20]) - 1) / 2
+    offset = affine[:3, :3] @ (inside.mean(axis=0) - centre)
+    right, front, up = offset
+    expected = {"axial": (right, front), "coronal": (right, up), "sagittal": (front, up)}[plan.plane]
+    assert min(expected) > 0
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
+    image = image_file(tmp_path / "ct.nii.gz")
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert propose(image, tmp_path / name, "--prompt", "liver", "--proposals", "4", "--seed", seed).exit_code == 0
+    a, b, c = ((tmp_path / name / "proposals.seg.nrrd").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_an_earlier_result_is_replaced_and_other_files_are_respected(tmp_path: Path) -> None:
+    image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    assert propose(image, out, "--prompt", "liver", "--proposals", "2").exit_code == 0
+    assert propose(image, out, "--prompt", "spleen", "--proposals", "2").exit_code == 0
+    assert not (out / "ensemble_liver.nii.gz").exists()
+    (out / "my notes.txt").write_text("mine", encoding="utf-8")
+    refused = propose(image, out, "--prompt", "liver", "--proposals", "2")
+    assert refused.exit_code == 2
+    assert (out / "ensemble_spleen.nii.gz").exists()
+    assert propose(image, out, "--prompt", "liver", "--proposals", "2", "--overwrite").exit_code == 0
+    assert (out / "my notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(tmp_path: Path) -> None:
+    image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    ran = propose(image, out, "--prompt", "left kidney", "--proposals", "2", "--json")
+    assert ran.exit_code == 0, ran.output
+    assert ProposalsDocument.model_validate_json(ran.stdout) == read_document(out / "proposals.json")
+    assert "sampling left kidney: slice 1/8" in ran.stderr
+    assert "about 2 s left" in ran.stderr
+    assert "Warning: These proposals are <b>invented</b>." in ran.stderr
+    assert (out / "ensemble_left_kidney.nii.gz").exists()
+
+
+def test_the_report_shows_every_target_with_pictures(result: Path) -> None:
+    html = (result / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 18
+    assert "&lt;b&gt;invented&lt;/b&gt;" in html
+    for target in ("liver", "spleen", "pancreas"):
+        assert f"with the agreement map of {target}" in html
+
+
+def test_real_ct_with_a_dicom_like_window(shared_data: Path, tmp_path: Path) -> None:
+    image = shared_data / "permissive" / "totalsegmentator_tests" / "example_ct_sm.nii.gz"
+    ran = propose(image, tmp_path / "out", "--prompt", "spleen and liver", "--slices", "14", "--proposals", "4")
+    assert ran.exit_code == 0, ran.output
+    stored, made = nib.load(image), nib.load(tmp_path / "out" / "ensemble_liver.nii.gz")
+    np.testing.assert_array_equal(made.affine, stored.affine)
+    assert made.shape == stored.shape
+    filled = np.asarray(made.dataobj).any(axis=(0, 1))
+    assert np.flatnonzero(filled).tolist() == [14]
+
+
+def test_prompts_are_understood_once_each_in_their_order() -> None:
+    wanted = understand(["Milz und Leber", "liver, spleen; pancreas"], ["liver", "spleen", "pancreas"])
+    assert [(w.target.key, w.prompt) for w in wanted] == [
+        ("spleen", "Milz und Leber"),
+        ("liver", "Milz und Leber"),
+        ("pancreas", "liver, spleen; pancreas"),
+    ]
+    with pytest.raises(PromptError):
+        understand([], ["liver"])
+
+
+class TestGathering:
+    """Packed collection of proposals."""
+
+    shape = (6, 20, 30)
+    plan = plan_slices(Geometry((30, 20, 6), np.diag([-1.0, -1.0, 3.0, 1.0])))
+
+    def masks(self, count: int = 5) -> np.ndarray:
+        return np.random.default_rng(3).random((count, *self.shape)) < 0.3
+
+    def gather(self, masks: np.ndarray, slices: range) -> GatheredTarget:
+        gathered = GatheredTarget(self.plan, self.shape)
+        for index in slices:
+            views = np.stack([extract_slice(mask, self.plan, index) for mask in masks])
+            for first in range(0, len(masks), 2):
+                mean = views.mean(axis=0, dtype=np.float32) if first + 2 >= len(masks) else None
+                gathered.add(SliceEvent("liver", index, first, views[first : first + 2], mean, mean))
+        return gathered
+
+    def ranking(self, count: int) -> RankingEvent:
+        return RankingEvent("liver", [0], [0.5] * count, [[0]], [0], 0, [1.0] * count, [False] * count, 0.0, 0.5, "")
+
+    def test_masks_votes_and_staple(self) -> None:
+        masks = self.masks()
+        gathered = self.gather(masks, range(6))
+        for number, mask in enumerate(masks):
+            np.testing.assert_array_equal(gathered.masks[number].to_array(), mask)
+        votes = gathered.votes()
+        np.testing.assert_allclose(votes.agreement, masks.mean(axis=0), atol=1e-6)
+        assert votes.majority_voxels == np.count_nonzero(masks.sum(axis=0) >= 3)
+        np.testing.assert_array_equal(gathered.ensemble.to_array(), masks.mean(axis=0) > 0.5)
+        assert gathered.staple_voxels() == np.count_nonzero(staple(masks).mask)
+
+    def test_incomplete_results_are_refused(self) -> None:
+        gathered = self.gather(self.masks(), range(5))
+        gathered.ranking = self.ranking(5)
+        assert gathered.check(range(5)) is gathered.ranking
+        for slices, ranking in ((range(6), self.ranking(5)), (range(5), self.ranking(4)), (range(5), None)):
+            gathered.ranking = ranking
+            with pytest.raises(ProtocolError, match="left out"):
+                gathered.check(slices)
+
+    def test_foreign_events_are_refused(self) -> None:
+        gathered = Gathered.start(["liver"], self.plan, self.shape)
+        with pytest.raises(ProtocolError, match="not asked for"):
+            gathered.take(SliceEvent("spleen", 0, 0, np.zeros((1, *self.plan.shape_rc), bool)))
+        for event in (
+            SliceEvent("liver", 6, 0, np.zeros((1, *self.plan.shape_rc), bool)),
+            SliceEvent("liver", 0, 0, np.zeros((1, 3, 3), bool)),
+        ):
+            with pytest.raises(ProtocolError, match="does not fit"):
+                gathered.take(event)
+        with pytest.raises(ProtocolError, match="without a result"):
+            gathered.finished()
+        gathered.take(DoneEvent("m", 1))
+        assert gathered.finished().model_id == "m"
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_canonical_slices_of_packed_masks(self, axis: int) -> None:
+        plane = ("axial", "coronal", "sagittal")[axis]
+        plan = plan_slices(Geometry((30, 20, 6), np.diag([-1.0, 1.0, -3.0, 1.0])), plane)
+        mask = self.masks(1)[0]
+        for index in range(plan.count):
+            np.testing.assert_array_equal(
+                canonical_slice(PackedMask.from_array(mask), plan, index), extract_slice(mask, plan, index)
+            )
+
+    def test_many_proposals_cost_a_bit_per_voxel(self) -> None:
+        shape, count = (32, 256, 256), 40
+        plan = plan_slices(Geometry(shape[::-1], np.diag([1.0, 1.0, 3.0, 1.0])))
+        gathered = GatheredTarget(plan, shape)
+        full = np.ones((1, *plan.shape_rc), bool)
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                for index in range(plan.count):
+                    gathered.add(SliceEvent("liver", index, number, full))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        as_bool = count * np.prod(shape)
+        assert peak < as_bool / 6
+
+
+def test_choose_slices_shows_the_fullest_and_spreads() -> None:
+    assert choose_slices(np.zeros(9)) == []
+    assert choose_slices(np.array([0, 0, 4, 0])) == [2]
+    assert choose_slices(np.array([0, 3, 1, 0])) == [1, 2]
+    chosen = choose_slices(np.bincount(np.repeat(np.arange(10, 40), 3), minlength=60))
+    assert len(chosen) == 3
+    assert chosen == sorted(set(chosen))
+    assert 10 <= chosen[0] < chosen[-1] < 40
+    assert chosen[-1] - chosen[0] >= 10
+    peak = np.ones(30)
+    peak[7] = 50
+    assert 7 in choose_slices(peak)

@@ -1,0 +1,375 @@
+"""Requests, replies and events survive the way through a frame; wrong ones are refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from progidiff.errors import ProtocolError
+from progidiff.events import (
+    DoneEvent,
+    Event,
+    ImageInfo,
+    ProgressEvent,
+    ProposeRequest,
+    RankingEvent,
+    SliceEvent,
+    WarningEvent,
+)
+from progidiff.protocol import (
+    Accepted,
+    Acknowledged,
+    Bye,
+    Cancel,
+    Cancelled,
+    ErrorReply,
+    Frame,
+    FrameDecoder,
+    Heartbeat,
+    Hello,
+    HelloReply,
+    ImageReply,
+    Load,
+    LoadAdapter,
+    Loaded,
+    Ping,
+    Pong,
+    Propose,
+    Reply,
+    Request,
+    RequestError,
+    SetImage,
+    Shutdown,
+    Status,
+    StatusReply,
+    UnloadAdapter,
+    encode_frame,
+    event_to_frame,
+    frame_to_event,
+    frame_to_reply,
+    frame_to_request,
+    image_key,
+    reply_to_frame,
+    request_to_frame,
+)
+
+VOLUME = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+AFFINE = np.diag([0.7, 0.8, 5.0, 1.0])
+
+
+def travel(frame: Frame) -> Frame:
+    decoder = FrameDecoder()
+    (arrived,) = decoder.feed(b"".join(encode_frame(frame.header, frame.arrays))) + decoder.finish()
+    assert arrived.problem is None
+    return arrived
+
+
+REQUESTS: list[Request] = [
+    Hello(),
+    Ping(),
+    Status(),
+    Shutdown(),
+    Cancel(),
+    Cancel(7),
+    Load(),
+    Load("C:\\Users\\Jürgen\\模型", "cuda"),
+    Propose(ProposeRequest(("liver", "left kidney"))),
+    Propose(ProposeRequest(("liver",), 50, 5, 20, "dpmsolver++", 2**63 - 1, (3, 9), True, 4, "medoid")),
+    Propose(ProposeRequest(()), "Leber und Milz"),
+    LoadAdapter("/somewhere"),
+    UnloadAdapter(),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+def test_requests_arrive_as_they_were(request_: Request) -> None:
+    assert frame_to_request(travel(request_to_frame(request_, 12))) == (12, request_)
+
+
+def test_an_image_arrives_as_it_was() -> None:
+    key = image_key(VOLUME, AFFINE, "CT", "coronal")
+    request_id, image = frame_to_request(travel(request_to_frame(SetImage(VOLUME, AFFINE, "CT", "coronal", key), 3)))
+    assert request_id == 3
+    assert isinstance(image, SetImage)
+    assert (image.modality, image.plane, image.key) == ("CT", "coronal", key)
+    np.testing.assert_array_equal(image.array, VOLUME)
+    np.testing.assert_array_equal(image.affine, AFFINE)
+    assert image_key(image.array, image.affine, "CT", "coronal") == key
+
+
+def test_an_image_can_be_named_by_its_key_alone() -> None:
+    _, image = frame_to_request(travel(request_to_frame(SetImage(None, None, "MR", None, "abc"), 0)))
+    assert isinstance(image, SetImage)
+    assert image.array is None
+    assert image.key == "abc"
+
+
+def test_the_image_key_is_of_content_not_layout() -> None:
+    key = image_key(VOLUME, AFFINE, "CT", None)
+    assert key == image_key(np.asfortranarray(VOLUME), AFFINE.copy(), "CT", None)
+    assert key == image_key(VOLUME.astype(">i2"), AFFINE, "CT", None)
+    changed = VOLUME.copy()
+    changed[1, 2, 3] += 1
+    others = [
+        image_key(changed, AFFINE, "CT", None),
+        image_key(VOLUME.reshape(3, 2, 4), AFFINE, "CT", None),
+        image_key(VOLUME.view(np.uint16), AFFINE, "CT", None),
+        image_key(VOLUME, AFFINE * 2, "CT", None),
+        image_key(VOLUME, AFFINE, "MR", None),
+        image_key(VOLUME, AFFINE, "CT", "axial"),
+    ]
+    assert len({key, *others}) == 7
+
+
+RANKING = RankingEvent(
+    "liver", [2, 0], [0.5, 0.25, 0.75], [[2, 1], [0]], [2], 2, [1.0, 2.0, 3.0], [False, False, True], 1 / 3, 0.9, "done."
+)
+EVENTS: list[Event] = [
+    ProgressEvent("sampling", 0.5),
+    ProgressEvent("sampling", 0.5, 3, 2, 9, "liver", 1.5),
+    RANKING,
+    WarningEvent("batch_halved", "Memory ran out; the batch was halved."),
+    DoneEvent("model", 16, {"total": 1.25, "sampling": 1.0}, 512.0, None),
+    DoneEvent("model", 16, {}, 0.0, "adapter"),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_events_arrive_as_they_were(event: Event) -> None:
+    frame = travel(event_to_frame(event, 5))
+    assert frame_to_event(frame) == event
+    assert frame_to_reply(frame) == (5, event)
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_slice_arrives_as_it_was(maps: bool) -> None:
+    masks = np.random.default_rng(0).random((5, 9, 13)) > 0.5
+    shared = masks.mean(0, dtype=np.float32) if maps else None
+    event = frame_to_event(travel(event_to_frame(SliceEvent("liver", 4, 8, masks, shared, shared, True), 5)))
+    assert isinstance(event, SliceEvent)
+    assert (event.target, event.slice_index, event.first_proposal, event.preview) == ("liver", 4, 8, True)
+    assert event.masks.dtype == np.bool_
+    np.testing.assert_array_equal(event.masks, masks)
+    for array in (event.agreement, event.mean_probability):
+        if shared is None:
+            assert array is None
+        else:
+            assert array is not None
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, shared)
+
+
+def test_numpy_numbers_and_missing_numbers_arrive() -> None:
+    event: Any = replace(
+        RANKING,
+        order=np.array([1, 0]),
+        scores=[np.float32(0.5), float("nan")],
+        empty=[np.bool_(True), np.bool_(False)],
+        random_pick=np.int64(1),
+        mean_pairwise_dice=float("nan"),
+    )
+    arrived = frame_to_event(travel(event_to_frame(event, 1)))
+    assert isinstance(arrived, RankingEvent)
+    assert arrived.order == [1, 0]
+    assert arrived.scores[0] == 0.5
+    assert math.isnan(arrived.scores[1])
+    assert math.isnan(arrived.mean_pairwise_dice)
+    assert arrived.empty == [True, False]
+    assert arrived.random_pick == 1
+
+
+REPLIES: list[Reply] = [
+    HelloReply("0.1.0", 4711, "3.12.1", ("hello", "load"), 8 << 30, 1.0),
+    Pong(),
+    Heartbeat(None, 0.0),
+    Heartbeat(3, 2.5),
+    StatusReply("ready", None, "model", "cuda", "key", 100.5, None, 3.0),
+    Acknowledged(True),
+    Loaded("model", ("liver",), "cpu", {"name": "Größe", "accuracy": []}),
+    ImageReply("key", ImageInfo("hash", "axial", 30, (512, 500), (0.7, 0.8), 5.0)),
+    Accepted(("liver", "spleen")),
+    Cancelled(),
+    Bye(),
+    ErrorReply("prompt", "Not known.", "Try liver."),
+]
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
+def test_replies_arrive_as_they_were(reply: Reply) -> None:
+    assert frame_to_reply(travel(reply_to_frame(reply, None))) == (None, reply)
+    assert frame_to_reply(travel(reply_to_frame(reply, 9))) == (9, reply)
+
+
+def test_a_newer_worker_may_say_more() -> None:
+    frame = travel(reply_to_frame(Acknowledged(False), 1))
+    assert frame_to_reply(Frame({**frame.header, "mood": "fine"})) == (1, Acknowledged(False))
+
+
+def test_text_that_is_no_text_does_not_break_an_error_reply() -> None:
+    reply = ErrorReply("model", "No such folder: /data/\udce9t\udce9/\0.")
+    _, arrived = frame_to_reply(travel(reply_to_frame(reply, 1)))
+    assert isinstance(arrived, ErrorReply)
+    assert arrived.message.startswith("No such folder: /data/?t?/")
+
+
+def propose(**changes: Any) -> dict[str, Any]:
+    header = {"type": "propose", "v": 1, "id": 4, "targets": ["liver"], **changes}
+    return {name: value for name, value in header.items() if value != "(absent)"}
+
+
+WRONG_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no version": ({"type": "hello", "id": 4}, "version"),
+    "other version": ({"type": "hello", "id": 4, "v": 2}, "version"),
+    "version as text": ({"type": "hello", "id": 4, "v": "1"}, "version"),
+    "version as truth": ({"type": "hello", "id": 4, "v": True}, "version"),
+    "no type": ({"id": 4, "v": 1}, "type"),
+    "unknown type": ({"type": "format_disk", "id": 4, "v": 1}, "type"),
+    "type of wrong type": ({"type": ["hello"], "id": 4, "v": 1}, "type"),
+    "unknown field": ({"type": "hello", "id": 4, "v": 1, "more": 1}, "schema"),
+    "cancel of text": ({"type": "cancel", "id": 4, "v": 1, "request": "all"}, "schema"),
+    "load of number": ({"type": "load", "id": 4, "v": 1, "folder": 3}, "schema"),
+    "load with zero byte": ({"type": "load", "id": 4, "v": 1, "folder": "a\0b"}, "schema"),
+    "load with lone surrogate": ({"type": "load", "id": 4, "v": 1, "folder": "\ud800"}, "schema"),
+    "load on abacus": ({"type": "load", "id": 4, "v": 1, "device": "abacus"}, "schema"),
+    "load null device": ({"type": "load", "id": 4, "v": 1, "device": None}, "schema"),
+    "image without arrays or key": ({"type": "set_image", "id": 4, "v": 1}, "schema"),
+    "image of photography": ({"type": "set_image", "id": 4, "v": 1, "key": "a", "modality": "photo"}, "schema"),
+    "image in odd plane": ({"type": "set_image", "id": 4, "v": 1, "key": "a", "plane": "hyper"}, "schema"),
+    "adapter without folder": ({"type": "load_adapter", "id": 4, "v": 1}, "schema"),
+    "neither targets nor prompt": (propose(targets="(absent)"), "schema"),
+    "targets and prompt": (propose(prompt="liver"), "schema"),
+    "no targets": (propose(targets=[]), "schema"),
+    "targets as text": (propose(targets="liver"), "schema"),
+    "targets of numbers": (propose(targets=[1]), "schema"),
+    "too many targets": (propose(targets=["liver"] * 1000), "schema"),
+    "prompt too long": (propose(targets="(absent)", prompt="x" * 20_000), "schema"),
+    "no proposals": (propose(proposals=0), "schema"),
+    "proposals as truth": (propose(proposals=True), "schema"),
+    "proposals as text": (propose(proposals="16"), "schema"),
+    "proposals as fraction": (propose(proposals=16.0), "schema"),
+    "proposals null": (propose(proposals=None), "schema"),
+    "too many proposals": (propose(proposals=10**9), "schema"),
+    "no steps": (propose(steps=0), "schema"),
+    "too many steps": (propose(steps=101), "schema"),
+    "unknown scheduler": (propose(scheduler="euler"), "schema"),
+    "negative seed": (propose(seed=-1), "schema"),
+    "enormous seed": (propose(seed=2**64), "schema"),
+    "one slice": (propose(slices=[3]), "schema"),
+    "no slices": (propose(slices=[3, 3]), "schema"),
+    "negative slices": (propose(slices=[-3, 3]), "schema"),
+    "slices as object": (propose(slices={"start": 1}), "schema"),
+    "adaptive as number": (propose(adaptive=1), "schema"),
+    "empty batch": (propose(batch_size=0), "schema"),
+    "unknown ranking": (propose(ranking="dice"), "schema"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_REQUESTS)
+def test_wrong_requests_are_refused_with_their_id_and_one_sentence(name: str) -> None:
+    header, code = WRONG_REQUESTS[name]
+    with pytest.raises(RequestError) as refusal:
+        frame_to_request(Frame(header))
+    assert refusal.value.code == code
+    assert refusal.value.request_id == 4
+    assert str(refusal.value).endswith(".")
+
+
+@pytest.mark.parametrize("request_id", [None, -1, 1.5, "7", True, 2**60, [1], "(absent)"])
+def test_a_request_needs_an_id(request_id: object) -> None:
+    header = {"type": "hello", "v": 1, "id": request_id}
+    if request_id == "(absent)":
+        del header["id"]
+    with pytest.raises(RequestError) as refusal:
+        frame_to_request(Frame(header))
+    assert refusal.value.request_id is None
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"array": VOLUME},
+        {"affine": AFFINE},
+        {"array": VOLUME, "affine": AFFINE, "more": AFFINE},
+        {"array": VOLUME[0], "affine": AFFINE},
+        {"array": VOLUME[None], "affine": AFFINE},
+        {"array": VOLUME[:0], "affine": AFFINE},
+        {"array": VOLUME > 3, "affine": AFFINE},
+        {"array": VOLUME, "affine": AFFINE[:3]},
+        {"array": VOLUME, "affine": AFFINE.astype(int)},
+        {"array": VOLUME, "affine": np.full((4, 4), np.nan)},
+        {"array": VOLUME, "affine": np.full((4, 4), np.inf)},
+    ],
+)
+def test_wrong_images_are_refused(arrays: dict[str, np.ndarray]) -> None:
+    with pytest.raises(RequestError, match=r"image|set_image"):
+        frame_to_request(Frame({"type": "set_image", "v": 1, "id": 1}, arrays))
+
+
+def test_arrays_where_none_belong_are_refused() -> None:
+    with pytest.raises(RequestError, match="no arrays"):
+        frame_to_request(Frame({"type": "hello", "v": 1, "id": 1}, {"x": VOLUME}))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"masks": np.zeros((2, 3), bool)},
+        {"masks": np.zeros((2, 3, 4), np.uint8)},
+        {"masks": np.zeros((2, 3, 4), bool), "agreement": np.zeros((3, 3), np.float32)},
+        {"masks": np.zeros((2, 3, 4), bool), "mean_probability": np.zeros((3, 4))},
+    ],
+)
+def test_wrong_slices_are_refused(arrays: dict[str, np.ndarray]) -> None:
+    header = {"type": "slice", "v": 1, "id": 1, "target": "a", "slice_index": 0, "first_proposal": 0, "preview": False}
+    with pytest.raises(ProtocolError, match="slice message"):
+        frame_to_event(Frame(header, arrays))
+
+
+def test_a_reply_is_no_event() -> None:
+    with pytest.raises(ProtocolError, match="Not an event"):
+        frame_to_event(reply_to_frame(Pong(), 1))
+
+
+def refusal(read: Callable[[Frame], object], frame: Frame) -> str | None:
+    try:
+        read(frame)
+    except ProtocolError as error:
+        return str(error)
+    return None
+
+
+def test_headers_with_random_values_are_read_or_refused() -> None:
+    dice = random.Random(5)
+    values: list[Any] = [
+        None, True, -1, 0, 1, 3.5, 1e300, 10**400, "", "liver", "\0", "\ud800", [], [1], ["a"], [[0]], {}, {"a": 1}
+    ]  # fmt: skip
+    headers = [request_to_frame(request, 1).header for request in REQUESTS]
+    headers += [frame.header for frame in [reply_to_frame(reply, 1) for reply in [*REPLIES, *EVENTS]]]
+    outcomes = set()
+    for _ in range(4000):
+        header = dict(dice.choice(headers))
+        for name in dice.sample(sorted(header), k=min(len(header), dice.randrange(1, 3))):
+            header[name] = dice.choice(values)
+        frame = Frame(header)
+        for read in (frame_to_request, frame_to_reply):
+            outcomes.add(refusal(read, frame) is None)
+    assert outcomes == {True, False}
+
+
+def test_refusals_do_not_quote_what_was_sent() -> None:
+    secret = "DOE_JANE"
+    for name in asdict(ProposeRequest(())):
+        with pytest.raises(RequestError) as refusal:
+            frame_to_request(Frame(propose(**{name: {secret: secret}})))
+        assert secret not in str(refusal.value)
+    decoder = FrameDecoder()
+    (frame,) = decoder.feed(b"PGD1" + (9).to_bytes(4, "little") + bytes(8) + b"DOE_JANE,")
+    assert secret not in json.dumps(frame.problem)

@@ -1,0 +1,234 @@
+"""Reading volumes: values and place are exactly those of the file, in every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from progidiff.errors import InputError
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.reading import read_volume, volume_name
+
+from ..volume_examples import (
+    GEOMETRIES,
+    QFORM_CODE,
+    QUATERN_B,
+    UNITS,
+    oblique,
+    oblique_rotation,
+    oriented,
+    patch,
+    ramp,
+    write_nifti,
+)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_nifti_keeps_the_stored_matrix_to_the_last_bit(name: str, suffix: str, tmp_path: Path) -> None:
+    geometry = GEOMETRIES[name]
+    volume = read_volume(write_nifti(tmp_path / f"image{suffix}", geometry))
+    np.testing.assert_array_equal(volume.array, ramp(geometry))
+    assert volume.array.dtype == np.int16
+    assert volume.array.flags.c_contiguous
+    assert volume.name == "image"
+    assert volume.modality is None
+    # A NIfTI header holds 32-bit numbers.
+    np.testing.assert_array_equal(volume.geometry.affine, geometry.affine.astype(np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_nrrd_and_metaimage(name: str, suffix: str, tmp_path: Path) -> None:
+    geometry = GEOMETRIES[name]
+    path = tmp_path / f"image{suffix}"
+    sitk.WriteImage(geometry.to_sitk(ramp(geometry, "float32")), str(path))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, ramp(geometry, "float32"))
+    assert volume.array.dtype == np.float32
+    assert volume.geometry.is_close(geometry, tolerance_mm=1e-6)
+    if suffix in (".nrrd", ".nhdr"):
+        np.testing.assert_allclose(volume.geometry.affine, geometry.affine, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["Lékař Müller 肝臓.nii.gz", "Лёгкие.nrrd", "foie d'été.mha"])
+def test_paths_with_any_letters(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Größe 肝"
+    folder.mkdir()
+    path = folder / name
+    if name.endswith(".nii.gz"):
+        write_nifti(path, oblique())
+    else:
+        sitk.WriteImage(oblique().to_sitk(ramp(oblique())), str(path))
+    volume = read_volume(str(path))
+    np.testing.assert_array_equal(volume.array, ramp(oblique()))
+    assert volume.name == name.split(".")[0]
+
+
+@pytest.mark.parametrize("stored", ["uint8", "int8", "int16", "uint16", "int32", "int64", "float64", ">i2", ">f4"])
+def test_stored_types_become_int16_or_float32_with_the_same_values(stored: str, tmp_path: Path) -> None:
+    geometry = oriented("LPS", (4, 4, 4), (1.0, 1.0, 2.0))
+    array = np.abs(ramp(geometry)).astype(stored)
+    image = nib.Nifti1Image(array.T, geometry.affine, dtype=array.dtype)
+    image.to_filename(tmp_path / "image.nii")
+    volume = read_volume(tmp_path / "image.nii")
+    assert volume.array.dtype == (np.float32 if "f" in stored else np.int16)
+    np.testing.assert_array_equal(volume.array, array)
+
+
+def test_integers_beyond_int16_become_float32(tmp_path: Path) -> None:
+    geometry = oriented("LPS", (4, 4, 4), (1.0, 1.0, 2.0))
+    array = (ramp(geometry) + 100).astype(np.uint16) * 1000
+    volume = read_volume(write_nifti(tmp_path / "image.nii", geometry, array))
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array, array)
+
+
+def test_nifti_scaling_is_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(64, dtype=np.int16).reshape(4, 4, 4), np.eye(4))
+    image.header.set_slope_inter(0.5, -1000.0)
+    image.to_filename(tmp_path / "image.nii")
+    array = read_volume(tmp_path / "image.nii").array
+    stored = np.frombuffer((tmp_path / "image.nii").read_bytes()[352:], dtype="<i2")
+    np.testing.assert_allclose(array.ravel(), stored * 0.5 - 1000.0)
+
+
+def _itk_affine(path: Path) -> np.ndarray:
+    return Geometry.from_sitk(sitk.ReadImage(str(path))).affine
+
+
+def test_nifti_with_only_a_qform(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(ramp(oblique()).T, None)
+    image.set_qform(oblique().affine, code=1)
+    image.set_sform(None, code=0)
+    image.to_filename(tmp_path / "q.nii")
+    volume = read_volume(tmp_path / "q.nii")
+    assert volume.geometry.is_close(oblique(), tolerance_mm=1e-4)
+    np.testing.assert_array_equal(volume.geometry.affine, nib.load(tmp_path / "q.nii").get_qform())
+
+
+def test_impossible_quaternion_beside_a_good_sform(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "q.nii", oblique())
+    patch(path, QFORM_CODE, "<i2", 1, 1)  # the sform's code lies behind it
+    patch(path, QUATERN_B, "<f4", 3.0, 3.0, 3.0)
+    np.testing.assert_array_equal(read_volume(path).geometry.affine, oblique().affine.astype(np.float32))
+
+
+@pytest.mark.parametrize(("qcode", "scode"), [(1, 1), (1, 2), (2, 1), (0, 2), (1, 0), (0, 0)])
+def test_nifti_with_two_places_lies_where_slicer_shows_it(qcode: int, scode: int, tmp_path: Path) -> None:
+    turned = np.eye(4)
+    turned[:3, :3] = oblique_rotation() * np.array([2.0, 2.0, 3.0])
+    plain = np.diag([-2.0, -2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(ramp(oblique()).T, None)
+    image.header.set_zooms((2.0, 2.0, 3.0))
+    image.set_qform(plain, code=qcode)
+    image.set_sform(turned, code=scode)
+    image.to_filename(tmp_path / "both.nii")
+    volume = read_volume(tmp_path / "both.nii")
+    np.testing.assert_allclose(volume.geometry.affine, _itk_affine(tmp_path / "both.nii"), rtol=0, atol=1e-4)
+
+
+def test_nifti_in_metres(tmp_path: Path) -> None:
+    path = patch(write_nifti(tmp_path / "m.nii", oriented("LPS", (4, 4, 4), (0.001,) * 3)), UNITS, "u1", 1)
+    assert read_volume(path).geometry.spacing == pytest.approx((1.0, 1.0, 1.0), rel=1e-5)
+
+
+def test_slight_shear_that_itk_refuses_is_read(tmp_path: Path) -> None:
+    affine = oblique().affine.copy()
+    affine[:3, 1] += 4e-4 * affine[:3, 0]
+    path = tmp_path / "slight.nii"
+    image = nib.Nifti1Image(ramp(oblique()).T, None)
+    image.set_sform(affine, code=2)
+    image.set_qform(None, code=0)
+    image.to_filename(path)
+    np.testing.assert_array_equal(read_volume(path).geometry.affine, affine.astype(np.float32))
+
+
+def test_two_dimensional_images_are_one_slice(tmp_path: Path) -> None:
+    affine = oblique().affine
+    nib.Nifti1Image(np.arange(20, dtype=np.int16).reshape(5, 4), affine).to_filename(tmp_path / "flat.nii")
+    volume = read_volume(tmp_path / "flat.nii")
+    assert volume.array.shape == (1, 4, 5)
+    np.testing.assert_allclose(volume.geometry.affine[:, [0, 1, 3]], affine[:, [0, 1, 3]], atol=1e-5)
+    assert volume.array[0, 2, 3] == 3 * 4 + 2
+
+    image = sitk.GetImageFromArray(np.arange(20, dtype=np.int16).reshape(4, 5))
+    image.SetSpacing((0.5, 0.75))
+    sitk.WriteImage(image, str(tmp_path / "flat.mha"))
+    volume = read_volume(tmp_path / "flat.mha")
+    assert volume.array.shape == (1, 4, 5)
+    assert volume.geometry.spacing == (0.5, 0.75, 1.0)
+
+
+def test_fourth_dimension_of_one_is_no_series(tmp_path: Path) -> None:
+    array = np.arange(60, dtype=np.int16).reshape(5, 4, 3, 1)
+    nib.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "one.nii")
+    np.testing.assert_array_equal(read_volume(tmp_path / "one.nii").array, array[..., 0].T)
+
+
+def test_empty_label_map_on_request(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "label.nii", oblique(), np.zeros(oblique().shape_kji, np.uint8))
+    with pytest.raises(InputError, match="value 0"):
+        read_volume(path)
+    assert not read_volume(path, allow_uniform=True).array.any()
+
+
+def test_metaimage_says_its_modality(tmp_path: Path) -> None:
+    path = tmp_path / "ct.mha"
+    sitk.WriteImage(oblique().to_sitk(ramp(oblique())), str(path))
+    header, _, data = path.read_bytes().partition(b"ElementDataFile")
+    path.write_bytes(header + b"Modality = MET_MOD_CT\nElementDataFile" + data)
+    assert read_volume(path).modality == "CT"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/ct.nii.gz", "ct"),
+        ("a/CT.NII", "CT"),
+        ("b/x.y.nrrd", "x.y"),
+        ("s.seg.nrrd", "s"),
+        ("dicom/", "dicom"),
+    ],
+)
+def test_volume_names(path: str, name: str) -> None:
+    assert volume_name(Path(path)) == name
+
+
+# -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(shared_data: Path) -> Callable[[str], Path]:
+    return lambda name: shared_data / "permissive" / "totalsegmentator_tests" / name
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("example_ct_sm", (122, 101, 30)), ("example_ct", (122, 101, 112)), ("example_mr_sm", (117, 91, 20))],
+)
+def test_real_scans(real: Callable[[str], Path], name: str, shape: tuple[int, int, int]) -> None:
+    volume = read_volume(real(f"{name}.nii.gz"))
+    assert volume.geometry.shape_ijk == shape
+    assert volume.geometry.spacing == pytest.approx((3.0, 3.0, 3.0), rel=1e-2)
+    image = nib.load(real(f"{name}.nii.gz"))
+    np.testing.assert_allclose(volume.array.T, image.get_fdata(), rtol=1e-6)
+    np.testing.assert_array_equal(volume.geometry.affine, image.affine)
+
+
+def test_real_scan_and_its_labels_share_a_grid(real: Callable[[str], Path]) -> None:
+    scan = read_volume(real("example_ct_sm.nii.gz")).geometry
+    labels = read_volume(real("example_seg.nii.gz"))
+    assert scan.is_close(labels.geometry, tolerance_mm=0.01)
+    assert labels.array.dtype == np.int16
+
+
+def test_real_label_atlas(shared_data: Path) -> None:
+    volume = read_volume(shared_data / "permissive" / "spl_abdominal_atlas" / "seg.nrrd")
+    assert volume.geometry.shape_ijk == (256, 256, 113)
+    assert volume.geometry.spacing == pytest.approx((0.94, 0.94, 1.5), abs=0.01)
