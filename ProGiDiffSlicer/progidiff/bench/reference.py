@@ -1,4 +1,4 @@
-"""diffusers' ``StableDiffusionControlNetPipeline`` over the parts of a ProGiDiff model; the weights are shared, not copied."""
+"""diffusers' ``StableDiffusionControlNetPipeline`` over a ProGiDiff model's parts; the weights are shared, not copied."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from progidiff.model.components import quiet_libraries
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch, ImageEncoder
-from progidiff.sampling.conditioning import Conditioner
+from progidiff.sampling.denoise import make_scheduler
+from progidiff.training.stages import encode_text, tokenize
 
 
 class HintBlock(nn.Module):
@@ -22,8 +22,8 @@ class HintBlock(nn.Module):
 
     Args:
         encoder: the model's image encoder.
-        pooled: pooled text (1, D) of the prompt. The stock block sees the image alone; with guidance, both halves of a batch get the
-            prompt's hint, as they would share the stock block's.
+        pooled: pooled text (1, D) of the prompt. The stock block sees the image alone; with guidance, both halves of a
+            batch get the prompt's hint, as they would share the stock block's.
     """
 
     def __init__(self, encoder: ImageEncoder, pooled: Tensor) -> None:
@@ -61,16 +61,15 @@ class PipelineReference:
 
     Args:
         model: a loaded model; its networks are used as they are.
-        target: canonical name of the target.
+        prompt: text of the prompt.
     """
 
-    def __init__(self, model: ProGiDiffModel, target: str) -> None:
-        self._model = model
-        self._target = target
-        self._prompt = model.card.prompt(target)
-        self._conditioner = Conditioner(model)
-        hint_block = HintBlock(model.image_encoder, self._conditioner.prompt(target).pooled)
-        self._pipeline = _pipeline(model, _with_hint_block(model.controlnet, hint_block))
+    def __init__(self, model: ProGiDiffModel, prompt: str) -> None:
+        self._model, self._prompt = model, prompt
+        with torch.inference_mode():
+            _, pooled = encode_text(model.text_encoder, *tokenize(model.tokenizer, [prompt], model.device))
+        self._block = HintBlock(model.image_encoder, pooled)
+        self._pipeline = _pipeline(model, _with_hint_block(model.controlnet, self._block))
         # The model's own control branch takes a hint as its condition; it must not be resized like an image.
         self._hinted = _pipeline(model, model.controlnet)
         self._hinted.control_image_processor = VaeImageProcessor(do_resize=False, do_normalize=False)
@@ -78,7 +77,8 @@ class PipelineReference:
     @torch.inference_mode()
     def hint(self, image: Tensor) -> Tensor:
         """Hint (1, hint channels, h, w) of a slice on the model's grid, (1, 1, S, S)."""
-        return self._conditioner.hint(self._conditioner.features(image), self._target)
+        hint: Tensor = self._block(image)
+        return hint
 
     def call(self, condition: Tensor, noise: Tensor, steps: int, guidance: float = 1.0, *, ready: bool = False) -> Tensor:
         """Mask logits float32 (n, S, S): one ``__call__`` for all rows of ``noise``.
@@ -125,15 +125,19 @@ def _with_hint_block(branch: ControlBranch, block: HintBlock) -> ControlBranch:
 def _pipeline(model: ProGiDiffModel, branch: ControlBranch) -> Any:
     text_encoder = copy.copy(model.text_encoder)
     text_encoder.config = copy.copy(model.text_encoder.config)
-    text_encoder.config.use_attention_mask = True  # the model was trained with padding masked out; the pipeline asks this flag
+    # the model was trained with padding masked out; the pipeline asks this flag
+    text_encoder.config.use_attention_mask = True
     with quiet_libraries():
+        # imported here because its import tells at length about image processors that are not used
+        from diffusers import StableDiffusionControlNetPipeline
+
         pipeline = StableDiffusionControlNetPipeline(
             vae=ScaledAutoencoder(model),
             text_encoder=text_encoder,
             tokenizer=model.tokenizer,
             unet=model.unet,
             controlnet=branch,
-            scheduler=DDIMScheduler.from_config(model.scheduler.config),
+            scheduler=make_scheduler(model, "ddim", 1),  # the engine's solver; the pipeline sets the number of steps
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -34,7 +34,7 @@ class Row:
         first_proposal_s: seconds to the first mask, the image being there.
         image_s: seconds to hand over a new image beforehand (worker only).
         peak_memory_mb: most memory during a run, MiB: resident memory of the process, or device memory on CUDA.
-        working_memory_mb: how much of it the run added to the loaded model; ``None`` for the worker, which has a process of its own.
+        working_memory_mb: how much of it the run added to the loaded model; ``None`` for the worker's own process.
         engine_speedup: how many times faster per proposal the engine was, repeat by repeat; ``None`` for the engine itself.
         problem: why there are no figures.
     """
@@ -59,8 +59,8 @@ class Agreement:
         proposals: masks compared.
         equal_pixels: share of pixels that are the same when both sides' latents are decoded alike.
         lowest_dice: lowest Dice of a pair then (two empty masks count as 1).
-        autoencoder_dice: mean Dice of the engine's masks and those that the pipeline decodes with the autoencoder; ``None`` where the
-            engine uses the autoencoder as well.
+        autoencoder_dice: mean Dice of the engine's masks and those that the pipeline decodes with the autoencoder; ``None``
+            where the engine uses the autoencoder as well.
     """
 
     proposals: int

@@ -1,20 +1,22 @@
-"""What is sampled from: a phantom CT of usual matrix size, and its slices as the model sees them."""
+"""What is sampled from: a phantom CT of the usual matrix size, and its slices as the model sees them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from progidiff.sampling.engine import Engine
+from progidiff.errors import ModelError
+from progidiff.model.folder import ProGiDiffModel
+from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.sampling.noise import proposal_noise
-from progidiff.synthesis.painting import paint_attenuation
+from progidiff.synthesis.painting import AIR, paint_attenuation
 from progidiff.synthesis.phantoms import phantom_tissues
-from progidiff.volumes.slicing import extract_slice
 
-#: Runs take these slices in turn, so that consecutive runs never find their slice encoded already.
+#: Runs take these slices in turn.
 SLICES = 4
 SLICE_MM = 5.0
 FIELD_MM = 400.0
@@ -24,64 +26,67 @@ OUTSIDE = -20.0
 
 @dataclass(frozen=True)
 class Scene:
-    """An engine with its current image, and the target asked for.
+    """A phantom, made ready for one model.
 
     Attributes:
-        engine: engine whose current image is the volume.
-        target: canonical name of the target.
+        model: the model that samples.
+        target: canonical name of the target asked for.
         array: int16 (K, J, I), HU.
         affine: (4, 4), IJK to RAS in mm.
-        modality: modality that the engine is told.
+        modality: modality that engines are told.
+        image: the phantom as the engine makes it ready.
     """
 
-    engine: Engine
+    model: ProGiDiffModel
     target: str
     array: np.ndarray
     affine: np.ndarray
     modality: str
+    image: LoadedImage
+    _numbers: count[int] = field(default_factory=count)
 
     @classmethod
-    def make(cls, engine: Engine, size: int = 512) -> Scene:
-        """A phantom of ``size`` × ``size`` pixels as the engine's current image; the liver where the model knows it."""
-        card = engine.card
-        target = "liver" if "liver" in card.vocabulary or not card.vocabulary else card.vocabulary[0]
+    def make(cls, model: ProGiDiffModel, size: int = 512) -> Scene:
+        """A phantom of ``size`` × ``size`` pixels; the target is the liver where the model knows it.
+
+        Raises:
+            ModelError: the model has no vocabulary.
+        """
+        card = model.card
+        if not card.vocabulary:
+            raise ModelError(f'The model "{card.model_id}" knows no target yet; choose a trained one.')
+        target = "liver" if "liver" in card.vocabulary else card.vocabulary[0]
         pixel = FIELD_MM / size
         generator = torch.Generator().manual_seed(0)
         tissues, outline = phantom_tissues(SLICES, size, pixel, generator)
-        hu = paint_attenuation(tissues, outline, generator).round().clamp(-1024, 3000)
+        array = paint_attenuation(tissues, outline, generator).round().clamp(-1024, 3000).to(torch.int16).numpy()
         affine = np.diag([-pixel, -pixel, SLICE_MM, 1.0])
         modality = "CT" if "CT" in card.modalities else "MR"
-        scene = cls(engine, target, hu.to(torch.int16).numpy(), affine, modality)
-        scene.set_image()
-        return scene
+        return cls(model, target, array, affine, modality, load_image(array, affine, modality, None, card))
 
     @property
     def prompt(self) -> str:
         """The target in the card's prompt template."""
-        return self.engine.card.prompt(self.target)
+        return self.model.card.prompt(self.target, self.image.modality)
 
-    def set_image(self) -> None:
-        """Make the volume the engine's image anew: nothing of its slices is encoded yet."""
-        self.engine.set_image(self.array, self.affine, self.modality)
+    def new_volume(self) -> np.ndarray:
+        """The phantom with another value of air in a corner voxel, so that nothing known of an earlier one can be used."""
+        array = self.array.copy()
+        array[0, 0, 0] = int(AIR) - next(self._numbers) % 24
+        return array
 
-    def model_image(self, index: int) -> Tensor:
-        """A slice on the model's grid, (1, 1, S, S) in [0, 1], made by the engine's own steps."""
-        image = self.engine._image
-        assert image is not None
-        canonical = np.ascontiguousarray(extract_slice(image.array, image.plan, index))
-        pixels = torch.from_numpy(image.normalise(canonical)).to(self.engine.model.device)
-        return image.grid.to_model(pixels)
+    def pixels(self, index: int) -> Tensor:
+        """A slice on the model's grid, (1, 1, S, S) in [0, 1], on the model's device and in its dtype."""
+        return self.image.pixels(index).to(self.model.device, self.model.dtype)
 
     def native_masks(self, logits: Tensor) -> np.ndarray:
         """Masks at the slice's own pixels, bool (n, H, W), of logits (n, S, S) on the model's grid."""
-        image = self.engine._image
-        assert image is not None
-        return np.asarray((image.grid.from_model(logits, outside=OUTSIDE) > 0).cpu().numpy())
+        return np.asarray((self.image.grid.from_model(logits, outside=OUTSIDE) > 0).cpu().numpy())
 
     def noise(self, index: int, seed: int, proposals: int) -> Tensor:
-        """The engine's noise of proposals 0 to ``proposals`` - 1 on a slice, float32 (proposals, C, h, w), on the model's device."""
-        model = self.engine.model
-        side = self.engine.card.image_size // model.stride
-        shape = (model.unet.config.in_channels, side, side)
-        fields = [proposal_noise(seed, self.target, p, index * SLICE_MM, shape) for p in range(proposals)]
-        return torch.stack(fields).to(model.device)
+        """The engine's noise of the first ``proposals`` proposals on a slice, float32 (proposals, C, h, w)."""
+        side = self.model.card.image_size // self.model.stride
+        shape = (self.model.unet.config.in_channels, side, side)
+        position = self.image.position_mm(index)
+        fields = [proposal_noise(seed, self.target, p, position, shape) for p in range(proposals)]
+        return torch.stack(fields).to(self.model.device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +12,8 @@ import numpy as np
 from progidiff.bench.reference import PipelineReference
 from progidiff.bench.scene import Scene
 from progidiff.client import WorkerClient
-from progidiff.errors import ModelError
 from progidiff.events import DoneEvent, Event, ProposeRequest, SliceEvent
+from progidiff.sampling.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class EngineSide:
 
     key, title = "engine", "ProGiDiff engine"
 
-    def __init__(self, scene: Scene, steps: int, proposals: int) -> None:
-        self._scene, self._steps, self.warm_proposals = scene, steps, proposals
+    def __init__(self, scene: Scene, engine: Engine, steps: int, proposals: int) -> None:
+        self._scene, self._engine, self._steps, self.warm_proposals = scene, engine, steps, proposals
 
     def run(self, index: int, seed: int, proposals: int) -> Sample:
         """Sample; the slice is encoded within the time, the volume was set before."""
-        self._scene.set_image()
+        self._engine.set_image(self._scene.new_volume(), self._scene.affine, self._scene.modality)
         events: list[tuple[float, Event]] = []
         began = time.perf_counter()
-        self._scene.engine.propose(
+        self._engine.propose(
             _request(self._scene, self._steps, index, seed, proposals),
             lambda event: events.append((time.perf_counter(), event)),
             lambda: False,
@@ -81,28 +81,24 @@ class WorkerSide:
     def __init__(self, scene: Scene, steps: int, proposals: int, client: WorkerClient) -> None:
         self._scene, self._steps, self.warm_proposals = scene, steps, proposals
         self._client = client
-        self._runs = 0
 
     def run(self, index: int, seed: int, proposals: int) -> Sample:
         """Sample; ``first_s`` and ``total_s`` begin when the image is there, ``image_s`` is what it took to get it there."""
-        # One pixel of air in a corner changes, so the worker must take the volume for a new one.
-        self._runs += 1
-        array = self._scene.array.copy()
-        array[0, 0, 0] = -1000 + self._runs % 100
+        array = self._scene.new_volume()
         asked = time.perf_counter()
         self._client.set_image(array, self._scene.affine, self._scene.modality)
         began = time.perf_counter()
-        events: list[tuple[float, Event]] = []
         with self._client.propose(_request(self._scene, self._steps, index, seed, proposals)) as stream:
             events = [(time.perf_counter(), event) for event in stream]
-        return _gathered(events, began, image_s=began - asked)
+        peaks = [event.peak_memory_mb for _, event in events if isinstance(event, DoneEvent)]
+        return replace(_gathered(events, began), image_s=began - asked, peak_memory_mb=peaks[-1] if peaks else None)
 
 
 class PipelineLoop:
     """``StableDiffusionControlNetPipeline.__call__`` once per proposal.
 
     Args:
-        scene: engine and image.
+        scene: the image.
         reference: the pipeline.
         steps: denoising steps.
         guidance: the pipeline's ``guidance_scale``.
@@ -127,7 +123,7 @@ class PipelineLoop:
         noise = self._scene.noise(index, seed, proposals)
         first, masks = 0.0, []
         began = time.perf_counter()
-        condition = self._scene.model_image(index)
+        condition = self._scene.pixels(index)
         if self._hint_once:
             condition = self._reference.hint(condition)
         for row in noise.split(1):
@@ -150,7 +146,7 @@ class PipelineBatch:
         """Sample; all masks come at once."""
         noise = self._scene.noise(index, seed, proposals)
         began = time.perf_counter()
-        masks = self._scene.native_masks(self._reference.call(self._scene.model_image(index), noise, self._steps))
+        masks = self._scene.native_masks(self._reference.call(self._scene.pixels(index), noise, self._steps))
         spent = time.perf_counter() - began
         return Sample(masks, spent, spent)
 
@@ -159,18 +155,7 @@ def _request(scene: Scene, steps: int, index: int, seed: int, proposals: int) ->
     return ProposeRequest((scene.target,), proposals=proposals, steps=steps, seed=seed, slices=(index, index + 1))
 
 
-def _gathered(events: Iterable[tuple[float, Event]], began: float, image_s: float | None = None) -> Sample:
-    masks: dict[int, np.ndarray] = {}
-    first = last = began
-    peak = None
-    for moment, event in events:
-        last = moment
-        if isinstance(event, SliceEvent):
-            first = moment if not masks else first
-            masks[event.first_proposal] = event.masks
-        elif isinstance(event, DoneEvent):
-            peak = event.peak_memory_mb
-    if not masks:
-        raise ModelError("The model gave no masks for the benchmark's slice; check it with progidiff doctor.")
-    stacked = np.concatenate([masks[start] for start in sorted(masks)])
-    return Sample(stacked, first - began, last - began, image_s, peak if image_s is not None else None)
+def _gathered(events: Sequence[tuple[float, Event]], began: float) -> Sample:
+    pieces = [(moment, event) for moment, event in events if isinstance(event, SliceEvent)]
+    masks = np.concatenate([event.masks for _, event in sorted(pieces, key=lambda piece: piece[1].first_proposal)])
+    return Sample(masks, pieces[0][0] - began, events[-1][0] - began)

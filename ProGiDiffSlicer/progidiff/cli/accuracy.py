@@ -30,6 +30,14 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class State(StrEnum):
+    """What the networks see as their noisy state."""
+
+    NONE = "none"
+    SHUFFLED = "shuffled"
+    NOISE = "noise"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("accuracy")(accuracy)
@@ -37,7 +45,8 @@ def register(app: typer.Typer) -> None:
 
 def accuracy(
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME", help=f"Sets to measure; by default {', '.join(DEFAULT_SETS)}.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME", help=f"Sets to measure; by default {', '.join(DEFAULT_SETS)}."),
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the labelled real images.")] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="Model folder; the bundled one by default.")] = None,
@@ -49,12 +58,16 @@ def accuracy(
     every: Annotated[int, typer.Option(min=1, help="Measure every n-th slice only.")] = 1,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     write_card: Annotated[bool, typer.Option(help="Write the figures into the model's card.")] = False,
+    ablation: Annotated[
+        State, typer.Option(help="Take the noisy state from the networks: shuffled between samples, or replaced by fresh noise.")
+    ] = State.NONE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure rank-1, mean, best-of-N and RandTop-3 Dice, with numbers of slices and patients."""
     from rich.console import Console
 
     from progidiff.evaluation import accuracy as measure
+    from progidiff.evaluation.ablation import disturbed_state
     from progidiff.sampling.engine import Engine
 
     screen = Console(stderr=True)
@@ -74,7 +87,8 @@ def accuracy(
             def report(done: int, name: str = name, total: int = len(items)) -> None:
                 status.update(f"{name}: slice {done} of {total}")
 
-            found = measure.score_slices(engine, name, items, proposals, steps, seed, compare, progress=report)
+            with disturbed_state(engine.model, ablation.value):
+                found = measure.score_slices(engine, name, items, proposals, steps, seed, compare, progress=report)
         scores += found[0]
         absences += found[1]
     rows = measure.summarise(scores)
@@ -85,6 +99,7 @@ def accuracy(
         "proposals": proposals,
         "steps": steps,
         "seed": seed,
+        "ablation": ablation.value,
         "targets": rows,
         "means": {name: measure.mean_over_targets(rows, name) for name in names},
         "absent": measure.summarise_absent(absences),
@@ -143,7 +158,9 @@ def _print(result: dict[str, Any], with_twin: bool) -> None:
             figures = [f"{row[key]:.3f}" for key in heads]
             table.add_row(name, row["target"], str(row["slices"]), str(row["patients"]), interval, *figures)
         means = result["means"][name]
-        table.add_row(name, "mean of targets", "", "", "", *[f"{means[k]:.3f}" if k in means else "" for k in heads], end_section=True)
+        table.add_row(
+            name, "mean of targets", "", "", "", *[f"{means[k]:.3f}" if k in means else "" for k in heads], end_section=True
+        )
     screen = Console(width=170)
     screen.print(table)
     if result["absent"]:

@@ -95,6 +95,10 @@ class NnUNetDataset:
         """All patients."""
         return frozenset(self._patient_of(case.name) for case in self.cases)
 
+    def patient_of(self, case: Case) -> str:
+        """Patient of a case."""
+        return self._patient_of(case.name)
+
     def slices(self, case: Case) -> Iterator[LabelledSlice]:
         """The slices of one case, in canonical orientation; slices with voxels of the "ignore" label are
         left out.

@@ -1,7 +1,7 @@
 """Pictures of slices for the report, as PNG bytes.
 
-Drawn with matplotlib's Agg canvas (no display, no global state). Masks and images are canonical 2-D slice
-views.
+Drawn with matplotlib's Agg canvas: no display, no global state. It is imported at the first picture, since that
+takes time. Masks and images are canonical 2-D slice views.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from progidiff.outputs.colours import OUTLINES, Outline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # A slice is drawn this wide at most; 2-D slices are small, and a report of many slices must stay mailable.
 LONGEST_SIDE_INCHES = 4.2
@@ -91,11 +92,16 @@ def agreement_png(frame: Frame, agreement: np.ndarray) -> bytes:
 
 def agreement_gradient() -> str:
     """CSS colour stops of the agreement map from 0 to 100 %."""
+    from matplotlib import colormaps
+
     stops = colormaps[AGREEMENT_COLOURS](np.linspace(0.0, 1.0, 9))
     return ", ".join("#" + "".join(f"{round(float(c) * 255):02x}" for c in stop[:3]) for stop in stops)
 
 
 def _canvas(frame: Frame) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     rows, cols = frame.image.shape
     height, width = rows * frame.spacing_rc[0], cols * frame.spacing_rc[1]
     # a stack of a few thick slices seen from the side would be a thread: no picture is flatter than 1:6

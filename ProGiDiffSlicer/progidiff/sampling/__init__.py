@@ -1,1 +1,1 @@
-"""Sampling of proposals: noise fields, the model's pixel grid, conditioning, denoising, and the engine that puts them together."""
+"""Sampling of proposals: noise fields, the model's pixel grid, conditioning, denoising, and the engine above them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from progidiff.errors import CancelledError, InputError
@@ -14,30 +14,34 @@ from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.conditioning import predict
 
 MAX_STEPS = 100
+_ORDERS: dict[str, int] = {"ddim": 1, "dpmsolver++": 2}
 
 
-def make_scheduler(model: ProGiDiffModel, name: SchedulerName, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """A fresh scheduler (DPM-Solver++ keeps state between steps, so it is never shared between batches).
+def make_scheduler(model: ProGiDiffModel, name: SchedulerName, steps: int) -> DPMSolverMultistepScheduler:
+    """A fresh solver on the model's own noise schedule; it keeps state between steps, so it is never shared between batches.
+
+    DDIM is DPM-Solver++ of first order (Lu et al., arXiv 2211.01095, section 4), and both run on diffusers' multistep
+    solver. diffusers' ``DDIMScheduler`` steps by ``1000 // steps``, which misses the next trailing time step, and at the
+    end the clean sample, wherever the number of steps does not divide 1000.
+
+    Time steps are trailing whatever the model's folder says: they start where the noise is. At zero terminal SNR, where
+    the log-SNR is infinite, diffusers puts a signal of 2⁻¹² in its place; beside unit noise that cannot be seen.
 
     Raises:
         InputError: unknown name, or steps outside 1 to 100.
     """
+    if name not in _ORDERS:
+        raise InputError(f'There is no scheduler "{name}"; choose "ddim" or "dpmsolver++".')
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"The number of steps must be from 1 to {MAX_STEPS}, not {steps}.")
-    if name == "ddim":
-        scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    elif name == "dpmsolver++":
-        # The schedule ends at zero SNR, where the solver's log-SNR is infinite; diffusers then starts from a finite but tiny one.
-        scheduler = DPMSolverMultistepScheduler.from_config(
-            model.scheduler.config,
-            algorithm_type="dpmsolver++",
-            solver_order=2,
-            lower_order_final=True,
-            final_sigmas_type="zero",
-            timestep_spacing="trailing",
-        )
-    else:
-        raise InputError(f'There is no scheduler "{name}"; choose "ddim" or "dpmsolver++".')
+    scheduler = DPMSolverMultistepScheduler.from_config(
+        model.scheduler.config,
+        algorithm_type="dpmsolver++",
+        solver_order=_ORDERS[name],
+        lower_order_final=True,
+        final_sigmas_type="zero",
+        timestep_spacing="trailing",
+    )
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -48,7 +52,7 @@ def denoise(
     noise: Tensor,
     states: Tensor,
     hint: Tensor,
-    scheduler: DDIMScheduler | DPMSolverMultistepScheduler,
+    scheduler: DPMSolverMultistepScheduler,
     after_step: Callable[[], bool],
 ) -> Tensor:
     """Samples of the mask latents.
@@ -73,7 +77,7 @@ def denoise(
         prediction = predict(model, scheduler.scale_model_input(latents, t).to(model.dtype), timestep, states, hint)
         latents = scheduler.step(prediction.float(), t, latents, return_dict=False)[0]
         if after_step():
-            raise CancelledError("Cancelled.")
+            raise CancelledError("The request was cancelled.")
     return latents
 
 
@@ -83,9 +87,8 @@ def decode(model: ProGiDiffModel, latents: Tensor) -> Tensor:
 
     The autoencoder shows a mask as a grey image in [-1, 1]; four times that serves as a logit.
     """
-    shape = (1, -1, 1, 1)
-    scale = torch.tensor(model.card.latent_scale, device=latents.device).view(shape)
-    shift = torch.tensor(model.card.latent_shift, device=latents.device).view(shape)
+    card = model.card
+    scale, shift = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1) for v in (card.latent_scale, card.latent_shift))
     raw = (latents / scale + shift).to(model.dtype)
     if model.mask_decoder is not None:
         return model.mask_decoder(raw)[:, 0].float()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,11 +30,11 @@ class ModelGrid:
     centre_rc: tuple[float, float]
 
     def to_model(self, image: Tensor) -> Tensor:
-        """A slice (H, W) in [0, 1] on the model's grid, (1, 1, size, size); outside the slice is 0.
+        """A slice (H, W) in [0, 1] on the model's grid, float32 (1, 1, size, size); outside the slice is 0.
 
         Finer slices are smoothed first, so that no detail aliases.
         """
-        x = image[None, None]
+        x = image[None, None].float()
         for axis, spacing in ((2, self.spacing_rc[0]), (3, self.spacing_rc[1])):
             x = _smooth(x, 0.4 * self.pixel_mm / spacing if self.pixel_mm > 1.25 * spacing else 0.0, axis)
         offsets = (torch.arange(self.size, device=image.device, dtype=torch.float32) - (self.size - 1) / 2) * self.pixel_mm
@@ -42,11 +43,12 @@ class ModelGrid:
         return _sample(x, rows, cols)
 
     def from_model(self, values: Tensor, outside: float) -> Tensor:
-        """Values (N, size, size) on the model's grid at the slice's pixels, float32 (N, H, W); ``outside`` beyond the grid."""
-        rows = (torch.arange(self.shape_rc[0], device=values.device) - self.centre_rc[0]) * self.spacing_rc[0] / self.pixel_mm
-        cols = (torch.arange(self.shape_rc[1], device=values.device) - self.centre_rc[1]) * self.spacing_rc[1] / self.pixel_mm
-        centre = (self.size - 1) / 2
-        return _sample((values - outside)[None].float(), rows + centre, cols + centre)[0] + outside
+        """Values (N, size, size) on the model's grid at the slice's pixels, float32 (N, H, W); ``outside`` beyond it."""
+        rows, cols = (
+            (torch.arange(count, device=values.device) - centre) * (spacing / self.pixel_mm) + (self.size - 1) / 2
+            for count, spacing, centre in zip(self.shape_rc, self.spacing_rc, self.centre_rc, strict=True)
+        )
+        return _sample((values.float() - outside)[None], rows, cols)[0] + outside
 
 
 def _smooth(x: Tensor, sigma: float, axis: int) -> Tensor:
@@ -70,19 +72,36 @@ def _sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+#: Normalised grey value above which a pixel can belong to the body.
+_BODY_LEVEL = 0.1
+#: Parts smaller than this share of the largest one (arms, the table) are not the body; two legs both are.
+_PART_SHARE = 0.3
+
+
 def body_centre(slices: list[np.ndarray]) -> tuple[float, float]:
     """Centre (row, column) of the body's bounding box over some normalised slices, in pixels.
 
-    The body is what lies above a tenth of the grey range; single bright rows (table edges, burnt-in marks) are passed over by
-    asking for 3 % of a row or column. Falls back to the image's centre.
+    The body is the largest connected part of what lies above a tenth of the grey range, so that neither the table nor an
+    arm beside it pulls the centre away; rows and columns of which it fills less than 3 % are passed over. Falls back to
+    the image's centre.
     """
     shape = slices[0].shape
     rows, cols = np.zeros(shape[0]), np.zeros(shape[1])
     for image in slices:
-        inside = image > 0.1
+        inside = _large_parts(image > _BODY_LEVEL)
         rows = np.maximum(rows, inside.mean(1))
         cols = np.maximum(cols, inside.mean(0))
     r, c = np.flatnonzero(rows > 0.03), np.flatnonzero(cols > 0.03)
     if len(r) < 2 or len(c) < 2:
         return (shape[0] - 1) / 2, (shape[1] - 1) / 2
     return float(r[0] + r[-1]) / 2, float(c[0] + c[-1]) / 2
+
+
+def _large_parts(inside: np.ndarray) -> np.ndarray:
+    """A mask without its small connected parts."""
+    labels, count = ndimage.label(inside)
+    if count < 2:
+        return inside
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0  # the background
+    return np.asarray((sizes >= _PART_SHARE * sizes.max())[labels] & inside)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from progidiff.events import ProposeRequest, RankingEvent
@@ -12,39 +10,51 @@ from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.ranking.stopping import Overlap, consensus_overlap
 
 
-@dataclass
 class OpenSlice:
-    """A slice of one target whose proposals are still being sampled, at the image's own resolution.
+    """A slice of one target whose proposals are still being sampled, at the image's own resolution."""
 
-    Attributes:
-        masks: bool arrays (n, H, W) in order of the proposals; one per finished block, then those of the running one.
-        probability: float32 (H, W), sum of the proposals' probabilities.
-        counted: proposals whose overlaps have been counted.
-    """
+    def __init__(self) -> None:
+        self._fresh: list[np.ndarray] = []  # bool (m, H, W), the running block
+        self._settled: list[np.ndarray] = []  # packed bits of the closed blocks, along W
+        self._settled_count = 0
+        self._votes: np.ndarray | None = None  # int32 (H, W)
+        self._settled_votes: np.ndarray | None = None
+        self._probability: np.ndarray | None = None
+        self.count = 0
 
-    masks: list[np.ndarray] = field(default_factory=list)
-    probability: np.ndarray | None = None
-    counted: int = 0
-
-    def add(self, masks: np.ndarray, probabilities: np.ndarray) -> None:
-        """New proposals (m, H, W) and their probabilities."""
-        self.masks.append(masks)
-        total = probabilities.sum(0)
-        self.probability = total if self.probability is None else self.probability + total
-
-    @property
-    def count(self) -> int:
-        """Proposals so far."""
-        return sum(len(m) for m in self.masks)
+    def add(self, masks: np.ndarray, probability: np.ndarray) -> None:
+        """New proposals, bool (m, H, W), and the sum of their probabilities, float32 (H, W)."""
+        votes = masks.sum(0, dtype=np.int32)
+        self._fresh.append(masks)
+        self._votes = votes if self._votes is None else self._votes + votes
+        self._probability = probability if self._probability is None else self._probability + probability
+        self.count += len(masks)
 
     def agreement(self) -> np.ndarray:
         """Share of proposals that contain each pixel, float32 (H, W)."""
-        return np.asarray(sum(m.sum(0, dtype=np.float32) for m in self.masks) / self.count, np.float32)
+        assert self._votes is not None
+        return (self._votes / self.count).astype(np.float32)
 
     def mean_probability(self) -> np.ndarray:
         """Mean probability of the proposals, float32 (H, W)."""
-        assert self.probability is not None
-        return np.asarray(self.probability / self.count, np.float32)
+        assert self._probability is not None
+        return np.asarray(self._probability / self.count, np.float32)
+
+    def settled_agreement(self) -> np.ndarray | None:
+        """Agreement of the closed blocks; ``None`` while there is none."""
+        return None if self._settled_votes is None else (self._settled_votes / self._settled_count).astype(np.float32)
+
+    def close_block(self) -> tuple[np.ndarray, np.ndarray]:
+        """Proposals of the closed blocks and of the running one, bool (n, H, W) and (m, H, W); closes the latter.
+
+        Closed blocks are kept as bits: a few slices with all targets and proposals would otherwise take gigabytes.
+        """
+        new = np.concatenate(self._fresh)
+        width = new.shape[2]
+        known = np.concatenate([new[:0], *(np.unpackbits(bits, axis=-1, count=width).view(bool) for bits in self._settled)])
+        self._settled.append(np.packbits(new, axis=-1))
+        self._fresh, self._settled_count, self._settled_votes = [], self.count, self._votes
+        return known, new
 
 
 class TargetStack:
@@ -60,23 +70,27 @@ class TargetStack:
         """Overlaps of all proposals so far, float64 (N, N), in pixels."""
         return self._gram.matrix
 
+    @property
+    def count(self) -> int:
+        """Proposals so far."""
+        return self._gram.count
+
     def close_block(self, piece: OpenSlice) -> None:
         """Count the overlaps of a slice's new proposals with each other and with its earlier ones."""
-        everything = np.concatenate(piece.masks)
-        known, new = everything[: piece.counted], everything[piece.counted :]
-        self._gram.grow(known, new)
-        if len(known):
-            self._change += consensus_overlap(known.mean(0), everything.mean(0))
-        piece.masks, piece.counted = [everything], len(everything)
+        before = piece.settled_agreement()
+        self._gram.grow(*piece.close_block())
+        if before is not None:
+            self._change += consensus_overlap(before, piece.agreement())
 
-    def consensus_change(self) -> float | None:
+    def consensus_change(self) -> float:
         """Dice of the consensus before and after the last block over all slices, and a fresh start for the next block."""
         change, self._change = self._change, Overlap()
         return change.dice
 
     def ranking(self, request: ProposeRequest, voxel_ml: float, reason: str) -> RankingEvent:
         """The target's proposals, ranked over all slices."""
-        ranking = rank(self.gram, request.ranking)
+        gram = self.gram
+        ranking = rank(gram, request.ranking)
         top = rand_top_k(ranking, request.top_k, request.seed)
         return RankingEvent(
             target=self.target,
@@ -85,9 +99,9 @@ class TargetStack:
             groups=[list(group) for group in ranking.groups],
             top_k=list(top.best),
             random_pick=top.pick,
-            millilitres=[float(v) for v in np.diagonal(self.gram) * voxel_ml],
+            millilitres=[float(v) for v in np.diagonal(gram) * voxel_ml],
             empty=list(ranking.empty),
             empty_share=ranking.empty_share,
-            mean_pairwise_dice=mean_pairwise_dice(self.gram),
+            mean_pairwise_dice=mean_pairwise_dice(gram),
             stop_reason=reason,
         )

@@ -18,7 +18,7 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def smooth_noise(batch: int, channels: int, size: int, cells: int, generator: torch.Generator) -> Tensor:
-    """Random field (batch, channels, size, size) of unit standard deviation that varies over about ``size / cells`` pixels."""
+    """Random field (batch, channels, size, size) of unit deviation that varies over about ``size / cells`` pixels."""
     coarse = normal((batch, channels, cells + 3, cells + 3), generator)
     fine = F.interpolate(coarse, scale_factor=float(-(-size // cells)), mode="bicubic", align_corners=False)
     start = (fine.shape[-1] - size) // 2

@@ -1,4 +1,4 @@
-"""Label volumes that synthetic slices are cut from: canonical axes, tissue indices, body outline, and the image where there is one."""
+"""Label volumes that synthetic slices are cut from: canonical axes, tissues, body outline, and the image if there is one."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def _finish(
 def split_duodenum(tissues: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Separate the duodenum from a joint "stomach and duodenum" label by thickness.
 
-    The stomach is what survives an opening with a ball of 9 mm and hangs together with the largest such piece; the rest, thin and
-    winding, is duodenum.
+    The stomach is what survives an opening with a ball of 9 mm and hangs together with the largest such piece; the rest,
+    thin and winding, is duodenum.
     """
     joint = tissues == INDEX["stomach"]
     depth = ndimage.distance_transform_edt(joint, sampling=spacing)
@@ -135,7 +135,7 @@ def _label_names(image: Any) -> Mapping[int, str]:
         found = re.findall(r'<Label Key="(\d+)".*?<!\[CDATA\[(.*?)\]\]>', text, re.DOTALL)
         if found:
             return {int(key): name for key, name in found}
-    raise DatasetError("The label file has no table of label names in its NIfTI header; write one with TotalSegmentator --ml.")
+    raise DatasetError("The label file has no label names in its NIfTI header; write one with TotalSegmentator --ml.")
 
 
 def load_totalsegmentator(image_path: Path, label_path: Path, modality: str) -> LabelVolume:
@@ -166,7 +166,7 @@ def load_permissive(data: Path) -> list[LabelVolume]:
     """
     permissive = data / "permissive"
     if not permissive.is_dir():
-        raise DatasetError(f"No folder {permissive}: put the permissively licensed label volumes there, or use --phantoms-only.")
+        raise DatasetError(f"There is no folder '{permissive}'; put the label volumes there, or train on phantoms only.")
     tests = permissive / "totalsegmentator_tests"
     return [
         load_spl_atlas(permissive / "spl_abdominal_atlas"),

@@ -1,4 +1,4 @@
-"""Painting of images on tissue maps: CT phases, MR looks and fully random contrast (domain randomisation, arXiv 2107.09559)."""
+"""Painting of images on tissue maps: CT phases, MR looks, fully random contrast (domain randomisation, arXiv 2107.09559)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def paint_attenuation(tissues: Tensor, outline: Tensor, generator: torch.Generat
 
 
 def _inner_structure(hu: Tensor, tissues: Tensor, generator: torch.Generator) -> Tensor:
-    """Renal cortex and medulla, gas and contents of the gut, hepatic vessels, focal lesions, slow variation in every organ."""
+    """Renal cortex and medulla, gas and contents of the gut, hepatic vessels, focal lesions, slow variation everywhere."""
     b, size = tissues.shape[0], tissues.shape[-1]
 
     def chance(p: float) -> Tensor:
@@ -64,7 +64,9 @@ def _inner_structure(hu: Tensor, tissues: Tensor, generator: torch.Generator) ->
 
     kidney = (tissues == INDEX["left kidney"]) | (tissues == INDEX["right kidney"])
     depth = F.avg_pool2d(kidney.float()[:, None], 7, 1, 3)[:, 0]
-    medulla = kidney & (depth + smooth_noise(b, 1, size, 40, generator)[:, 0] * 0.05 > uniform((b, 1, 1), 0.75, 1.0, generator))
+    medulla = kidney & (
+        depth + smooth_noise(b, 1, size, 40, generator)[:, 0] * 0.05 > uniform((b, 1, 1), 0.75, 1.0, generator)
+    )
     hu = hu - (medulla & chance(0.6)) * uniform((b, 1, 1), 10, 110, generator)
 
     gut = (tissues == INDEX["stomach"]) | (tissues == INDEX["bowel"]) | (tissues == INDEX["duodenum"])

@@ -50,7 +50,8 @@ def phantom_tissues(batch: int, size: int, pixel_mm: float, generator: torch.Gen
         generator: source of randomness; its device is used.
 
     Returns:
-        tissues, int64 (batch, size, size); outline, float (batch, size, size), approximate signed distance to the body wall in mm.
+        tissues, int64 (batch, size, size); outline, float (batch, size, size), approximate signed distance to the body wall
+        in mm.
     """
     device = generator.device
     axis = (torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2) * pixel_mm
@@ -68,7 +69,9 @@ def phantom_tissues(batch: int, size: int, pixel_mm: float, generator: torch.Gen
         return _blob(grid, centre, radii, angle + normal((batch,), generator) * 0.25, rough, generator)
 
     zero = torch.zeros(batch, device=device)
-    radius = torch.hypot((cols - shift[:, 0, None, None]) / half[:, None, None], (rows - shift[:, 1, None, None]) / depth[:, None, None])
+    radius = torch.hypot(
+        (cols - shift[:, 0, None, None]) / half[:, None, None], (rows - shift[:, 1, None, None]) / depth[:, None, None]
+    )
     outline = (radius - 1) * depth[:, None, None]
     cavity = _blob(grid, shift, torch.stack([half, depth], -1) * 0.9, zero, 0.03, generator)
     tissues = torch.zeros(batch, size, size, dtype=torch.int64, device=device)

@@ -1,14 +1,15 @@
 """The tissue classes that synthetic images are painted with, and what each looks like on CT.
 
-A label map of any source (atlas, TotalSegmentator output, procedural phantom) is first translated into these classes; painting
-knows nothing else. Mean attenuation values follow common abdominal CT references (unenhanced, late arterial and portal venous phase).
+A label map of any source (atlas, TotalSegmentator output, procedural phantom) is first translated into these classes;
+painting knows nothing else. Mean attenuation values follow common abdominal CT references (unenhanced, late arterial and
+portal venous phase).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Canonical target names, in the order of their tissue index (1-based). "kidneys" is the union of both and has no index of its own.
+#: Canonical target names, in the order of their tissue index (1-based). "kidneys", the union of both, has no index.
 ORGANS = (
     "liver",
     "spleen",
@@ -37,8 +38,8 @@ TISSUES: tuple[Tissue, ...] = (
     Tissue("unlabelled", (-100, -100, -100), 10),
     Tissue("liver", (58, 70, 108), 22),
     Tissue("spleen", (50, 115, 120), 22),
-    Tissue("right kidney", (34, 150, 175), 35),
-    Tissue("left kidney", (34, 150, 175), 35),
+    Tissue("right kidney", (34, 170, 190), 45),
+    Tissue("left kidney", (34, 170, 190), 45),
     Tissue("pancreas", (42, 100, 90), 20),
     Tissue("stomach", (30, 45, 45), 30),
     Tissue("gallbladder", (12, 10, 12), 12),

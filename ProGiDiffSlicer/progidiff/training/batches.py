@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from progidiff.synthesis.source import SyntheticSource
-from progidiff.synthesis.tissues import ORGANS
+from progidiff.synthesis.tissues import ORGANS, VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,26 @@ class SyntheticBatches:
 
     Args:
         source: the painted slices.
-        vocabulary: target names; each is an organ of the source, or "kidneys" (the union of both).
+        vocabulary: target names: organs of the source, "kidneys" (the union of both), or others, which stay unknown.
     """
 
     def __init__(self, source: SyntheticSource, vocabulary: Sequence[str]) -> None:
         self.source = source
         self.vocabulary = tuple(vocabulary)
+        self._known = torch.tensor([name in VOCABULARY for name in self.vocabulary])
 
     def batch(self, count: int) -> TrainingBatch:
-        """``count`` painted slices, every target known."""
+        """``count`` painted slices; every target that is painted is known."""
         made = self.source.batch(count)
         masks = torch.stack([self._mask(made.organs, name) for name in self.vocabulary], 1)
-        known = torch.ones(count, len(self.vocabulary), dtype=torch.bool, device=masks.device)
+        known = self._known.to(masks.device).expand(count, -1)
         return TrainingBatch(made.images, masks, known)
 
     @staticmethod
     def _mask(organs: Tensor, name: str) -> Tensor:
         if name == "kidneys":
             return (organs == ORGANS.index("left kidney") + 1) | (organs == ORGANS.index("right kidney") + 1)
-        return organs == ORGANS.index(name) + 1
+        return organs == ORGANS.index(name) + 1 if name in ORGANS else torch.zeros_like(organs, dtype=torch.bool)
 
     def state(self) -> Tensor:
         """State of the source's generator."""
@@ -81,8 +82,8 @@ class SyntheticBatches:
 def pick_prompts(batch: TrainingBatch, per_image: int, absent_share: float = 0.12) -> tuple[Tensor, Tensor]:
     """Which targets are asked for on which image.
 
-    Present targets (more than 15 pixels) are drawn evenly, whatever their size; now and then an absent one, whose right answer is an
-    empty mask. Targets that are not known on an image are never asked for.
+    Present targets (more than 15 pixels) are drawn evenly, whatever their size; now and then an absent one, whose right
+    answer is an empty mask. Targets that are not known on an image are never asked for.
 
     Args:
         batch: the batch.

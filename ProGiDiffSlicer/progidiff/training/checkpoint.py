@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from progidiff.errors import ModelError
+from progidiff.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from progidiff.training.loop import Stage
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def save_checkpoint(
     path: Path, step: int, stage: Stage, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel
 ) -> None:
-    """Write everything that the next step depends on; the file is replaced in one move."""
+    """Write everything that the next step depends on; the file is replaced in one move.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier checkpoint stays as it was.
+    """
     tensors = {f"weights.{i}": p.detach().cpu().contiguous() for i, p in enumerate(parameters)}
     tensors |= {f"buffers.{k}": v.detach().cpu().contiguous().clone() for k, v in stage.trainable.named_buffers()}
     tensors |= {f"ema.{i}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
@@ -32,8 +36,15 @@ def save_checkpoint(
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     tensors["random.source"] = stage.source_state().cpu()
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"stage": stage.name, "step": str(step), "ema_step": str(ema.optimization_step)})
-    temporary.replace(path)
+    metadata = {"stage": stage.name, "step": str(step), "ema_step": str(ema.optimization_step)}
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"The checkpoint {path} cannot be written ({error}); make room or choose another folder."
+        ) from error
 
 
 def load_checkpoint(
@@ -48,9 +59,12 @@ def load_checkpoint(
         return 0
     try:
         with safe_open(path, framework="pt") as file:
-            meta, keys = file.metadata(), set(file.keys())
+            meta, keys = file.metadata() or {}, set(file.keys())
             if meta.get("stage") != stage.name or f"weights.{len(parameters)}" in keys:
                 raise ModelError(f"{path} is a checkpoint of another stage or network; choose another folder or delete it.")
+            for i, p in enumerate(parameters):  # copy_ would spread a smaller tensor over a larger one
+                if tuple(file.get_slice(f"weights.{i}").get_shape()) != tuple(p.shape):
+                    raise ModelError(f"{path} is a checkpoint of another network; choose another folder or delete it.")
             with torch.no_grad():
                 for i, p in enumerate(parameters):
                     p.copy_(file.get_tensor(f"weights.{i}"))

@@ -1,12 +1,12 @@
-"""The recipe of the bundled default model: synthetic slices only, permissively licensed label maps only, four stages, resumable."""
+"""The recipe of the bundled model: synthetic slices of permissively licensed label maps only, four stages, resumable."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,8 +21,9 @@ from progidiff.synthesis.source import SyntheticSource
 from progidiff.synthesis.tissues import VOCABULARY
 from progidiff.training import small
 from progidiff.training.batches import SyntheticBatches, TrainingBatch
-from progidiff.training.loop import LoopSettings, run_stage
-from progidiff.training.stages import AutoencoderStage, BaseStage, ControlStage, EncoderStage, tokenize
+from progidiff.training.diffusion import BaseStage, ControlStage
+from progidiff.training.loop import LoopSettings, Progress, Stage, run_stage, stage_clock
+from progidiff.training.stages import AutoencoderStage, EncoderStage, tokenize
 
 IMAGE_SIZE = 160
 SPACING_MM = 2.4
@@ -48,6 +49,8 @@ class DefaultRecipe:
         steps: steps per stage.
         device: where to train; synthesis runs there as well.
         log: receives one line per report.
+        progress: told stage, steps done and steps in all after each step.
+        cancelled: asked after each step; see :func:`progidiff.training.loop.run_stage`.
     """
 
     def __init__(
@@ -57,7 +60,10 @@ class DefaultRecipe:
         steps: DefaultSteps | None = None,
         device: str = "cpu",
         log: Callable[[str], None] = print,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._progress, self._cancelled = progress, cancelled
         self.folder, self.volumes, self.device, self.log = folder, list(volumes), torch.device(device), log
         self.steps = steps or DefaultSteps()
         torch.manual_seed(0)
@@ -91,17 +97,23 @@ class DefaultRecipe:
         return shift, scale
 
     def run(self, stage: str) -> None:
-        """Run or resume one stage; the stages before it must be done."""
-        began = time.monotonic()
-        {"autoencoder": self._autoencoder, "base": self._base, "encoder": self._encoder, "control": self._control}[stage]()
-        path = self.folder / stage / "seconds.json"
-        before = json.loads(path.read_text()) if path.exists() else 0.0
-        path.write_text(json.dumps(before + time.monotonic() - began))
+        """Run or resume one stage; the stages before it must be done.
+
+        Raises:
+            CancelledError: it was cancelled; its checkpoint is written.
+        """
+        with stage_clock(self.folder / stage):
+            {"autoencoder": self._autoencoder, "base": self._base, "encoder": self._encoder, "control": self._control}[
+                stage
+            ]()
+
+    def _run(self, stage: Stage, settings: LoopSettings) -> None:
+        run_stage(stage, settings, self.folder / stage.name, self.log, self._cancelled, self._progress)
 
     def _autoencoder(self) -> None:
         stage = AutoencoderStage(self.vae, self.decoder, self.source(1), self.validation)
         settings = LoopSettings(self.steps.autoencoder, 4, 2e-3, validate_every=250, seed=1)
-        run_stage(stage, settings, self.folder / stage.name, self.log)
+        self._run(stage, settings)
         path = self.folder / "latents.json"
         if not path.exists():
             path.write_text(json.dumps(stage.latent_statistics()))
@@ -109,20 +121,20 @@ class DefaultRecipe:
     def _base(self) -> None:
         stage = BaseStage(**self._diffusion(2))
         settings = LoopSettings(self.steps.base, 4, 8e-4, validate_every=400, seed=2)
-        run_stage(stage, settings, self.folder / stage.name, self.log)
+        self._run(stage, settings)
 
     def _encoder(self) -> None:
         stage = EncoderStage(self.encoder, self.head, self.source(3), self.validation)
         settings = LoopSettings(self.steps.encoder, 8, 1.5e-3, seed=3)
-        run_stage(stage, settings, self.folder / stage.name, self.log)
+        self._run(stage, settings)
 
     def _control(self) -> None:
         self.control = small.make_control(self.unet).to(self.device)
         stage = ControlStage(self.control, self.encoder, head=self.head, **self._diffusion(4))
         settings = LoopSettings(self.steps.control, 4, 8e-4, seed=4)
-        run_stage(stage, settings, self.folder / stage.name, self.log)
+        self._run(stage, settings)
 
-    def _diffusion(self, seed: int) -> dict[str, object]:
+    def _diffusion(self, seed: int) -> dict[str, Any]:
         shift, scale = self.latents()
         return {
             "vae": self.vae,
@@ -175,7 +187,9 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
             trained_on=[
                 TrainingSource(name="procedural abdominal phantoms", licence="Apache-2.0", what="generated slices"),
                 *(
-                    TrainingSource(name=v.name, licence=v.licence, what="slices of one patient's label volume", n=len(v.slices))
+                    TrainingSource(
+                        name=v.name, licence=v.licence, what="slices of one patient's label volume", n=len(v.slices)
+                    )
                     for v in recipe.volumes
                 ),
             ],
@@ -191,8 +205,9 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
             ],
             trainable_parameters=0,
             notes=(
-                "Trained on synthetic slices alone: pictures painted on label maps of three patients, and procedural phantoms. "
-                "Labels of two of the patients are TotalSegmentator output, not drawn by hand. For research, not for diagnosis."
+                "Trained on synthetic slices alone: pictures painted on label maps of three patients, and procedural"
+                " phantoms. Labels of two of the patients are TotalSegmentator output, not drawn by hand."
+                " For research, not for diagnosis."
             ),
         ),
     )

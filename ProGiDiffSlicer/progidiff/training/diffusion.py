@@ -195,5 +195,6 @@ class ControlStage(_DiffusionStage):
         figures = mean_dice([(self.sample(b.images) > 0, b) for b in self.validation])
         if self.head is not None:
             twin = mean_dice([(self.segment(self.encoder(b.images)) > 0, b) for b in self.validation])
-            figures |= {"twin": dice for dice in twin.values()}
+            if twin:
+                figures["twin"] = twin["dice"]
         return figures

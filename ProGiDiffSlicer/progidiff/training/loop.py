@@ -1,11 +1,12 @@
-"""One training loop for all stages: accelerate, EMA, progress with ETA, a validation curve, checkpoints that resume exactly."""
+"""One training loop for all stages: accelerate, EMA, progress, a validation curve, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,12 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from progidiff.errors import CancelledError
 from progidiff.training.checkpoint import load_checkpoint, save_checkpoint
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+Progress = Callable[[str, int, int], None]
+"""Told the stage's name, the steps done and the steps in all."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def run_stage(
     folder: Path,
     log: Callable[[str], None] = print,
     cancelled: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
 ) -> list[dict[str, float]]:
     """Train a stage to its last step, resuming from ``folder`` if it holds a checkpoint of this stage.
 
@@ -94,10 +101,16 @@ def run_stage(
         settings: its settings.
         folder: where checkpoints, ``curve.json`` and ``curve.png`` go.
         log: receives one line per report.
-        cancelled: asked after each step; when true a checkpoint is written and the function returns early.
+        cancelled: asked after each step; when true a checkpoint is written and training ends.
+        progress: told the stage's name, the steps done and the steps in all, at the start and after each step.
 
     Returns:
         The validation curve: one dictionary per validation, with ``step``.
+
+    Raises:
+        CancelledError: it was cancelled before its last step; the checkpoint is written.
+        ModelError: the checkpoint in ``folder`` is of another stage or network, or damaged.
+        OutputError: a checkpoint cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
@@ -106,14 +119,16 @@ def run_stage(
     ema = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     torch.manual_seed(settings.seed)
     curve: list[dict[str, float]] = []
-    start = load_checkpoint(folder / "checkpoint.safetensors", stage, parameters, optimizer, ema)
+    start = load_checkpoint(folder / CHECKPOINT_NAME, stage, parameters, optimizer, ema)
     if start:
-        curve = json.loads((folder / "curve.json").read_text()) if (folder / "curve.json").exists() else []
+        curve = _read_curve(folder / "curve.json", start)
         log(f"{stage.name}: resumed at step {start} of {settings.steps}")
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
     recent: dict[str, list[float]] = {}
     began, last = time.monotonic(), start
     stage.trainable.train()
+    if progress is not None:
+        progress(stage.name, start, settings.steps)
     for step in range(start, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
@@ -130,17 +145,22 @@ def run_stage(
         if done % settings.log_every == 0:
             pace = (time.monotonic() - began) / (done - last)
             shown = "  ".join(f"{k} {sum(v) / len(v):.4f}" for k, v in recent.items())
-            log(f"{stage.name} {done}/{settings.steps}  {shown}  {pace:.2f} s/step  ETA {(settings.steps - done) * pace / 60:.1f} min")
+            left = (settings.steps - done) * pace / 60
+            log(f"{stage.name} {done}/{settings.steps}  {shown}  {pace:.2f} s/step  ETA {left:.1f} min")
             recent.clear()
-        stop = cancelled()
+        if progress is not None:
+            progress(stage.name, done, settings.steps)
+        stop = cancelled() and done < settings.steps
         if done % settings.validate_every == 0 or done == settings.steps:
             curve.append({"step": float(done), **validate_averaged(stage, ema, parameters)})
             (folder / "curve.json").write_text(json.dumps(curve, indent=1))
             log(f"{stage.name} {done} validation  " + "  ".join(f"{k} {v:.3f}" for k, v in curve[-1].items() if k != "step"))
         if done % settings.checkpoint_every == 0 or done == settings.steps or stop:
-            save_checkpoint(folder / "checkpoint.safetensors", done, stage, parameters, optimizer, ema)
+            save_checkpoint(folder / CHECKPOINT_NAME, done, stage, parameters, optimizer, ema)
         if stop:
-            break
+            raise CancelledError(
+                f"Stopped at step {done} of {settings.steps} of the stage {stage.name}; the checkpoint is kept."
+            )
     ema.copy_to(parameters)
     stage.trainable.eval()
     draw_curve(curve, folder / "curve.png", stage.name)
@@ -149,7 +169,7 @@ def run_stage(
 
 def validate_averaged(stage: Stage, ema: EMAModel, parameters: list[nn.Parameter]) -> dict[str, float]:
     """Validation figures of the averaged weights; random number streams and training weights are left as they were."""
-    random = torch.get_rng_state()
+    random, on_device = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     ema.store(parameters)
     ema.copy_to(parameters)
     stage.trainable.eval()
@@ -158,19 +178,43 @@ def validate_averaged(stage: Stage, ema: EMAModel, parameters: list[nn.Parameter
     ema.restore(parameters)
     stage.trainable.train()
     torch.set_rng_state(random)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device)
     return figures
+
+
+@contextmanager
+def stage_clock(folder: Path) -> Iterator[None]:
+    """Add the wall time of what runs inside to ``folder/seconds.json``, whether it ends or is cancelled."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        path = folder / "seconds.json"
+        before = json.loads(path.read_text()) if path.exists() else 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(before + time.monotonic() - began))
+
+
+def _read_curve(path: Path, start: int) -> list[dict[str, float]]:
+    """The validation curve up to the checkpoint's step; what an interrupted run added after it is measured again."""
+    if not path.exists():
+        return []
+    return [point for point in json.loads(path.read_text()) if point["step"] <= start]
 
 
 def draw_curve(curve: list[dict[str, float]], path: Path, title: str) -> None:
     """Validation curve as PNG."""
-    if not curve:
+    names = list(dict.fromkeys(key for point in curve for key in point if key != "step"))
+    if not names:
         return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for key in (k for k in curve[0] if k != "step"):
-        axes.plot([c["step"] for c in curve], [c[key] for c in curve], marker="o", markersize=3, label=key)
+    for key in names:
+        points = [(c["step"], c[key]) for c in curve if key in c]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=key)
     axes.set(xlabel="step", ylabel="validation", title=title, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)

@@ -17,7 +17,8 @@ def segmentation_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
     """
     truth = masks.float()
     weight = known.float()[:, :, None, None]
-    cross = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight).sum() / weight.expand_as(logits).sum().clamp_min(1)
+    cross = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight).sum()
+    cross = cross / weight.expand_as(logits).sum().clamp_min(1)
     probability = logits.sigmoid() * weight
     overlap = (probability * truth).sum((0, 2, 3))
     size = (probability + truth * weight).sum((0, 2, 3))

@@ -65,9 +65,9 @@ def make_vae() -> AutoencoderTiny:
 def make_unet(size: int) -> UNet2DConditionModel:
     """Text-to-mask backbone.
 
-    ``attention_head_dim`` counts heads in diffusers' UNet (a name kept for compatibility there); one head of 32 channels each.
-    Attention sits at the coarsest level alone, where 100 tokens see the whole mask; the prompt also reaches every residual block
-    through the time embedding.
+    ``attention_head_dim`` counts heads in diffusers' UNet (a name kept for compatibility there); one head of 32 channels
+    each. Attention sits at the coarsest level alone, where 100 tokens see the whole mask; the prompt also reaches every
+    residual block through the time embedding.
     """
     return UNet2DConditionModel(
         sample_size=size // STRIDE,

@@ -1,0 +1,125 @@
+"""The engine's current image: its slices in canonical view, on the model's grid and in the model's grey values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nibabel.orientations import io_orientation
+from torch import Tensor
+
+from progidiff.errors import InputError
+from progidiff.events import ImageInfo
+from progidiff.model.card import Modality, ModelCard
+from progidiff.protocol import image_key
+from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.intensity import Normaliser, guess_modality, normaliser
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+
+#: Slices on which the body is looked for.
+_LOOKS = 7
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """A volume made ready for sampling.
+
+    Attributes:
+        array: numeric (K, J, I), as given.
+        plan: how it is cut into slices.
+        backwards: whether slices are counted against the anatomical direction (from left, posterior and inferior).
+        grid: the model's grid on its slices.
+        normalise: scanner values to [0, 1].
+        modality: as given, or guessed.
+        guessed: whether the modality was guessed.
+        voxel_ml: volume of a voxel in mL.
+        info: what clients are told.
+    """
+
+    array: np.ndarray
+    plan: SlicePlan
+    backwards: bool
+    grid: ModelGrid
+    normalise: Normaliser
+    modality: Modality
+    guessed: bool
+    voxel_ml: float
+    info: ImageInfo
+
+    def pixels(self, index: int) -> Tensor:
+        """Slice ``index`` on the model's grid, float32 (1, 1, S, S) in [0, 1] on the CPU."""
+        canonical = np.ascontiguousarray(extract_slice(self.array, self.plan, index))
+        return self.grid.to_model(torch.from_numpy(self.normalise(canonical)))
+
+    def position_mm(self, index: int) -> float:
+        """Place of slice ``index`` along the patient: a slice has the same noise however the array is ordered."""
+        return (self.plan.count - 1 - index if self.backwards else index) * self.plan.slice_spacing
+
+
+def load_image(
+    array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None, card: ModelCard
+) -> LoadedImage:
+    """Make a volume ready for a model.
+
+    Args:
+        array_kji: numeric (K, J, I); HU for CT, any unit for MR.
+        affine: (4, 4), IJK to RAS in mm.
+        modality: "CT", "MR" or ``None`` to guess from the values.
+        plane: plane of the slices, or ``None`` for the acquisition plane.
+        card: the model's card.
+
+    Raises:
+        InputError: the geometry or the values cannot be used.
+        ModelError: the model was not made for this modality.
+    """
+    _check_values(array_kji)
+    k, j, i = array_kji.shape
+    geometry = Geometry((i, j, k), affine)
+    plan = plan_slices(geometry, plane)
+    in_order = np.moveaxis(array_kji, plan.axis, 0)
+    known = _modality(in_order, modality, card)
+    normalise = normaliser(in_order, card, known)
+    if not any(np.ptp(normalise(extract_slice(array_kji, plan, s))) > 0 for s in range(plan.count)):
+        raise InputError("The image shows no contrast in the model's window; check its modality, or choose another image.")
+    backwards = bool(io_orientation(geometry.affine)[2 - plan.axis, 1] < 0)
+    looks = np.linspace(0, plan.count - 1, min(plan.count, _LOOKS)).round().astype(int)
+    places = plan.count - 1 - looks if backwards else looks
+    centre = body_centre([normalise(extract_slice(array_kji, plan, int(s))) for s in places])
+    return LoadedImage(
+        array=array_kji,
+        plan=plan,
+        backwards=backwards,
+        grid=ModelGrid(card.image_size, card.spacing_mm, plan.shape_rc, plan.spacing_rc, centre),
+        normalise=normalise,
+        modality=known,
+        guessed=modality is None,
+        voxel_ml=geometry.voxel_volume_ml,
+        info=ImageInfo(
+            content_hash=image_key(array_kji, geometry.affine, modality, plane),
+            plane=plan.plane,
+            slice_count=plan.count,
+            slice_shape=plan.shape_rc,
+            spacing_rc=plan.spacing_rc,
+            slice_spacing=plan.slice_spacing,
+        ),
+    )
+
+
+def _check_values(array: np.ndarray) -> None:
+    if array.ndim != 3:
+        raise InputError("The image is not a single 3-D volume; choose one frame or channel of it.")
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"The image holds {array.dtype} and not grey values; choose a CT or MR volume.")
+    # one plane at a time: a mask of a whole volume would need a quarter of its memory again
+    if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in array):
+        raise InputError("The image holds values that are not numbers (NaN or infinite); replace them first.")
+
+
+def _modality(array: np.ndarray, stated: str | None, card: ModelCard) -> Modality:
+    """The stated modality, or a guess among those of the model."""
+    if stated is not None:
+        card.window(stated)  # raises where there is none
+        return "MR" if stated == "MR" else "CT"
+    return card.modalities[0] if len(card.modalities) == 1 else guess_modality(array)

@@ -1,0 +1,164 @@
+"""Rows of a request in as few batches as fit: noise, denoising, decoding, and the slices streamed out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from progidiff.events import SliceEvent
+from progidiff.memory import is_out_of_memory
+from progidiff.model.folder import ProGiDiffModel
+from progidiff.sampling.conditioning import Conditioner
+from progidiff.sampling.denoise import decode, denoise, make_scheduler
+from progidiff.sampling.image import LoadedImage
+from progidiff.sampling.noise import proposal_noise
+from progidiff.sampling.run import Run
+from progidiff.sampling.stack import OpenSlice
+
+Row = tuple[int, str, int]  # slice, target, proposal
+#: Slices in the making, by slice and target.
+Pieces = dict[tuple[int, str], OpenSlice]
+
+#: Logit beyond the model's grid: outside for certain.
+_OUTSIDE = -20.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive proposals of one target on one slice, bool (n, H, W), and the sum of their probabilities (H, W)."""
+
+    index: int
+    target: str
+    first: int
+    masks: np.ndarray
+    probability: np.ndarray
+
+
+class Sampler:
+    """Samples proposals on one image.
+
+    Args:
+        model: the loaded model.
+        image: the current image.
+        conditioner: codes of its slices and of prompts.
+    """
+
+    def __init__(self, model: ProGiDiffModel, image: LoadedImage, conditioner: Conditioner) -> None:
+        self._model = model
+        self._image = image
+        self._conditioner = conditioner
+
+    def stream(self, run: Run, slices: list[int], wanted: Mapping[str, range], pieces: Pieces | None = None) -> None:
+        """Sample the proposals ``wanted`` of each target on ``slices``, and emit every slice as it is decoded.
+
+        Rows run slice by slice, so that a slice is complete before much of the next one is begun, and only slices in the
+        making are held.
+
+        Args:
+            run: the request.
+            slices: slice indices.
+            wanted: proposals by target.
+            pieces: slices that are kept for further proposals; without it a slice is dropped when complete, and counted
+                as done.
+        """
+        keep = pieces is not None
+        held: Pieces = {} if pieces is None else pieces
+        last_target = list(wanted)[-1]
+        rows: Iterator[Row] = ((s, t, p) for s in slices for t, proposals in wanted.items() for p in proposals)
+        pending: list[Row] = []
+        while True:
+            pending += islice(rows, max(0, run.batch - len(pending)))
+            if not pending:
+                return
+            batch = pending[: run.batch]
+            parts = self._sampled(run, batch)
+            if parts is None:
+                run.halve(len(batch))
+                continue
+            pending = pending[len(batch) :]
+            for part in parts:
+                run.check()
+                last = part.first + len(part.masks) == wanted[part.target].stop
+                self._send(run, part, held.setdefault((part.index, part.target), OpenSlice()), last)
+                if last and not keep:
+                    del held[part.index, part.target]
+                    run.slices_done += part.target == last_target
+            run.progress("sampling", batch[-1][0], batch[-1][1])
+
+    def _send(self, run: Run, part: _Part, piece: OpenSlice, last: bool) -> None:
+        """Count a part and send it; the last one of a block with what all proposals of the slice so far say."""
+        piece.add(part.masks, part.probability)
+        if last:
+            run.stacks[part.target].close_block(piece)
+        run.emit(
+            SliceEvent(
+                target=part.target,
+                slice_index=part.index,
+                first_proposal=part.first,
+                masks=part.masks,
+                agreement=piece.agreement() if last else None,
+                mean_probability=piece.mean_probability() if last else None,
+            )
+        )
+        run.sent(len(part.masks))
+
+    def _sampled(self, run: Run, batch: list[Row]) -> list[_Part] | None:
+        """The batch at the slices' own pixels; ``None`` where memory is too small for it."""
+        try:
+            return self._parts(run, batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here has the error gone, and with it the tensors that its traceback held.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    @torch.inference_mode()
+    def _parts(self, run: Run, batch: list[Row]) -> list[_Part]:
+        logits = self._logits(run, batch)
+        parts, offset = [], 0
+        with run.timed("decode_s"):
+            for (index, target), group in groupby(batch, key=lambda row: row[:2]):
+                run.check()
+                members = [proposal for _, _, proposal in group]
+                native = self._image.grid.from_model(logits[offset : offset + len(members)], outside=_OUTSIDE)
+                masks, probability = (native > 0).cpu().numpy(), torch.sigmoid(native).sum(0).cpu().numpy()
+                parts.append(_Part(index, target, members[0], masks, probability))
+                offset += len(members)
+        return parts
+
+    def _logits(self, run: Run, batch: list[Row]) -> Tensor:
+        """Mask logits (B, S, S) of a batch of rows."""
+        model, request, image = self._model, run.request, self._image
+        with run.timed("encode_s"):
+            prompts = {t: self._conditioner.prompt(t, image.modality) for t in dict.fromkeys(row[1] for row in batch)}
+            hints: dict[tuple[int, str], Tensor] = {}
+            for index, target in dict.fromkeys(row[:2] for row in batch):
+                run.check()
+                features = self._conditioner.features(index, partial(image.pixels, index))
+                hints[index, target] = self._conditioner.hint(features, prompts[target])
+            hint = torch.cat([hints[index, target] for index, target, _ in batch])
+            states = torch.cat([prompts[target].states for _, target, _ in batch])
+            shape = (model.unet.config.in_channels, *hint.shape[-2:])
+            fields = [proposal_noise(request.seed, t, p, image.position_mm(s), shape) for s, t, p in batch]
+            noise = torch.stack(fields).to(model.device)
+            scheduler = make_scheduler(model, request.scheduler, request.steps)
+        run.check()
+        done = 0
+
+        def after_step() -> bool:
+            nonlocal done
+            done += 1
+            return run.after_step(len(batch), done / request.steps, *batch[0][:2])
+
+        with run.timed("denoise_s"):
+            latents = denoise(model, noise, states, hint, scheduler, after_step)
+        with run.timed("decode_s"):
+            return decode(model, latents)

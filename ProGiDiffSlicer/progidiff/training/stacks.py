@@ -1,0 +1,178 @@
+"""Labelled slices as the model sees them: grouped by volume, normalised and laid on the model's grid as at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from progidiff.datasets.manifest import MANIFEST_NAME
+from progidiff.datasets.nnunet import NnUNetDataset
+from progidiff.datasets.slices import LabelledSlice, SliceFolder
+from progidiff.errors import DatasetError, InputError
+from progidiff.model.card import ModelCard
+from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.intensity import normaliser
+
+#: A target with no more pixels than this on the model's grid counts as absent, as in :func:`batches.pick_prompts`.
+MIN_PIXELS = 15
+#: Of slices without any known target, every fourth is kept: they teach what absence looks like, but volumes hold many of them.
+_EMPTY_STEP = 4
+#: Slices whose common bounding box places the grid, as the engine does it.
+_CENTRE_SLICES = 7
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices of one volume (or of one patient's pictures), read when they are needed.
+
+    Attributes:
+        name: name within its data set.
+        patient: the unit of splits.
+        read: reads the slices.
+    """
+
+    name: str
+    patient: str
+    read: Callable[[], Sequence[LabelledSlice]]
+
+
+@dataclass(frozen=True)
+class PreparedStack:
+    """Slices on the model's grid with a margin around it, packed.
+
+    Attributes:
+        images: float16 (n, P, P) in [0, 1]; P is the grid's size and twice its margin.
+        masks: uint8 (n, V, bytes), bits of bool (P, P) per target of the vocabulary.
+        known: bool (n, V), whether the target is labelled on the slice.
+        present: bool (n, V), whether it is known and covers more than :data:`MIN_PIXELS` pixels.
+        is_mr: whether it is MR.
+        plane: plane of the slices.
+        patient: the patient.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    known: np.ndarray
+    present: np.ndarray
+    is_mr: bool
+    plane: str
+    patient: str
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.images.nbytes + self.masks.nbytes
+
+    def __len__(self) -> int:
+        """Number of slices."""
+        return len(self.images)
+
+    def slice(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image float32 (P, P), masks bool (V, P, P), known bool (V,)."""
+        side = self.images.shape[-1]
+        bits = np.unpackbits(self.masks[index], axis=-1, count=side * side)
+        masks = torch.from_numpy(bits.reshape(-1, side, side)).bool()
+        return torch.from_numpy(self.images[index]).float(), masks, torch.from_numpy(self.known[index])
+
+
+def open_dataset(folder: Path) -> NnUNetDataset | SliceFolder:
+    """A data set by its folder: nnU-Net raw (``dataset.json``) or slices with a manifest (``manifest.json``).
+
+    Raises:
+        DatasetError: it is neither.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        return SliceFolder(folder)
+    if (folder / "dataset.json").is_file():
+        return NnUNetDataset(folder)
+    raise DatasetError(
+        f"'{folder}' is no data set; name an nnU-Net raw folder (with dataset.json) or a slice folder (with {MANIFEST_NAME})."
+    )
+
+
+def stacks_of(data: NnUNetDataset | SliceFolder | Iterable[LabelledSlice]) -> list[Stack]:
+    """The stacks of a data set; single slices of one patient, size, modality and plane form one stack."""
+    if isinstance(data, NnUNetDataset):
+        return [Stack(case.name, data.patient_of(case), lambda case=case: list(data.slices(case))) for case in data.cases]
+    groups: dict[tuple[object, ...], list[Callable[[], LabelledSlice]]] = {}
+    names: dict[tuple[object, ...], tuple[str, str]] = {}
+    if isinstance(data, SliceFolder):
+        for entry in data.manifest.slices:
+            s = data.manifest.settings(entry)
+            key = (entry.patient, s.modality, s.window, s.plane, s.spacing_mm, s.transpose)
+            groups.setdefault(key, []).append(lambda entry=entry: data.read(entry))
+            names.setdefault(key, (entry.id or entry.image, entry.patient))
+    else:
+        for item in data:
+            key = (item.patient, item.modality, item.window, item.plane, item.spacing_rc)
+            groups.setdefault(key, []).append(lambda item=item: item)
+            names.setdefault(key, (item.slice_id, item.patient))
+    return [Stack(*names[key], lambda readers=readers: [read() for read in readers]) for key, readers in groups.items()]
+
+
+def margin_of(card: ModelCard) -> int:
+    """Pixels kept around the grid, so that augmentation can shift and turn without running out of picture."""
+    return card.image_size // 16
+
+
+def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> PreparedStack | None:
+    """Read a stack and bring it onto the model's grid; ``None`` where it has no slice.
+
+    Args:
+        stack: the stack.
+        card: grid, windows and vocabulary of the model.
+        spare_empty: leave out most slices that show no known target.
+
+    Raises:
+        DatasetError: the images cannot be read or are uniform.
+        ModelError: the model was not made for the modality.
+    """
+    slices = list(stack.read())
+    if not slices:
+        return None
+    first = slices[0]
+    images = _normalised(stack, slices, card)
+    look = np.linspace(0, len(images) - 1, min(len(images), _CENTRE_SLICES)).round().astype(int)
+    alike = len({image.shape for image in images}) == 1
+    common = body_centre([images[int(i)] for i in look]) if alike else None
+    side = card.image_size + 2 * margin_of(card)
+    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    empty = 0
+    for item, image in zip(slices, images, strict=True):
+        shape = (image.shape[0], image.shape[1])
+        # The grid of the engine, with a margin: the pixels inside are the same as at inference.
+        grid = ModelGrid(side, card.spacing_mm, shape, item.spacing_rc, common or body_centre([image]))
+        masks = np.zeros((len(card.vocabulary), side, side), dtype=bool)
+        known = np.array([target in item.labelled and target in item.labels for target in card.vocabulary])
+        for v, target in enumerate(card.vocabulary):
+            if known[v] and item.labels[target].any():
+                mask = torch.from_numpy(np.ascontiguousarray(item.labels[target], dtype=np.float32))
+                masks[v] = (grid.to_model(mask)[0, 0] > 0.5).numpy()
+        present = known & (masks.sum((1, 2)) > MIN_PIXELS)
+        if not present.any():
+            empty += 1
+            if spare_empty and empty % _EMPTY_STEP != 1:
+                continue
+        pixels = grid.to_model(torch.from_numpy(np.ascontiguousarray(image)))[0, 0].numpy().astype(np.float16)
+        rows.append((pixels, np.packbits(masks.reshape(len(masks), -1), axis=-1), known, present))
+    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    return PreparedStack(columns[0], columns[1], columns[2], columns[3], first.modality == "MR", first.plane, stack.patient)
+
+
+def _normalised(stack: Stack, slices: Sequence[LabelledSlice], card: ModelCard) -> list[np.ndarray]:
+    """float32 images in [0, 1]; percentiles are taken of the whole stack, as the engine takes them of a volume."""
+    first = slices[0]
+    if first.window == "display" and first.modality == "CT":
+        card.window("CT")  # refuses a model that was not made for CT
+        return [item.image for item in slices]
+    values = np.concatenate([item.image.reshape(-1) for item in slices])
+    try:
+        normalise = normaliser(values, card, first.modality)
+    except InputError as error:
+        raise DatasetError(f"The images of '{stack.name}' are uniform; leave them out.") from error
+    return [normalise(item.image) for item in slices]

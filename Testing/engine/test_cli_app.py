@@ -1,0 +1,184 @@
+"""The program as a whole: help, quick start, progress, and commands that are thin."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import progidiff
+from progidiff.cli.app import app
+from progidiff.cli.commandline import split_command
+from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
+from progidiff.errors import InputError
+from progidiff.events import ProgressEvent
+from progidiff.model import build
+from progidiff.outputs.volumes_out import write_volume
+from progidiff.volumes.geometry import Geometry
+
+ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
+PACKAGE_HOME = str(Path(progidiff.__file__).parents[1])
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "monai", "scipy")
+
+
+def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": PACKAGE_HOME, "PYTHONUTF8": "1"},
+        check=False,
+    )
+
+
+def loaded_after(arguments: list[str], unwanted: tuple[str, ...]) -> str:
+    """Names of ``unwanted`` modules that a command has imported, as text; the command must succeed."""
+    program = (
+        "import sys\n"
+        "from progidiff.cli.app import app\n"
+        "try:\n    app(prog_name='progidiff')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('LOADED', sorted(set({unwanted!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = run_python(program, *arguments)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["propose", "--help"], ["doctor", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded_after(arguments, (*HEAVY, "numpy", "SimpleITK", "matplotlib")) == "LOADED []"
+
+
+def test_propose_imports_no_networks(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(40, 20, (4, 20, 24)).astype(np.int16)
+    write_volume(tmp_path / "ct.nii.gz", array, Geometry((24, 20, 4), np.diag([-2.0, -2.0, 5.0, 1.0])))
+    worker = shlex.join([sys.executable, str(ORGANS_WORKER)])
+    arguments = ["propose", str(tmp_path / "ct.nii.gz"), "--prompt", "liver", "--out", str(tmp_path / "out")]
+    heavy = tuple(name for name in HEAVY if name != "scipy")
+    assert loaded_after([*arguments, "--worker-command", worker], heavy) == "LOADED []"
+
+
+def test_help_lists_every_command() -> None:
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    for name in ("propose", "info", "doctor", "worker"):
+        assert name in text
+    assert "not a medical device" in " ".join(text.split())
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"progidiff {progidiff.__version__}\n"
+
+
+def test_propose_needs_a_prompt_and_a_place() -> None:
+    for arguments in (["x.nii.gz", "--out", "o"], ["x.nii.gz", "--prompt", "liver"]):
+        assert CliRunner().invoke(app, ["propose", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "option", ["--proposals=0", "--top-k=0", "--steps=101", "--seed=-1", "--scheduler=euler", "--device=tpu"]
+)
+def test_numbers_out_of_range_are_refused(option: str) -> None:
+    ran = CliRunner().invoke(app, ["propose", "x.nii.gz", "--prompt", "liver", "--out", "o", option])
+    assert ran.exit_code == 2
+    assert option.partition("=")[0] in ran.stderr
+
+
+def test_worker_passes_its_options_on() -> None:
+    ran = run_python("from progidiff.cli.app import main; main()", "worker", "--heartbeat", "soon")
+    assert ran.returncode == 2
+    assert "argument --heartbeat" in ran.stderr
+    ran = run_python("from progidiff.cli.app import main; main()", "worker", "--help")
+    assert ran.returncode == 0
+    assert "--max-payload" in ran.stdout
+
+
+def test_info_prints_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, bool]] = []
+
+    def print_info(what: object, as_json: bool = False) -> str | dict[str, object]:
+        asked.append((what, as_json))
+        return {"trainable_parameters": 367} if as_json else "a table"
+
+    monkeypatch.setattr(build, "print_info", print_info)
+    assert CliRunner().invoke(app, ["info", "--config", "sd15"]).stdout == "a table\n"
+    ran = CliRunner().invoke(app, ["info", "--model", "some/folder", "--json"])
+    assert json.loads(ran.stdout) == {"trainable_parameters": 367}
+    assert asked == [("sd15", False), (Path("some/folder"), True)]
+
+
+def test_info_refuses_what_is_no_model(tmp_path: Path) -> None:
+    both = CliRunner().invoke(app, ["info", "--config", "sd15", "--model", str(tmp_path)])
+    assert both.exit_code == 2
+    assert len(both.stderr.splitlines()) == 1
+    nothing = CliRunner().invoke(app, ["info", "--model", str(tmp_path / "nowhere"), "--json"])
+    assert nothing.exit_code == 2
+    assert json.loads(nothing.stdout)["error"]["code"] == "model"
+
+
+def test_worker_commands_are_split_like_a_shell_does() -> None:
+    assert split_command(None) is None
+    assert split_command("ssh 'gpu host' python -m progidiff worker") == [
+        "ssh",
+        "gpu host",
+        *("python", "-m", "progidiff", "worker"),
+    ]
+    for bad in ("", "  ", "ssh 'host"):
+        with pytest.raises(InputError, match="worker command"):
+            split_command(bad)
+
+
+def test_progress_tells_slice_and_time() -> None:
+    event = ProgressEvent("sampling", 0.15, 11, 11, 80, "liver", eta_s=None)
+    assert slice_text(event) == "slice 12/80"
+    assert remaining(event, elapsed_s=3.0) == "about 17 s left"
+    assert remaining(ProgressEvent("sampling", 0.15, eta_s=600), 3.0) == "about 10 min left"
+    assert remaining(ProgressEvent("sampling", 0.15, eta_s=7200), 3.0) == "about 2.0 h left"
+    assert remaining(ProgressEvent("sampling", 0.01), 3.0) == ""
+    assert remaining(ProgressEvent("sampling", 1.0), 3.0) == ""
+    assert slice_text(ProgressEvent("sampling", 1.0, 79, 80, 80)) == "slice 80/80"
+    assert slice_text(ProgressEvent("loading", 0.5)) == ""
+
+
+def test_a_log_file_gets_a_line_for_each_tenth() -> None:
+    stream = io.StringIO()
+    with progress_view(stream) as view:
+        assert isinstance(view, PlainLines)
+        for step in range(201):
+            view.show(ProgressEvent("sampling", step / 200, step, step, 201, "liver", 1.0))
+        view.show(ProgressEvent("writing", 0.0))
+        view.warn("Look [here].")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 13
+    assert lines[0] == "sampling liver: slice 1/201, about 1 s left"
+    assert lines[1].startswith("sampling liver: slice 21/201, 10 %")
+    assert lines[-2:] == ["writing", "Warning: Look [here]."]
+
+
+class Terminal(io.StringIO):
+    """Claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    with progress_view(stream) as view:
+        view.show(ProgressEvent("sampling", 0.15, 11, 11, 80, "liver", 42.0))
+        view.warn("Look [here].")
+    text = stream.getvalue()
+    for expected in ("sampling liver", "15%", "slice 12/80", "about 42 s left", "Look [here]."):
+        assert expected in text, expected
