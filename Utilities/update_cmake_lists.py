@@ -22,9 +22,7 @@ def shipped_files(module: Path = MODULE) -> tuple[list[str], list[str]]:
     files = [
         path.relative_to(module)
         for path in module.rglob("*")
-        if path.is_file()
-        and path.name not in _NOT_SHIPPED_NAMES
-        and not _NOT_SHIPPED_FOLDERS & set(path.parts)
+        if path.is_file() and path.name not in _NOT_SHIPPED_NAMES and not _NOT_SHIPPED_FOLDERS & set(path.parts)
     ]
     scripts = sorted(file.as_posix() for file in files if file.suffix == ".py")
     resources = sorted(file.as_posix() for file in files if file.suffix not in {".py", ".pyc"})
@@ -57,6 +55,4 @@ def with_lists(text: str, scripts: list[str], resources: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    CMAKE_LISTS.write_text(
-        with_lists(CMAKE_LISTS.read_text(encoding="utf-8"), *shipped_files()), encoding="utf-8"
-    )
+    CMAKE_LISTS.write_text(with_lists(CMAKE_LISTS.read_text(encoding="utf-8"), *shipped_files()), encoding="utf-8")

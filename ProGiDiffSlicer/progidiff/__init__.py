@@ -1,4 +1,4 @@
-"""ProGiDiff engine: prompt-driven diffusion proposals for organ segmentation. Importing it loads neither torch nor Slicer."""
+"""ProGiDiff engine: prompt-driven diffusion proposals for organs. Importing it loads neither torch nor Slicer."""
 
 from __future__ import annotations
 

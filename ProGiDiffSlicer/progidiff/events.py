@@ -77,8 +77,8 @@ class SliceEvent:
         slice_index: index along the slice axis.
         first_proposal: index of ``masks[0]``; a slice may arrive in several blocks.
         masks: bool (n, rows, columns).
-        agreement: float32 (rows, columns), share of proposals 0..first_proposal+n that contain the pixel; ``None`` on blocks
-            that are not the last of their slice.
+        agreement: float32 (rows, columns), share of proposals 0..first_proposal+n that contain the pixel; ``None`` in the
+            middle of a block. Adaptive sampling sends one for each of its blocks; the last one counts.
         mean_probability: float32 (rows, columns), mean of the proposals' probabilities; ``None`` likewise.
         preview: an early look (fewer proposals than asked for), to be replaced by a later event.
     """

@@ -41,8 +41,12 @@ def device_memory_mb() -> float | None:
     return float(cuda.memory_reserved()) / _MIB
 
 
+#: How torch words it where the exception's type does not say so: host allocator, CUDA runtime, cuBLAS.
+_PHRASES = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on the host or on the device."""
-    return isinstance(error, MemoryError) or any(
-        base.__name__ == "OutOfMemoryError" for base in type(error).__mro__
-    ) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    if isinstance(error, MemoryError) or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from progidiff.events import DoneEvent, Event, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 from progidiff.model.build import build_from_stable_diffusion
 from progidiff.model.folder import ProGiDiffModel
 
@@ -27,9 +30,7 @@ def write_clip_tokenizer(folder: Path) -> int:
     merges = ["l i", "li v", "liv e", "live r</w>"]
     words = letters + [f"{c}</w>" for c in letters] + [m.replace(" ", "") for m in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(
-        json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8"
-    )
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     config = {
@@ -134,3 +135,112 @@ def tiny_model_folder(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("modèle Größe") / "model"
     build_tiny(tiny_sd, folder)
     return folder
+
+
+@dataclass
+class Recording:
+    """Everything that one request emitted."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def slices(self) -> list[SliceEvent]:
+        return self.of(SliceEvent)
+
+    @property
+    def progress(self) -> list[ProgressEvent]:
+        return self.of(ProgressEvent)
+
+    @property
+    def warnings(self) -> list[WarningEvent]:
+        return self.of(WarningEvent)
+
+    @property
+    def rankings(self) -> dict[str, RankingEvent]:
+        return {event.target: event for event in self.of(RankingEvent)}
+
+    @property
+    def done(self) -> DoneEvent:
+        (event,) = self.of(DoneEvent)
+        return event  # type: ignore[no-any-return]
+
+    def masks(self, target: str) -> dict[int, np.ndarray]:
+        """bool (N, rows, columns) by slice; fails unless every proposal comes exactly once and in order."""
+        parts: dict[int, list[np.ndarray]] = {}
+        for event in self.slices:
+            if event.target == target:
+                known = parts.setdefault(event.slice_index, [])
+                assert event.first_proposal == sum(len(part) for part in known)
+                assert event.masks.dtype == np.bool_
+                known.append(event.masks)
+        return {index: np.concatenate(known) for index, known in parts.items()}
+
+
+def sample(engine: Any, *targets: str, cancelled: Callable[[], bool] = lambda: False, **request: Any) -> Recording:
+    """Run one request to its end."""
+    recording = Recording()
+    settings = {"proposals": 4, "steps": 2, **request}
+    engine.propose(ProposeRequest(targets or ("liver",), **settings), recording.events.append, cancelled)
+    return recording
+
+
+def phantom(slices: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """A small CT (K, J, I) in HU, without any symmetry and different on every slice, and its affine (axes R, A, S)."""
+    y, x = np.mgrid[:30, :34]
+    rng = np.random.default_rng(5)
+    volume = np.full((slices, 30, 34), -1000.0, np.float32)
+    for k, plane in enumerate(volume):
+        plane[((y - 15) / 13) ** 2 + ((x - 16) / 15) ** 2 < 1] = 20
+        plane[((y - 11 - k / 2) / 5) ** 2 + ((x - 10) / 6) ** 2 < 1] = 110
+        plane[((y - 20) / 3) ** 2 + ((x - 23 + k / 2) / 4) ** 2 < 1] = 190
+        plane += rng.normal(0, 15, plane.shape)
+    affine = np.diag([3.5, 4.0, 7.0, 1.0])
+    affine[:3, 3] = -60, 35, 102
+    return volume, affine
+
+
+@pytest.fixture(scope="session")
+def run_engine() -> Callable[..., Recording]:
+    """``sample(engine, *targets, cancelled=..., **request)``: 4 proposals in 2 steps of "liver", unless said otherwise."""
+    return sample
+
+
+@pytest.fixture(scope="session")
+def make_phantom() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """``phantom(slices=4)``."""
+    return phantom
+
+
+@pytest.fixture(scope="session")
+def responsive_folder(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with three targets whose masks depend on noise, image and prompt; read-only.
+
+    In an untrained model the control branch's zero convolutions hide the image; here they hold random numbers.
+    """
+    import torch
+
+    from progidiff.model.folder import save_model
+
+    folder = tmp_path_factory.mktemp("responsive")
+    model = build_tiny(
+        tiny_sd, folder / "silent", vocabulary=["liver", "spleen", "left kidney"], spacing_mm=4.0, modalities=["CT", "MR"]
+    )
+    generator = torch.Generator().manual_seed(2)
+    for module in (*model.controlnet.controlnet_down_blocks, model.controlnet.controlnet_mid_block):
+        for parameter in module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    save_model(model, folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def engine(responsive_folder: Path) -> Any:
+    """An engine of its own for each test, with the phantom as its image."""
+    from progidiff.sampling.engine import Engine
+
+    loaded = Engine.load(responsive_folder, "cpu")
+    loaded.set_image(*phantom(), "CT")
+    return loaded

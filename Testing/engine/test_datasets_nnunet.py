@@ -33,9 +33,7 @@ def save(path: Path, ras: np.ndarray, codes: str = "RAS") -> None:
     """Store an array given in RAS order with axes of another orientation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(ras, np.diag([*SPACING, 1.0]))
-    turn = nib.orientations.ornt_transform(
-        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes)
-    )
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes))
     image = image.as_reoriented(turn)
     if path.name.endswith((".nii.gz", ".nii")):
         nib.save(image, path)
@@ -65,9 +63,7 @@ def dataset(
         save(folder / "imagesTr" / f"{case}{suffix}{ending}", image, codes)
         save(folder / "labelsTr" / f"{case}{ending}", label, codes)
     content = {"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ending} | description
-    (folder / "dataset.json").write_text(
-        json.dumps({k: v for k, v in content.items() if v is not None}), "utf-8"
-    )
+    (folder / "dataset.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}), "utf-8")
     return folder
 
 
@@ -141,9 +137,7 @@ def test_an_all_background_label_map_is_a_case_without_organs(tmp_path: Path) ->
 
 
 def test_slices_with_ignored_voxels_are_left_out(tmp_path: Path) -> None:
-    data = NnUNetDataset(
-        dataset(tmp_path, {"background": 0, "right_kidney": 2, "left_kidney": 3, "ignore": 1})
-    )
+    data = NnUNetDataset(dataset(tmp_path, {"background": 0, "right_kidney": 2, "left_kidney": 3, "ignore": 1}))
     assert [s.slice_id for s in data] == ["case_a_0", "case_a_1", "case_a_3"]
 
 
@@ -183,9 +177,7 @@ def broken(folder: Path, how: str) -> None:
         case "no labels":
             (folder / "dataset.json").write_text('{"name": "x"}', "utf-8")
         case "odd label":
-            (folder / "dataset.json").write_text(
-                '{"labels": {"liver": 1.5}, "channel_names": {"0": "CT"}}', "utf-8"
-            )
+            (folder / "dataset.json").write_text('{"labels": {"liver": 1.5}, "channel_names": {"0": "CT"}}', "utf-8")
         case "no known organ":
             (folder / "dataset.json").write_text('{"labels": {"bg": 0, "widget": 1}}', "utf-8")
         case "no cases":
@@ -242,9 +234,7 @@ def test_split_by_patient_leaves_a_patient_on_each_side(fraction: float) -> None
     assert len(train) == len(held_out) == 1
 
 
-@pytest.mark.parametrize(
-    ("ids", "fraction"), [(["a", "a"], 0.5), ([], 0.5), (["a", "b"], 0.0), (["a", "b"], 1.0)]
-)
+@pytest.mark.parametrize(("ids", "fraction"), [(["a", "a"], 0.5), ([], 0.5), (["a", "b"], 0.0), (["a", "b"], 1.0)])
 def test_impossible_splits_are_refused(ids: list[str], fraction: float) -> None:
     with pytest.raises(DatasetError):
         split_by_patient(ids, fraction)

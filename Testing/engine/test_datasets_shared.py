@@ -90,9 +90,7 @@ def test_curvas_liver_is_on_the_images_left_and_kidneys_behind(shared_data: Path
                 assert centre(s.labels["liver"])[0] < centre(s.labels["kidneys"])[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "on_left"), [("chaos", "liver", True), ("msd_spleen", "spleen", False)]
-)
+@pytest.mark.parametrize(("name", "target", "on_left"), [("chaos", "liver", True), ("msd_spleen", "spleen", False)])
 def test_one_organ_sets_show_it_on_its_side(shared_data: Path, name: str, target: str, on_left: bool) -> None:
     for s in load(shared_data, name):
         body = s.image > (0.35 if name == "chaos" else 0.2)
@@ -148,9 +146,7 @@ def test_curvas_slices_are_those_of_the_rater_1_volumes(shared_data: Path) -> No
         ("totalsegmentator_mr", "example_mr_sm.nii.gz", "example_seg_mr.nii.gz"),
     ],
 )
-def test_whole_volumes_are_cut_as_the_engine_cuts_them(
-    shared_data: Path, name: str, image: str, label: str
-) -> None:
+def test_whole_volumes_are_cut_as_the_engine_cuts_them(shared_data: Path, name: str, image: str, label: str) -> None:
     folder = shared_data / "permissive/totalsegmentator_tests"
     volume, segments = read_volume(folder / image), read_volume(folder / label)
     plan = plan_slices(volume.geometry)

@@ -78,9 +78,7 @@ def test_turns_move_image_mask_and_spacing_together(
 
     turns = {"transpose": transpose, "flip_rows": flip_rows, "flip_cols": flip_cols}
     stored_spacing = [0.7, 0.8] if transpose else [0.8, 0.7]
-    found = only(
-        folder_with(tmp_path, BASE | turns | {"spacing_mm": stored_spacing}, store(GREY), store(VALUES))
-    )
+    found = only(folder_with(tmp_path, BASE | turns | {"spacing_mm": stored_spacing}, store(GREY), store(VALUES)))
     assert np.allclose(found.image, GREY / 255.0)
     assert np.array_equal(found.labels["liver"], VALUES == 1)
     assert found.spacing_rc == (0.8, 0.7)
@@ -116,9 +114,7 @@ def test_nearest_in_colour_space(tmp_path: Path) -> None:
 
 
 def test_labelled_organs_beyond_the_masks_are_absent_and_others_unknown(tmp_path: Path) -> None:
-    found = only(
-        folder_with(tmp_path, BASE | {"labelled": ["liver", "spleen", "left kidney", "right kidney"]})
-    )
+    found = only(folder_with(tmp_path, BASE | {"labelled": ["liver", "spleen", "left kidney", "right kidney"]}))
     assert found.labelled == {"liver", "spleen", "left kidney", "right kidney", "kidneys"}
     assert not found.labels["kidneys"].any()
     assert "pancreas" not in found.labels
@@ -156,10 +152,7 @@ def test_arrays_keep_hounsfield_units(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "mask.npz", anything=VALUES.astype(np.int64))
     data = folder_with(tmp_path, BASE | {"window": None}, image=GREY)
     (tmp_path / "manifest.json").write_text(
-        (tmp_path / "manifest.json")
-        .read_text("utf-8")
-        .replace("image.png", "image.npy")
-        .replace("mask.png", "mask.npz"),
+        (tmp_path / "manifest.json").read_text("utf-8").replace("image.png", "image.npy").replace("mask.png", "mask.npz"),
         "utf-8",
     )
     data = SliceFolder(tmp_path)

@@ -57,9 +57,7 @@ def test_the_public_sizes_fit_together(config: str) -> None:
         hint = encoder.hint(features, text.mean(1))
         assert hint.shape == (1, 320, 64, 64)
         down, mid = control(latents, time, text, hint, return_dict=False)
-        out = unet(
-            latents, time, text, down_block_additional_residuals=down, mid_block_additional_residual=mid
-        ).sample
+        out = unet(latents, time, text, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
     assert out.shape == latents.shape
     assert backbone_name(unet.config) == config
 
@@ -136,9 +134,7 @@ def test_the_control_branch_copies_the_unet(model: ProGiDiffModel) -> None:
 
 def inputs(model: ProGiDiffModel) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    ids = model.tokenizer(
-        ["liver", "spleen"], padding="max_length", max_length=16, return_tensors="pt"
-    ).input_ids
+    ids = model.tokenizer(["liver", "spleen"], padding="max_length", max_length=16, return_tensors="pt").input_ids
     text = model.text_encoder(ids).last_hidden_state
     features = model.image_encoder(torch.rand(2, 1, 32, 32, generator=generator))
     return {
@@ -243,9 +239,7 @@ def test_the_same_seed_builds_the_same_model(
     assert other.card.sha256[key] != model.card.sha256[key]
 
 
-def test_building_leaves_the_global_random_state_alone(
-    tiny_sd: Path, tmp_path: Path, make_tiny_model: Build
-) -> None:
+def test_building_leaves_the_global_random_state_alone(tiny_sd: Path, tmp_path: Path, make_tiny_model: Build) -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)

@@ -39,9 +39,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "latent_scale": [0.5, 2.0],
         "trained_on": [TrainingSource(name="phantoms", licence="Apache-2.0", what="label maps", n=100)],
         "training": [TrainingStage(stage="base", steps=10, seconds=1.5, device="cpu", seeds=[0, 1])],
-        "accuracy": [
-            Accuracy(set="held-out", target="liver", metric="dice", value=0.91, n_slices=7, n_patients=3)
-        ],
+        "accuracy": [Accuracy(set="held-out", target="liver", metric="dice", value=0.91, n_slices=7, n_patients=3)],
         "trainable_parameters": 123,
         "notes": "Leber und Milz, gemäß Vorlage",
         "sha256": {"unet/diffusion_pytorch_model.safetensors": "0" * 64},
@@ -96,9 +94,7 @@ def test_prompt_and_window_of_a_modality() -> None:
         ({"sha256": {"a": "abc"}}, "sha256.a"),
     ],
 )
-def test_a_wrong_card_is_refused_in_one_line(
-    tmp_path: Path, changes: dict[str, Any], part_of_message: str
-) -> None:
+def test_a_wrong_card_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], part_of_message: str) -> None:
     good = json.loads(ModelCard.model_validate(fields()).model_dump_json())
     (tmp_path / CARD_NAME).write_text(json.dumps({**good, **changes}), encoding="utf-8")
     with pytest.raises(ModelError, match=part_of_message) as caught:

@@ -103,9 +103,7 @@ def test_half_precision_on_disk_halves_the_size(folder: Path, tmp_path: Path) ->
 
 def test_dtype_on_load(folder: Path) -> None:
     model = load_model(folder, dtype=torch.bfloat16)
-    assert {net.dtype for net in (model.vae, model.unet, model.controlnet, model.text_encoder)} == {
-        torch.bfloat16
-    }
+    assert {net.dtype for net in (model.vae, model.unet, model.controlnet, model.text_encoder)} == {torch.bfloat16}
 
 
 def test_no_path_of_this_machine_is_written(folder: Path, tmp_path: Path) -> None:
@@ -133,9 +131,7 @@ def test_saving_replaces_an_earlier_model_only(folder: Path, tmp_path: Path) -> 
     assert (foreign / "precious.txt").read_text(encoding="utf-8") == "keep"
 
 
-def test_a_failed_save_leaves_the_old_model(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = load_model(folder)
     before = sorted(folder.rglob("*"))
 
@@ -166,9 +162,7 @@ def test_loading_needs_no_network(folder: Path) -> None:
     )
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env["PYTHONPATH"] = str(Path(sys.modules["progidiff"].__file__ or "").parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)], env=env, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "MISSING" not in done.stderr
 

@@ -184,9 +184,7 @@ def test_weights_unknown_to_the_card(folder: Path) -> None:
     assert "vae/" in failure(folder)
 
 
-@pytest.mark.parametrize(
-    "file", [UNET, TEXT, Path("controlnet", UNET.name), Path("image_encoder", UNET.name)]
-)
+@pytest.mark.parametrize("file", [UNET, TEXT, Path("controlnet", UNET.name), Path("image_encoder", UNET.name)])
 def test_missing_weights_are_an_error(folder: Path, file: Path) -> None:
     key = sorted(load_file(folder / file))[0]
     rewrite(folder, file, lambda tensors: tensors.pop(key))  # type: ignore[arg-type,return-value]
@@ -245,9 +243,7 @@ def test_a_component_absent_from_the_index(folder: Path) -> None:
     assert 'does not name "controlnet"' in failure(folder)
 
 
-def test_components_of_different_models_do_not_pass(
-    folder: Path, tmp_path: Path, make_tiny_sd: Callable[..., Path]
-) -> None:
+def test_components_of_different_models_do_not_pass(folder: Path, tmp_path: Path, make_tiny_sd: Callable[..., Path]) -> None:
     make_tiny_sd(tmp_path / "sd48", block_out_channels=(8, 32))
     shutil.rmtree(folder / "unet")
     shutil.copytree(tmp_path / "sd48" / "unet", folder / "unet")

@@ -19,11 +19,7 @@ from progidiff.outputs.atomic import MARKER, atomic_file, atomic_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(folder)): p.read_text()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MARKER
-    }
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MARKER}
 
 
 def write_run(out: Path, *, overwrite: bool = False, **files: str) -> None:
@@ -167,9 +163,7 @@ def read_only_folder() -> Iterator[Path]:
             folder.chmod(0o755)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "seteuid"), reason="permission bits of folders work differently on Windows"
-)
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permission bits of folders work differently on Windows")
 def test_read_only_output(read_only_folder: Path) -> None:
     for out in (read_only_folder / "out", read_only_folder):
         with pytest.raises(OutputError, match="read-only") as caught:

@@ -43,9 +43,7 @@ def test_layers_are_the_fastest_axis_and_numbers_are_exact(tmp_path: Path) -> No
         np.testing.assert_array_equal(voxels[..., layer] == label, mask)
     none, *vectors = fields["space directions"].split()
     assert none == "none"
-    stored = np.array(
-        [[float(x) for x in v.strip("()").split(",")] for v in [*vectors, fields["space origin"]]]
-    )
+    stored = np.array([[float(x) for x in v.strip("()").split(",")] for v in [*vectors, fields["space origin"]]])
     np.testing.assert_array_equal(stored.T, geometry.affine_lps[:3])
 
 
@@ -137,8 +135,6 @@ def test_escaped_tags_are_safe_and_come_back() -> None:
             assert unescape_tag(escaped) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["0.913", "C:\\Users", "100 %", "SCT^10200004^Liver~^^~", "größer als 5 %", "50%2"]
-)
+@pytest.mark.parametrize("text", ["0.913", "C:\\Users", "100 %", "SCT^10200004^Liver~^^~", "größer als 5 %", "50%2"])
 def test_ordinary_values_stay_readable(text: str) -> None:
     assert escape_tag(text) == text

@@ -28,9 +28,7 @@ def test_round_trip(name: str, suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["example_ct_sm", "example_mr_sm"])
-def test_result_has_the_real_inputs_affine_to_the_last_bit(
-    name: str, shared_data: Path, tmp_path: Path
-) -> None:
+def test_result_has_the_real_inputs_affine_to_the_last_bit(name: str, shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "permissive" / "totalsegmentator_tests" / f"{name}.nii.gz"
     volume = read_volume(source)
     write_volume(tmp_path / "agreement.nii.gz", volume.array > 0, volume.geometry)

@@ -166,17 +166,11 @@ def test_wheel_holds_the_engine_and_what_is_bundled(tmp_path: Path) -> None:
     }
     for folder in ("Models", "SampleData"):
         files = (ROOT / "Resources" / folder).rglob("*")
-        expected |= {
-            f"progidiff/_resources/{p.relative_to(ROOT / 'Resources').as_posix()}"
-            for p in files
-            if p.is_file()
-        }
+        expected |= {f"progidiff/_resources/{p.relative_to(ROOT / 'Resources').as_posix()}" for p in files if p.is_file()}
     assert inside == expected
 
 
-@pytest.mark.parametrize(
-    "folder", ["repository/Resources", "repository/ProGiDiffSlicer/progidiff/_resources"]
-)
+@pytest.mark.parametrize("folder", ["repository/Resources", "repository/ProGiDiffSlicer/progidiff/_resources"])
 def test_sample_is_found_in_a_checkout_and_in_an_installation(tmp_path: Path, folder: str) -> None:
     package = tmp_path / "repository/ProGiDiffSlicer/progidiff"
     with pytest.raises(InputError, match="no sample volume"):

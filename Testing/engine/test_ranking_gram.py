@@ -98,11 +98,7 @@ def test_pairwise_dice_with_empty_masks() -> None:
 
 def test_mean_pairwise_dice_is_the_mean_over_different_pairs() -> None:
     masks = random_masks(6, (7, 12, 12))
-    pairs = [
-        2 * (masks[i] & masks[j]).sum() / (masks[i].sum() + masks[j].sum())
-        for i in range(7)
-        for j in range(i)
-    ]
+    pairs = [2 * (masks[i] & masks[j]).sum() / (masks[i].sum() + masks[j].sum()) for i in range(7) for j in range(i)]
     assert mean_pairwise_dice(gram_matrix(masks)) == pytest.approx(np.mean(pairs))
     assert mean_pairwise_dice(gram_matrix(masks[:1])) == 1.0
 

@@ -106,9 +106,7 @@ def test_near_duplicates_join_the_best_of_them_without_chaining() -> None:
     apart = rank(gram_matrix(line), duplicate_dice=0.99)
     assert sorted(apart.weights) == [1, 1, 1]
     chain = np.concatenate([line, np.zeros((1, 1000), dtype=bool)])
-    chain[3, 45:] = (
-        True  # 955 long: near-duplicate of the third, but not of the second, which leads its group
-    )
+    chain[3, 45:] = True  # 955 long: near-duplicate of the third, but not of the second, which leads its group
     assert len(rank(gram_matrix(chain)).groups) == 2
 
 
@@ -127,9 +125,7 @@ def test_groups_are_a_partition_led_by_their_best_member(seed: int) -> None:
 
 @pytest.mark.parametrize("method", ["soft_dice", "medoid"])
 @pytest.mark.parametrize(("empty", "first_is_empty"), [(0, False), (3, False), (5, True), (7, True)])
-def test_empty_proposals_lead_only_where_they_are_the_majority(
-    method: str, empty: int, first_is_empty: bool
-) -> None:
+def test_empty_proposals_lead_only_where_they_are_the_majority(method: str, empty: int, first_is_empty: bool) -> None:
     masks = np.stack([disc(32 + i, 32, 12) for i in range(8)])
     masks[:empty] = False
     ranking = rank(gram_matrix(masks), method)  # type: ignore[arg-type]

@@ -20,9 +20,7 @@ from progidiff.ranking.stopping import (
 def proposals(rng: np.random.Generator, count: int, spread: float) -> np.ndarray:
     """Discs whose place and size vary with ``spread``."""
     r, c = np.mgrid[:48, :48]
-    rows, columns, radii = rng.normal((24, 24, 14), (spread, spread, spread / 2), (count, 3)).T[
-        :, :, None, None
-    ]
+    rows, columns, radii = rng.normal((24, 24, 14), (spread, spread, spread / 2), (count, 3)).T[:, :, None, None]
     return (r - rows) ** 2 + (c - columns) ** 2 <= radii**2
 
 
@@ -129,9 +127,7 @@ def test_blocks_never_pass_the_maximum() -> None:
     assert [stopping.next_block(n) for n in (0, 4, 8, 10, 12)] == [4, 4, 2, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "numbers", [{"block": 0}, {"minimum": 0}, {"minimum": 9, "maximum": 8}, {"settled": 0}]
-)
+@pytest.mark.parametrize("numbers", [{"block": 0}, {"minimum": 0}, {"minimum": 9, "maximum": 8}, {"settled": 0}])
 def test_impossible_settings_are_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(InputError):
         AdaptiveStopping(**numbers)

@@ -32,9 +32,7 @@ UNSAFE_MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "pickle", "shelve"
 
 
 def _update_cmake_lists() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "update_cmake_lists", ROOT / "Utilities/update_cmake_lists.py"
-    )
+    spec = importlib.util.spec_from_file_location("update_cmake_lists", ROOT / "Utilities/update_cmake_lists.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -140,20 +138,12 @@ def test_code_inside_slicer_uses_the_shared_modules_only() -> None:
 def test_nothing_unpickles() -> None:
     found = []
     for path in _python_files(MODULE):
-        found += [
-            f"{_where(path, n)} imports {name}"
-            for name, n in _imports(path)
-            if name.split(".")[0] in UNSAFE_MODULES
-        ]
+        found += [f"{_where(path, n)} imports {name}" for name, n in _imports(path) if name.split(".")[0] in UNSAFE_MODULES]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 call = ast.unparse(node.func)
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                if (
-                    call == "torch.load"
-                    or options.get("allow_pickle") == "True"
-                    or options.get("weights_only") == "False"
-                ):
+                if call == "torch.load" or options.get("allow_pickle") == "True" or options.get("weights_only") == "False":
                     found.append(f"{_where(path, node.lineno)} calls {call}")
     assert found == []
 
@@ -176,9 +166,7 @@ def test_every_package_folder_has_an_init() -> None:
 
 def test_no_file_is_too_large() -> None:
     large = [
-        f"{path.relative_to(ROOT)}: {size}"
-        for path in _repository_files()
-        if (size := path.stat().st_size) > MAX_FILE_BYTES
+        f"{path.relative_to(ROOT)}: {size}" for path in _repository_files() if (size := path.stat().st_size) > MAX_FILE_BYTES
     ]
     assert large == []
 
@@ -202,11 +190,7 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
             "",
         }:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            found += [
-                f"{_where(path, n)}: {line.strip()[:80]}"
-                for n, line in enumerate(lines, 1)
-                if pattern.search(line)
-            ]
+            found += [f"{_where(path, n)}: {line.strip()[:80]}" for n, line in enumerate(lines, 1) if pattern.search(line)]
     assert found == []
 
 
@@ -230,9 +214,7 @@ def test_dependencies_are_declared() -> None:
 
 def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    entries = project["dependencies"] + [
-        e for extra in project["optional-dependencies"].values() for e in extra
-    ]
+    entries = project["dependencies"] + [e for extra in project["optional-dependencies"].values() for e in extra]
     lines = (ROOT / "Utilities/constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     assert {re.split(r"[^\w.-]", entry)[0].lower() for entry in entries} - pinned == set()
@@ -280,16 +262,9 @@ def test_links_between_documents_resolve(path: Path) -> None:
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:
-    section = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split("## When something goes wrong")[1]
-        .split("\n## ")[0]
-    )
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## When something goes wrong")[1].split("\n## ")[0]
     quoted = [
-        phrase
-        for row in re.findall(r"^\| (\".*?) \|", section, re.MULTILINE)
-        for phrase in re.findall(r'"(.+?)"', row)
+        phrase for row in re.findall(r"^\| (\".*?) \|", section, re.MULTILINE) for phrase in re.findall(r'"(.+?)"', row)
     ]
     assert len(quoted) > 10
     texts = [(ROOT / "Utilities/setup.sh").read_text(encoding="utf-8")]

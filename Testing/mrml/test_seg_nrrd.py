@@ -132,8 +132,7 @@ def test_names_colours_terminology_and_identifiers(tmp_path: Path) -> None:
     ]
     colors = [(221 / 255, 130 / 255, 101 / 255), (0.0, 1.0, 0.5), (1 / 3, 2 / 3, 1.0)] * 2
     segments = [
-        Segment(name, mask, color, LIVER)
-        for name, mask, color in zip(names, random_masks(geometry, 6), colors, strict=True)
+        Segment(name, mask, color, LIVER) for name, mask, color in zip(names, random_masks(geometry, 6), colors, strict=True)
     ]
     path = tmp_path / "Größe 肝" / "proposals.seg.nrrd"
     path.parent.mkdir()
@@ -153,9 +152,7 @@ def test_terminology_is_understood_by_slicers_terminology(tmp_path: Path) -> Non
     if logic_class is None:
         pytest.skip("this slicer-core has no terminology logic")
     mask = np.ones(oblique().shape_kji, bool)
-    (segment,) = write_and_load(
-        tmp_path / "a.seg.nrrd", [Segment("liver", mask, (1, 0, 0), LIVER)], oblique()
-    )
+    (segment,) = write_and_load(tmp_path / "a.seg.nrrd", [Segment("liver", mask, (1, 0, 0), LIVER)], oblique())
     entry = slicer.vtkSlicerTerminologyEntry()
     assert logic_class().DeserializeTerminologyEntry(tag(segment, "TerminologyEntry"), entry)
     assert entry.GetTypeObject().GetCodeValue() == "10200004"
@@ -197,9 +194,7 @@ def _stored_keys(path: Path) -> list[str]:
 def test_packed_masks_and_no_segments_at_all(tmp_path: Path) -> None:
     geometry = oblique()
     (mask,) = random_masks(geometry, 1)
-    (loaded,) = write_and_load(
-        tmp_path / "a.seg.nrrd", [Segment("liver", PackedMask.from_array(mask), (1, 0, 0))], geometry
-    )
+    (loaded,) = write_and_load(tmp_path / "a.seg.nrrd", [Segment("liver", PackedMask.from_array(mask), (1, 0, 0))], geometry)
     np.testing.assert_array_equal(mask_of(loaded, geometry), mask)
     assert write_and_load(tmp_path / "none.seg.nrrd", [], geometry) == []
 
@@ -279,9 +274,7 @@ def _assert_same_place(image: Path, segment: Any, volume: Volume) -> None:
     np.testing.assert_array_equal(shown[nearest[2], nearest[1], nearest[0]], volume.array.ravel())
 
 
-@pytest.mark.parametrize(
-    ("scan", "labels"), [("example_ct_sm", "example_seg"), ("example_mr_sm", "example_seg_mr")]
-)
+@pytest.mark.parametrize(("scan", "labels"), [("example_ct_sm", "example_seg"), ("example_mr_sm", "example_seg_mr")])
 def test_real_labels_on_real_scans(scan: str, labels: str, shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "permissive" / "totalsegmentator_tests"
     volume = read_volume(folder / f"{scan}.nii.gz")

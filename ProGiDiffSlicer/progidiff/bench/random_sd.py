@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psutil
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from progidiff.errors import InputError
 from progidiff.model.backbones import BACKBONES
 from progidiff.model.build import DEFAULT_WINDOWS, parameter_table, zero_snr_scheduler
 from progidiff.model.card import make_card
+from progidiff.model.components import quiet_libraries
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch
 from progidiff.model.parameters import _published as published_networks
@@ -57,12 +60,13 @@ def random_model(
         raise InputError(problem)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        networks = published_networks(BACKBONES[name])
+        networks: dict[str, Any] = dict(published_networks(BACKBONES[name]))
         _fill_zero_convolutions(networks["controlnet"])
-    for network in networks.values():
-        network.to(dtype).eval().requires_grad_(False)
-        if device.type == "cpu":
-            network.to(memory_format=torch.channels_last)  # as the engine loads every model
+    with quiet_libraries():
+        for network in networks.values():
+            network.to(dtype).eval().requires_grad_(False)
+            if device.type == "cpu":
+                network.to(memory_format=torch.channels_last)  # as the engine loads every model
     template = "segmentation mask of the {target}"
     tokenizer = make_tokenizer([template.format(target="liver")])
     tokenizer.model_max_length = int(BACKBONES[name].text_encoder["max_position_embeddings"])

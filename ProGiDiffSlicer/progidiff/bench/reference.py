@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from progidiff.model.components import quiet_libraries
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch, ImageEncoder
+from progidiff.model.text import encode_text, tokenize
 from progidiff.sampling.denoise import make_scheduler
-from progidiff.training.stages import encode_text, tokenize
 
 
 class HintBlock(nn.Module):
@@ -118,7 +118,7 @@ def _with_hint_block(branch: ControlBranch, block: HintBlock) -> ControlBranch:
     """The same control branch (its weights, not a copy of them) with another hint block."""
     twin = copy.copy(branch)
     twin._modules = dict(branch._modules)
-    twin.controlnet_cond_embedding = block
+    twin.add_module("controlnet_cond_embedding", block)
     return twin
 
 

@@ -162,8 +162,8 @@ def _notes(settings: BenchSettings, load: float | None, cuda: bool) -> list[str]
     notes = [
         (
             "Every side samples the same proposals: same weights, slice, prompt, noise, DDIM schedule, steps and threads."
-            " The engine's time includes encoding the slice and ranking; the pipeline's includes its text encoder, its condition"
-            " image at every step and its autoencoder. Loading and setting the volume are not included."
+            " The engine's time includes encoding the slice and ranking; the pipeline's includes its text encoder, its"
+            " condition image at every step and its autoencoder. Loading and setting the volume are not included."
         ),
         (
             '"pipeline" is StableDiffusionControlNetPipeline.__call__; "loop" is one call per proposal without guidance'

@@ -19,6 +19,7 @@ from progidiff.synthesis.phantoms import phantom_tissues
 #: Runs take these slices in turn.
 SLICES = 4
 SLICE_MM = 5.0
+PLANE = "axial"
 FIELD_MM = 400.0
 #: What lies beyond the model's grid is far outside of every mask; the value that the engine uses.
 OUTSIDE = -20.0
@@ -62,7 +63,7 @@ class Scene:
         array = paint_attenuation(tissues, outline, generator).round().clamp(-1024, 3000).to(torch.int16).numpy()
         affine = np.diag([-pixel, -pixel, SLICE_MM, 1.0])
         modality = "CT" if "CT" in card.modalities else "MR"
-        return cls(model, target, array, affine, modality, load_image(array, affine, modality, None, card))
+        return cls(model, target, array, affine, modality, load_image(array, affine, modality, PLANE, card))
 
     @property
     def prompt(self) -> str:

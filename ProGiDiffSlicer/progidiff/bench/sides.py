@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from progidiff.bench.reference import PipelineReference
-from progidiff.bench.scene import Scene
+from progidiff.bench.scene import PLANE, Scene
 from progidiff.client import WorkerClient
 from progidiff.events import DoneEvent, Event, ProposeRequest, SliceEvent
 from progidiff.sampling.engine import Engine
@@ -62,7 +62,7 @@ class EngineSide:
 
     def run(self, index: int, seed: int, proposals: int) -> Sample:
         """Sample; the slice is encoded within the time, the volume was set before."""
-        self._engine.set_image(self._scene.new_volume(), self._scene.affine, self._scene.modality)
+        self._engine.set_image(self._scene.new_volume(), self._scene.affine, self._scene.modality, PLANE)
         events: list[tuple[float, Event]] = []
         began = time.perf_counter()
         self._engine.propose(
@@ -86,7 +86,7 @@ class WorkerSide:
         """Sample; ``first_s`` and ``total_s`` begin when the image is there, ``image_s`` is what it took to get it there."""
         array = self._scene.new_volume()
         asked = time.perf_counter()
-        self._client.set_image(array, self._scene.affine, self._scene.modality)
+        self._client.set_image(array, self._scene.affine, self._scene.modality, PLANE)
         began = time.perf_counter()
         with self._client.propose(_request(self._scene, self._steps, index, seed, proposals)) as stream:
             events = [(time.perf_counter(), event) for event in stream]

@@ -59,7 +59,8 @@ def accuracy(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     write_card: Annotated[bool, typer.Option(help="Write the figures into the model's card.")] = False,
     ablation: Annotated[
-        State, typer.Option(help="Take the noisy state from the networks: shuffled between samples, or replaced by fresh noise.")
+        State,
+        typer.Option(help="Hide the noisy state from the networks: shuffled between samples, or fresh noise."),
     ] = State.NONE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

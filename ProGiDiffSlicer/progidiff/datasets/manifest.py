@@ -103,18 +103,12 @@ class Manifest(SliceSettings):
             settings = self.settings(entry)
             for field in ("modality", "spacing_mm", "labels"):
                 if not getattr(settings, field):
-                    raise ValueError(
-                        f"'{field}' is given neither for the folder nor for the slice '{entry.image}'"
-                    )
+                    raise ValueError(f"'{field}' is given neither for the folder nor for the slice '{entry.image}'")
         return self
 
     def settings(self, entry: SliceEntry) -> SliceSettings:
         """The folder's settings with the slice's own in their place."""
-        own = {
-            name: getattr(entry, name)
-            for name in entry.model_fields_set
-            if name in SliceSettings.model_fields
-        }
+        own = {name: getattr(entry, name) for name in entry.model_fields_set if name in SliceSettings.model_fields}
         base = {name: getattr(self, name) for name in SliceSettings.model_fields}
         # `labelled` follows from `labels` unless it is given beside them.
         if "labels" in own and "labelled" not in own:
@@ -138,6 +132,4 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DatasetError(
-            f"'{path}' is not valid at {where}: {first['msg'].removeprefix('Value error, ')}."
-        ) from error
+        raise DatasetError(f"'{path}' is not valid at {where}: {first['msg'].removeprefix('Value error, ')}.") from error

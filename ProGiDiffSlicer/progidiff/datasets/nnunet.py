@@ -74,8 +74,7 @@ class NnUNetDataset:
         self.labels, self._ignored_values = self._read_labels(description)
         if not self.labels:
             raise DatasetError(
-                f"No label of '{self.folder.name}' names a known organ; "
-                "check the names under 'labels' in dataset.json."
+                f"No label of '{self.folder.name}' names a known organ; check the names under 'labels' in dataset.json."
             )
         self.labelled_targets = frozenset(with_unions({key: np.zeros(1, dtype=bool) for key in self.labels}))
         self.modality: Modality = modality or self._modality(description)
@@ -109,13 +108,10 @@ class NnUNetDataset:
         image, label = self._read(case.image), self._read(case.label)
         if not image.geometry.is_close(label.geometry):
             raise DatasetError(
-                f"The label map of case '{case.name}' does not lie on its image's grid; "
-                "resample it to the image."
+                f"The label map of case '{case.name}' does not lie on its image's grid; resample it to the image."
             )
         if not np.array_equal(label.array, np.rint(label.array)):
-            raise DatasetError(
-                f"The label map of case '{case.name}' holds values that are no whole numbers; check it."
-            )
+            raise DatasetError(f"The label map of case '{case.name}' holds values that are no whole numbers; check it.")
         plan = plan_slices(image.geometry, self.plane)
         for index in range(plan.count):
             values = extract_slice(label.array, plan, index)
@@ -181,9 +177,7 @@ class NnUNetDataset:
             name = path.name.removesuffix(suffix)
             cases.append(Case(name, self._image(name, suffix), path))
         if not cases:
-            raise DatasetError(
-                f"'{labels}' holds no label maps ({', '.join(endings)}); add the labelled cases there."
-            )
+            raise DatasetError(f"'{labels}' holds no label maps ({', '.join(endings)}); add the labelled cases there.")
         return tuple(cases)
 
     def _image(self, name: str, suffix: str) -> Path:
@@ -206,9 +200,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DatasetError(f"'{path}' cannot be read as JSON ({error}); correct it.") from error
     if not isinstance(description, dict) or not isinstance(description.get("labels"), dict):
-        raise DatasetError(
-            f"'{path}' has no table 'labels'; add one such as {{\"background\": 0, \"liver\": 1}}."
-        )
+        raise DatasetError(f"'{path}' has no table 'labels'; add one such as {{\"background\": 0, \"liver\": 1}}.")
     return description
 
 
@@ -224,6 +216,4 @@ def _named_labels(description: dict[str, Any], dataset: str) -> Iterator[tuple[s
         elif isinstance(value, list) and value and all(isinstance(v, int) for v in value):
             yield key, tuple(value)
         else:
-            raise DatasetError(
-                f"The label '{key}: {value}' in dataset.json of '{dataset}' is neither a number nor a name."
-            )
+            raise DatasetError(f"The label '{key}: {value}' in dataset.json of '{dataset}' is neither a number nor a name.")

@@ -85,9 +85,7 @@ def load_shared(folder: Path, name: str) -> list[LabelledSlice]:
     try:
         reader = _READERS[name]
     except KeyError:
-        raise DatasetError(
-            f"There is no evaluation set '{name}'; choose one of {', '.join(SHARED_SETS)}."
-        ) from None
+        raise DatasetError(f"There is no evaluation set '{name}'; choose one of {', '.join(SHARED_SETS)}.") from None
     try:
         slices = reader(Path(folder))
     except (OSError, KeyError, ValueError) as error:
@@ -158,9 +156,7 @@ def _amos(folder: Path) -> list[LabelledSlice]:
     return slices
 
 
-def _totalsegmentator(
-    image_name: str, label_name: str, ids: Mapping[str, int], modality: Modality
-) -> _Reader:
+def _totalsegmentator(image_name: str, label_name: str, ids: Mapping[str, int], modality: Modality) -> _Reader:
     def read(folder: Path) -> list[LabelledSlice]:
         base = folder / "permissive/totalsegmentator_tests"
         image = _nifti(base / image_name, canonical=True)
@@ -261,9 +257,7 @@ _READERS: dict[str, _Reader] = {
         flip_columns=True,
     ),
     # Stored mirrored likewise.
-    "pancreas_mr": _pictures(
-        "research/pancreas_t2w_mr", "pancreas", "MR", _MR_TYPICAL_MM, _any_channel, flip_columns=True
-    ),
+    "pancreas_mr": _pictures("research/pancreas_t2w_mr", "pancreas", "MR", _MR_TYPICAL_MM, _any_channel, flip_columns=True),
     # Coronal, stored upside down: liver and spleen are drawn below the kidneys.
     "kidney_mr": _pictures(
         "permissive/kidney_t2w_mr",
@@ -275,8 +269,6 @@ _READERS: dict[str, _Reader] = {
         plane="coronal",
     ),
     "totalsegmentator_ct": _totalsegmentator("example_ct_sm.nii.gz", "example_seg.nii.gz", _TOTAL_CT, "CT"),
-    "totalsegmentator_mr": _totalsegmentator(
-        "example_mr_sm.nii.gz", "example_seg_mr.nii.gz", _TOTAL_MR, "MR"
-    ),
+    "totalsegmentator_mr": _totalsegmentator("example_mr_sm.nii.gz", "example_seg_mr.nii.gz", _TOTAL_MR, "MR"),
 }
 SHARED_SETS = tuple(_READERS)

@@ -91,6 +91,10 @@ class SliceFolder:
         """All patients."""
         return frozenset(entry.patient for entry in self.manifest.slices)
 
+    def labelled_in(self, entry: SliceEntry) -> frozenset[str]:
+        """Targets that a slice of the manifest labels."""
+        return _labelled(self.manifest.settings(entry))
+
     def read(self, entry: SliceEntry) -> LabelledSlice:
         """Read one slice of the manifest.
 
@@ -124,9 +128,7 @@ class SliceFolder:
 
         stored = _turn(_load(self.folder / name), settings)
         if stored.shape[:2] != shape:
-            raise DatasetError(
-                f"The mask '{name}' and its image differ in size; export them again on one grid."
-            )
+            raise DatasetError(f"The mask '{name}' and its image differ in size; export them again on one grid.")
         masks = _decode(stored, settings, name)
         for target in settings.labelled or ():
             masks.setdefault(target, np.zeros(shape, dtype=bool))
@@ -150,26 +152,19 @@ def _load(path: Path) -> np.ndarray:
             else:
                 with data:
                     if len(data.files) != 1:
-                        raise DatasetError(
-                            f"'{path.name}' holds {len(data.files)} arrays; store one array per file."
-                        )
+                        raise DatasetError(f"'{path.name}' holds {len(data.files)} arrays; store one array per file.")
                     array = data[data.files[0]]
         else:
             with Image.open(path) as picture:
                 colour = picture.mode in ("P", "RGBA", "LA", "CMYK", "YCbCr", "PA")
                 array = np.asarray(picture.convert("RGB") if colour else picture)
     except FileNotFoundError:
-        raise DatasetError(
-            f"The file '{path}' is missing; add it or take its slice out of the manifest."
-        ) from None
+        raise DatasetError(f"The file '{path}' is missing; add it or take its slice out of the manifest.") from None
     except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
-        raise DatasetError(
-            f"The file '{path}' cannot be read as an image or array; export it again."
-        ) from error
+        raise DatasetError(f"The file '{path}' cannot be read as an image or array; export it again.") from error
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or array.dtype.kind not in "biuf":
         raise DatasetError(
-            f"'{path.name}' is not a single 2-D slice but has the shape {array.shape}; "
-            "store one slice per file."
+            f"'{path.name}' is not a single 2-D slice but has the shape {array.shape}; store one slice per file."
         )
     return array
 
@@ -189,9 +184,7 @@ def _grey(array: np.ndarray, name: str, window: str | None) -> np.ndarray:
         # Pillow opens 16-bit greyscale pictures as int32.
         return image / (255.0 if array.dtype == np.uint8 else 65535.0)
     if array.dtype.kind == "f" and (image.min() < 0 or image.max() > 1):
-        raise DatasetError(
-            f"The image '{name}' is called windowed, but its values leave [0, 1]; scale it or drop 'window'."
-        )
+        raise DatasetError(f"The image '{name}' is called windowed, but its values leave [0, 1]; scale it or drop 'window'.")
     return image
 
 
@@ -207,18 +200,12 @@ def _decode(stored: np.ndarray, settings: SliceSettings, name: str) -> dict[str,
     in_colour = next(iter(labels)).startswith("#")
     if in_colour != (stored.ndim == 3):
         if in_colour:
-            raise DatasetError(
-                f"The mask '{name}' is not in colour, but the manifest gives colours; give pixel values."
-            )
+            raise DatasetError(f"The mask '{name}' is not in colour, but the manifest gives colours; give pixel values.")
         if np.ptp(stored, axis=2).max() > 8:
-            raise DatasetError(
-                f"The mask '{name}' is in colour, but the manifest gives pixel values; give colours."
-            )
+            raise DatasetError(f"The mask '{name}' is in colour, but the manifest gives pixel values; give colours.")
         stored = stored[..., 0]
     if stored.dtype.kind == "f" and not np.array_equal(stored, np.rint(stored)):
-        raise DatasetError(
-            f"The mask '{name}' holds values that are no whole numbers; store one number per label."
-        )
+        raise DatasetError(f"The mask '{name}' holds values that are no whole numbers; store one number per label.")
     packed = stored.astype(np.int64)
     if in_colour:
         packed = (packed[..., 0] << 16) | (packed[..., 1] << 8) | packed[..., 2]

@@ -9,9 +9,7 @@ import numpy as np
 from progidiff.errors import DatasetError
 
 
-def split_by_patient(
-    ids: Iterable[str], fraction: float, seed: int = 0
-) -> tuple[frozenset[str], frozenset[str]]:
+def split_by_patient(ids: Iterable[str], fraction: float, seed: int = 0) -> tuple[frozenset[str], frozenset[str]]:
     """Divide patients into those to train on and those to hold out.
 
     Args:

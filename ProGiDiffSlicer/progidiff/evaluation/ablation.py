@@ -24,8 +24,8 @@ def disturbed_state(model: ProGiDiffModel, how: Ablation, seed: int = 0) -> Iter
     Args:
         model: a loaded model.
         how: ``"shuffled"`` gives every row of a batch the state of another row (another proposal, prompt or slice);
-            ``"noise"`` gives fresh Gaussian noise, so that nothing of the sampling so far reaches the networks; ``"none"`` changes
-            nothing.
+            ``"noise"`` gives fresh Gaussian noise, so that nothing of the sampling so far reaches the networks;
+            ``"none"`` changes nothing.
         seed: seed of permutation and noise.
     """
     if how == "none":

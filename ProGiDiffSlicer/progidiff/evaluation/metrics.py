@@ -50,16 +50,10 @@ def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
         return float("nan") if a.any() == b.any() else float("inf")
     from monai.metrics import compute_hausdorff_distance
 
-    return float(
-        compute_hausdorff_distance(
-            *_tensors(a, b), include_background=True, percentile=95, spacing=list(spacing)
-        )
-    )
+    return float(compute_hausdorff_distance(*_tensors(a, b), include_background=True, percentile=95, spacing=list(spacing)))
 
 
-def nsd(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float
-) -> float:
+def nsd(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
     """Normalised surface Dice at a tolerance in mm, with sub-voxel surfaces as in DeepMind's
     surface-distance (via MONAI).
 

@@ -18,8 +18,8 @@ _DIRECTIONS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[i
 def as_volume(item: LabelledSlice, card: ModelCard) -> tuple[np.ndarray, np.ndarray]:
     """A slice as a volume of one slice.
 
-    An already windowed CT slice is brought back to Hounsfield units by the model's own window, so that it passes through the same
-    code as a scan; what the window cut off stays cut off.
+    An already windowed CT slice is brought back to Hounsfield units by the model's own window, so that it passes through
+    the same code as a scan; what the window cut off stays cut off.
 
     Args:
         item: the slice.

@@ -67,9 +67,7 @@ def patient_bootstrap(
         drawn = np.random.default_rng(seed).integers(len(number), size=(resamples, len(number)))
         means = total[drawn].sum(axis=1) / number[drawn].sum(axis=1)
         low, high = (float(v) for v in np.quantile(means, ((1 - level) / 2, (1 + level) / 2)))
-    return BootstrapInterval(
-        float(total.sum() / number.sum()), low, high, len(number), int(number.sum()), missing
-    )
+    return BootstrapInterval(float(total.sum() / number.sum()), low, high, len(number), int(number.sum()), missing)
 
 
 @dataclass(frozen=True)

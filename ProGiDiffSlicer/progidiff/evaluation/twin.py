@@ -1,4 +1,4 @@
-"""The image-only twin: the default recipe's encoder with its segmentation head, trained on the same data for the same time."""
+"""The image-only twin: the default recipe's encoder with its segmentation head, trained on the same pictures."""
 
 from __future__ import annotations
 

@@ -42,10 +42,7 @@ DEFAULT_WINDOWS: Mapping[str, Window] = {
     "CT": Window(kind="hu", low=-160, high=240),
     "MR": Window(kind="percentile", low=0.5, high=99.5),
 }
-_SD_LICENCE = (
-    "that of the Stable Diffusion weights it was built from (CreativeML Open RAIL-M, or as their publisher"
-    " states)"
-)
+_SD_LICENCE = "that of the Stable Diffusion weights it was built from (CreativeML Open RAIL-M, or as their publisher states)"
 
 
 def build_from_stable_diffusion(
@@ -102,14 +99,10 @@ def build_from_stable_diffusion(
     vae, unet, text_encoder = backbone["vae"], backbone["unet"], backbone["text_encoder"]
     stride = 2 ** (len(vae.config.block_out_channels) - 1)
     if image_size % stride:
-        raise ModelError(
-            f"The image size {image_size} is not a multiple of the autoencoder's stride {stride}; choose one."
-        )
+        raise ModelError(f"The image size {image_size} is not a multiple of the autoencoder's stride {stride}; choose one.")
 
     report("making the control branch and the image encoder", 0.4)
-    controlnet, encoder = _fresh_networks(
-        unet, stride, SD_IMAGE_ENCODER if image_encoder is None else image_encoder, seed
-    )
+    controlnet, encoder = _fresh_networks(unet, stride, SD_IMAGE_ENCODER if image_encoder is None else image_encoder, seed)
 
     report("measuring mask latents", 0.5)
     masks = ellipses(8, image_size, seed) if calibration_masks is None else calibration_masks
@@ -125,9 +118,7 @@ def build_from_stable_diffusion(
             "modalities": list(modalities),
             "vocabulary": list(vocabulary),
             "prompt_template": prompt_template,
-            "windows": {
-                modality: DEFAULT_WINDOWS[modality] for modality in modalities if modality in DEFAULT_WINDOWS
-            },
+            "windows": {modality: DEFAULT_WINDOWS[modality] for modality in modalities if modality in DEFAULT_WINDOWS},
             "image_size": image_size,
             "spacing_mm": spacing_mm,
             "latent_shift": shift,
@@ -201,10 +192,7 @@ def _load_backbone(folder: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f'There is no Stable Diffusion folder "{folder}"; name a local diffusers folder.')
     if not (folder / INDEX_NAME).is_file():
-        raise ModelError(
-            f'The folder "{folder}" has no {INDEX_NAME}; name a Stable Diffusion folder in diffusers\''
-            " layout."
-        )
+        raise ModelError(f'The folder "{folder}" has no {INDEX_NAME}; name a Stable Diffusion folder in diffusers\' layout.')
     if "text_encoder_2" in read_json(folder / INDEX_NAME):
         raise ModelError(f'The folder "{folder}" holds a Stable Diffusion XL model; name a 1.x or 2.x model.')
 
@@ -237,6 +225,4 @@ def _converted_scheduler(folder: Path) -> tuple[DDIMScheduler, str]:
     try:
         return zero_snr_scheduler(config), str(config.get("prediction_type", "epsilon"))
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ModelError(
-            f"The Stable Diffusion folder's noise schedule cannot be used ({error}); copy it again."
-        ) from error
+        raise ModelError(f"The Stable Diffusion folder's noise schedule cannot be used ({error}); copy it again.") from error

@@ -55,9 +55,7 @@ class ProGiDiffModel:
         """Image pixels per latent token along each axis."""
         return int(self.image_encoder.config.stride)
 
-    def to(
-        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> ProGiDiffModel:
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ProGiDiffModel:
         """Move and cast every network in place; returns itself."""
         with quiet_libraries():
             for network in self.networks.values():

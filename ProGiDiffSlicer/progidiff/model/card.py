@@ -177,9 +177,7 @@ def make_card(fields: Mapping[str, Any]) -> ModelCard:
     try:
         return ModelCard.model_validate(dict(fields))
     except ValidationError as error:
-        raise ModelError(
-            f"The model card cannot be made ({_one_line(error)}); correct this setting."
-        ) from error
+        raise ModelError(f"The model card cannot be made ({_one_line(error)}); correct this setting.") from error
 
 
 def save_card(card: ModelCard, folder: Path) -> None:
@@ -205,15 +203,11 @@ def load_card(folder: Path) -> ModelCard:
             " folder, or build one from a Stable Diffusion folder first."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f'The model card "{path}" cannot be read ({error}); copy the model folder again.'
-        ) from error
+        raise ModelError(f'The model card "{path}" cannot be read ({error}); copy the model folder again.') from error
     try:
         return parse_card(text)
     except ValueError as error:
-        raise ModelError(
-            f'The model card "{path}" is damaged ({error}); copy the model folder again.'
-        ) from error
+        raise ModelError(f'The model card "{path}" is damaged ({error}); copy the model folder again.') from error
 
 
 def parse_card(text: str) -> ModelCard:

@@ -29,17 +29,13 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f'The model folder lacks "{_short(path)}"; copy the whole model folder again.'
-        ) from None
+        raise ModelError(f'The model folder lacks "{_short(path)}"; copy the whole model folder again.') from None
     except (OSError, ValueError) as error:
         raise ModelError(
             f'The file "{_short(path)}" of the model is not readable JSON; copy the model folder again.'
         ) from error
     if not isinstance(content, dict):
-        raise ModelError(
-            f'The file "{_short(path)}" of the model is not a JSON object; copy the model folder again.'
-        )
+        raise ModelError(f'The file "{_short(path)}" of the model is not a JSON object; copy the model folder again.')
     return content
 
 
@@ -56,9 +52,7 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> list[Pa
     """
     name = stem if variant is None else f"{stem}.{variant}"
     single = folder / f"{name}.safetensors"
-    index = folder / (
-        f"{stem}{_INDEX_SUFFIX}" if variant is None else f"{stem}.safetensors.index.{variant}.json"
-    )
+    index = folder / (f"{stem}{_INDEX_SUFFIX}" if variant is None else f"{stem}.safetensors.index.{variant}.json")
     # Where both are there, the libraries differ in which one they take, so both have to be sound.
     files = [single] if single.is_file() else []
     if index.is_file():
@@ -79,9 +73,7 @@ def _shards(index: Path) -> list[Path]:
     files = [index.parent / name for name in names]
     for path in files:
         if not path.is_file():
-            raise ModelError(
-                f'The model lacks the weight file "{_short(path)}"; copy the whole model folder again.'
-            )
+            raise ModelError(f'The model lacks the weight file "{_short(path)}"; copy the whole model folder again.')
     return files
 
 
@@ -94,9 +86,7 @@ def _no_weights(folder: Path, wanted: Path) -> ModelError:
             f"opened and are refused; get the model's safetensors files, or convert these on a machine you"
             f" can spare."
         )
-    return ModelError(
-        f'The model lacks the weight file "{_short(wanted)}"; copy the whole model folder again.'
-    )
+    return ModelError(f'The model lacks the weight file "{_short(wanted)}"; copy the whole model folder again.')
 
 
 def check_weight_file(path: Path) -> None:
@@ -110,9 +100,7 @@ def check_weight_file(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise ModelError(
-            f'The weight file "{name}" cannot be read ({error.strerror}); check its permissions.'
-        ) from error
+        raise ModelError(f'The weight file "{name}" cannot be read ({error.strerror}); check its permissions.') from error
     if not head:
         raise ModelError(f'The weight file "{name}" is empty; copy it again.')
     if head.startswith(b"version https://git-lfs"):
@@ -122,8 +110,7 @@ def check_weight_file(path: Path) -> None:
         )
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
         raise ModelError(
-            f'The weight file "{name}" is a web page saved under that name (a log-in or error page); download'
-            " it again."
+            f'The weight file "{name}" is a web page saved under that name (a log-in or error page); download it again.'
         )
     if head[:2] == b"PK" or (head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
         # A safetensors header is never this long: its eighth byte is zero, which these two prefixes' is not

@@ -71,8 +71,7 @@ def index_entry(component: str, part: object) -> list[str]:
         if component == "tokenizer" or type(part).__name__ == name:
             return [library, name]
     raise ModelError(
-        f'A {type(part).__name__} cannot be saved as "{component}"; use a'
-        f" {' or '.join(name for _, name in accepted)}."
+        f'A {type(part).__name__} cannot be saved as "{component}"; use a {" or ".join(name for _, name in accepted)}.'
     )
 
 
@@ -85,8 +84,7 @@ def require_folder(folder: Path, component: str, config_name: str = "config.json
     sub = folder / component
     if not sub.is_dir():
         raise ModelError(
-            f'The model folder "{folder}" lacks its subfolder "{component}"; copy the whole model folder'
-            " again."
+            f'The model folder "{folder}" lacks its subfolder "{component}"; copy the whole model folder again.'
         )
     read_json(sub / config_name)
     return sub
@@ -115,8 +113,7 @@ def load_network(
     # Quantised weights would pull in further libraries, and would not match the shapes checked below.
     if config.get("quantization_config") is not None:
         raise ModelError(
-            f'The model\'s "{component}" is quantised, which is not supported; get its plain safetensors'
-            " files."
+            f'The model\'s "{component}" is quantised, which is not supported; get its plain safetensors files.'
         )
     written = config.get("_class_name")
     if written is not None and written != cls.__name__ and not issubclass(cls, _class_named(str(written))):
@@ -175,9 +172,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     sub = require_folder(folder, "tokenizer", "tokenizer_config.json")
     if not (sub / "tokenizer.json").is_file() and not (sub / "vocab.json").is_file():
-        raise ModelError(
-            'The model folder lacks "tokenizer/tokenizer.json"; copy the whole model folder again.'
-        )
+        raise ModelError('The model folder lacks "tokenizer/tokenizer.json"; copy the whole model folder again.')
     try:
         with quiet_libraries():
             return AutoTokenizer.from_pretrained(str(sub), local_files_only=True, trust_remote_code=False)
@@ -200,8 +195,7 @@ def load_scheduler(folder: Path) -> Any:
         return DDIMScheduler.from_pretrained(str(sub), local_files_only=True)
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as error:
         raise ModelError(
-            f"The model's noise schedule cannot be read ({_first_line(error)}); copy the whole model folder"
-            " again."
+            f"The model's noise schedule cannot be read ({_first_line(error)}); copy the whole model folder again."
         ) from error
 
 

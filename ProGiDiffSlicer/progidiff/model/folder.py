@@ -68,13 +68,9 @@ def load_model(
     components = [name for name in ACCEPTED if name not in OPTIONAL or name in index]
     for name in components:
         if name not in index:
-            raise ModelError(
-                f'The model\'s {INDEX_NAME} does not name "{name}"; copy the whole model folder again.'
-            )
+            raise ModelError(f'The model\'s {INDEX_NAME} does not name "{name}"; copy the whole model folder again.')
     weights = {
-        name: find_weights(require_folder(folder, name), weight_stem(name))
-        for name in components
-        if name in NETWORKS
+        name: find_weights(require_folder(folder, name), weight_stem(name)) for name in components if name in NETWORKS
     }
     _check_sums(folder, card, [path for files in weights.values() for path in files], report)
 
@@ -84,16 +80,12 @@ def load_model(
     parts: dict[str, Any] = {}
     done = 0
     for name in weights:
-        report(
-            f"loading {name}", _CHECKSUM_SHARE + (1 - _CHECKSUM_SHARE) * done / max(sum(sizes.values()), 1)
-        )
+        report(f"loading {name}", _CHECKSUM_SHARE + (1 - _CHECKSUM_SHARE) * done / max(sum(sizes.values()), 1))
         try:
             parts[name] = load_network(folder, name, classes[name], dtype).to(device)
         except (RuntimeError, AssertionError) as error:  # no such device, or too little memory on it
             reason = str(error).strip().splitlines()[0]
-            raise ModelError(
-                f'The model cannot be put on "{device}" ({reason}); choose another device.'
-            ) from error
+            raise ModelError(f'The model cannot be put on "{device}" ({reason}); choose another device.') from error
         done += sizes[name]
     model = ProGiDiffModel(
         **{"mask_decoder": None, **parts},

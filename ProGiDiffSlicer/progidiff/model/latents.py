@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
 
 
-def zero_snr_scheduler(
-    config: Mapping[str, Any] | None = None, prediction_type: str = "v_prediction"
-) -> DDIMScheduler:
+def zero_snr_scheduler(config: Mapping[str, Any] | None = None, prediction_type: str = "v_prediction") -> DDIMScheduler:
     """DDIM schedule that ends in pure noise and is sampled right in few steps (Lin et al., arXiv 2305.08891).
 
     Zero terminal SNR, ``trailing`` timesteps, and a last step that returns the prediction itself.
@@ -42,9 +40,7 @@ def zero_snr_scheduler(
     )
 
 
-def measure_mask_latents(
-    vae: AutoencoderKL | AutoencoderTiny, masks: np.ndarray
-) -> tuple[list[float], list[float]]:
+def measure_mask_latents(vae: AutoencoderKL | AutoencoderTiny, masks: np.ndarray) -> tuple[list[float], list[float]]:
     """Shift and scale per latent channel that bring the latents of ``masks`` to zero mean, unit deviation.
 
     Stable Diffusion's own factor leaves mask latents with a deviation of about 1.5, which makes denoising too
@@ -66,23 +62,18 @@ def measure_mask_latents(
 
     stride = 2 ** (len(vae.config.block_out_channels) - 1)
     if masks.ndim != 3 or masks.shape[0] == 0 or masks.shape[1] % stride or masks.shape[2] % stride:
-        raise ModelError(
-            f"Calibration masks are a stack (N, H, W) with H and W multiples of {stride}; got {masks.shape}."
-        )
+        raise ModelError(f"Calibration masks are a stack (N, H, W) with H and W multiples of {stride}; got {masks.shape}.")
     latents = []
     with torch.inference_mode():
         for mask in masks:  # one at a time: the encoder's activations at 512 x 512 are large
             image = torch.from_numpy(mask.astype(np.float32) * 2 - 1).to(vae.device, vae.dtype)
             encoded = vae.encode(image.expand(1, vae.config.in_channels, *mask.shape))
-            latents.append(
-                (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).double()
-            )
+            latents.append((encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).double())
         z = torch.cat(latents)
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
     if not bool(torch.isfinite(std).all()) or not bool((std > 1e-6).all()):
         raise ModelError(
-            "The autoencoder's latents do not depend on the masks, so its weights are damaged; copy them"
-            " again."
+            "The autoencoder's latents do not depend on the masks, so its weights are damaged; copy them again."
         )
     return mean.tolist(), (1 / std).tolist()
 

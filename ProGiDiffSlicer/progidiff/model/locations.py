@@ -43,10 +43,7 @@ def _default_candidates(package: Path) -> list[Path]:
     # <Slicer>/lib/Slicer-X.Y/qt-scripted-modules/progidiff  ->  <Slicer>/share/Slicer-X.Y/...
     if beside.name == "qt-scripted-modules" and len(beside.parents) > 2:
         share = beside.parents[2] / "share" / beside.parent.name
-        folders += [
-            share / kind / "ProGiDiffSlicer" / tail
-            for kind in ("qt-scripted-modules", "qt-loadable-modules", ".")
-        ]
+        folders += [share / kind / "ProGiDiffSlicer" / tail for kind in ("qt-scripted-modules", "qt-loadable-modules", ".")]
     return folders
 
 

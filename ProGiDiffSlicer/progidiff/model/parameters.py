@@ -87,8 +87,7 @@ def _model_folder(config: str | Path) -> Path:
     folder = Path(config)
     if not folder.is_dir():
         raise ModelError(
-            f'"{config}" is neither a known configuration ({", ".join(BACKBONES)}) nor a model folder; name'
-            " one of these."
+            f'"{config}" is neither a known configuration ({", ".join(BACKBONES)}) nor a model folder; name one of these.'
         )
     return folder
 
@@ -102,13 +101,10 @@ def _from_configs(folder: Path) -> dict[str, torch.nn.Module]:
         cls = resolve_class(name, index[name])
         settings: dict[str, Any] = read_json(require_folder(folder, name) / "config.json")
         try:
-            networks[name] = (
-                cls(cls.config_class(**settings)) if name == "text_encoder" else cls.from_config(settings)
-            )
+            networks[name] = cls(cls.config_class(**settings)) if name == "text_encoder" else cls.from_config(settings)
         except (TypeError, ValueError, KeyError) as error:
             raise ModelError(
-                f'The config of the model\'s "{name}" does not describe a {cls.__name__}; copy the whole'
-                " model folder again."
+                f'The config of the model\'s "{name}" does not describe a {cls.__name__}; copy the whole model folder again.'
             ) from error
     return networks
 
@@ -141,17 +137,12 @@ def print_info(config_or_folder: str | Path, as_json: bool = False) -> str | dic
 
 
 def _beside_paper(config: str, trainable: int) -> dict[str, Any]:
-    found = {
-        name: trainable if name == config else trainable_parameters(parameter_table(name))
-        for name in BACKBONES
-    }
+    found = {name: trainable if name == config else trainable_parameters(parameter_table(name)) for name in BACKBONES}
     off = {name: 100 * (count / PAPER_TRAINABLE_PARAMETERS - 1) for name, count in found.items()}
     closest = min(off, key=lambda name: abs(off[name]))
     within = abs(off[config]) <= 1
     verdict = "within" if within else "not within"
-    others = "; ".join(
-        f"{BACKBONES[n].title} has {found[n] / 1e6:.2f} M ({off[n]:+.2f} %)" for n in found if n != config
-    )
+    others = "; ".join(f"{BACKBONES[n].title} has {found[n] / 1e6:.2f} M ({off[n]:+.2f} %)" for n in found if n != config)
     statement = (
         f"{BACKBONES[config].title}: {trainable / 1e6:.2f} M trainable parameters, {verdict} 1 % of the"
         f" paper's {PAPER_TRAINABLE_PARAMETERS / 1e6:.2f} M ({off[config]:+.2f} %); {others}. The closest fit"
@@ -184,10 +175,7 @@ def _as_text(info: dict[str, Any], rows: Sequence[ComponentRow]) -> str:
             "",
             f"model      {card['name']} ({card['model_id']}), {info['bytes'] / 1e6:.1f} MB",
             f"licence    {card['licence']}",
-            (
-                f"images     {', '.join(card['modalities'])}; {', '.join(card['planes'])};"
-                f" {card['spacing_mm']:g} mm"
-            ),
+            (f"images     {', '.join(card['modalities'])}; {', '.join(card['planes'])}; {card['spacing_mm']:g} mm"),
             f"targets    {', '.join(card['vocabulary']) or 'none yet (not trained)'}",
             *(
                 f"trained on {s['name']} ({s['licence']}):"

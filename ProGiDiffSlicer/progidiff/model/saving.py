@@ -89,14 +89,8 @@ def _cast_file(path: Path, dtype: torch.dtype) -> None:
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A sibling folder to write into that takes ``folder``'s place at the end, or vanishes on an error."""
-    if (
-        folder.exists()
-        and not (folder / CARD_NAME).is_file()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise OutputError(
-            f'"{folder}" holds something that is not a model; choose a new or empty folder for the model.'
-        )
+    if folder.exists() and not (folder / CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f'"{folder}" holds something that is not a model; choose a new or empty folder for the model.')
     fresh, old = (folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.{kind}") for kind in ("part", "old"))
     try:
         fresh.mkdir(parents=True)

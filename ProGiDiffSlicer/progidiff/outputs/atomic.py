@@ -80,9 +80,7 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             results.mkdir()
             yield results
             names = sorted(entry.name for entry in results.iterdir())
-            (results / MARKER).write_text(
-                json.dumps({"results": names}, ensure_ascii=False), encoding="utf-8"
-            )
+            (results / MARKER).write_text(json.dumps({"results": names}, ensure_ascii=False), encoding="utf-8")
             for file in results.rglob("*"):
                 _flush(file)
             if existed:
@@ -100,9 +98,7 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def _foreign_entries(out: Path) -> list[str]:
     """Entries of a folder that no earlier run of ours has written."""
     ours = {MARKER, *_earlier_results(out)}
-    return sorted(
-        e.name for e in out.iterdir() if e.name not in ours and not e.name.startswith(".progidiff-")
-    )
+    return sorted(e.name for e in out.iterdir() if e.name not in ours and not e.name.startswith(".progidiff-"))
 
 
 def _earlier_results(out: Path) -> list[str]:

@@ -82,9 +82,7 @@ def write_seg_nrrd(path: Path, segments: Sequence[Segment], geometry: Geometry) 
     header = _header(segments, masks, places, layers, geometry)
     with atomic_file(path) as staged, staged.open("wb") as stream:
         stream.write(header)
-        with gzip.GzipFile(
-            filename="", mode="wb", fileobj=stream, compresslevel=_GZIP_LEVEL, mtime=0
-        ) as voxels:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=_GZIP_LEVEL, mtime=0) as voxels:
             _write_voxels(voxels, masks, places, layers, geometry)
 
 

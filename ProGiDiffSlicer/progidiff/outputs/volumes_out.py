@@ -44,9 +44,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
             try:
                 sitk.WriteImage(geometry.to_sitk(array), str(staged), useCompression=True)
             except RuntimeError as error:
-                raise OutputError(
-                    f"{path} could not be written; check the free space and permissions."
-                ) from error
+                raise OutputError(f"{path} could not be written; check the free space and permissions.") from error
     else:
         raise OutputError(f"{path.name} has no known ending; use .nii.gz, .nii, .nrrd or .mha.")
 

@@ -76,9 +76,7 @@ class GramAccumulator:
                 :meth:`grow`.
         """
         if self.count not in (0, len(masks)):
-            raise ValueError(
-                f"Expected {self.count} masks, one per proposal, but got {len(masks)}; use grow for new ones."
-            )
+            raise ValueError(f"Expected {self.count} masks, one per proposal, but got {len(masks)}; use grow for new ones.")
         self._enlarge(len(masks))
         self._gram += gram_matrix(masks)
 

@@ -96,9 +96,7 @@ def medoid_scores(gram: np.ndarray) -> np.ndarray:
     return np.asarray((dice.sum(axis=1) - 1.0) / (count - 1))
 
 
-def rank(
-    gram: np.ndarray, method: RankingMethod = "soft_dice", duplicate_dice: float = DUPLICATE_DICE
-) -> Ranking:
+def rank(gram: np.ndarray, method: RankingMethod = "soft_dice", duplicate_dice: float = DUPLICATE_DICE) -> Ranking:
     """Order proposals by their score and fold near-duplicates into their best member.
 
     Equal scores keep the order of the proposals, so the result does not depend on rounding or on the

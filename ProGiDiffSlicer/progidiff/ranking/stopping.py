@@ -42,9 +42,7 @@ class Overlap:
     after: int = 0
 
     def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(
-            self.intersection + other.intersection, self.before + other.before, self.after + other.after
-        )
+        return Overlap(self.intersection + other.intersection, self.before + other.before, self.after + other.after)
 
     @property
     def dice(self) -> float:
@@ -159,6 +157,4 @@ class AdaptiveStopping:
                 False,
                 f"Going on: the proposals' mean pairwise Dice {mean:.3f} is uncertain by ± {width:.3f}.",
             )
-        return decide(
-            False, f"Going on: the consensus was steady in {self._quiet} of {self.settled} blocks in a row."
-        )
+        return decide(False, f"Going on: the consensus was steady in {self._quiet} of {self.settled} blocks in a row.")

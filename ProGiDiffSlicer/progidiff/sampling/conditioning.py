@@ -11,7 +11,7 @@ from torch import Tensor
 
 from progidiff.model.card import Modality
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.training.stages import encode_text, tokenize
+from progidiff.model.text import encode_text, tokenize
 
 #: Slices whose features are kept: those that adaptive sampling comes back to, and those a user steps between.
 FEATURES_KEPT = 16

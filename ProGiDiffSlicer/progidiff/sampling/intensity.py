@@ -26,7 +26,8 @@ def normaliser(array: np.ndarray, card: ModelCard, modality: Modality) -> Normal
     """Function that brings slices of a volume to float32 in [0, 1], by the window that the model's card gives.
 
     Args:
-        array: the volume (slices, rows, columns); percentiles are taken of all of it, so that its slices stay comparable.
+        array: the volume (slices, rows, columns), or its voxels (n,); percentiles are taken of all of it, so that its slices
+            stay comparable.
         card: the model's card.
         modality: the volume's modality.
 
@@ -45,6 +46,12 @@ def normaliser(array: np.ndarray, card: ModelCard, modality: Modality) -> Normal
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """Every slice of an array (slices, rows, columns), thinned within the slices when there are very many voxels."""
-    step = int(np.ceil(np.sqrt(max(1.0, array.size / _SAMPLE))))
-    return array[:, ::step, ::step]
+    """Every slice of an array (slices, rows, columns), thinned within the slices when there are very many voxels.
+
+    A plain list of voxels is taken as it is.
+    """
+    inner = array.ndim - 1
+    if inner == 0:
+        return array
+    step = int(np.ceil(max(1.0, array.size / _SAMPLE) ** (1 / inner)))
+    return array[(slice(None), *(slice(None, None, step),) * inner)]

@@ -25,6 +25,9 @@ Row = tuple[int, str, int]  # slice, target, proposal
 #: Slices in the making, by slice and target.
 Pieces = dict[tuple[int, str], OpenSlice]
 
+#: Samples in the very first batch of a request, so that something is seen early.
+FIRST_BATCH = 2
+
 #: Logit beyond the model's grid: outside for certain.
 _OUTSIDE = -20.0
 
@@ -73,10 +76,11 @@ class Sampler:
         rows: Iterator[Row] = ((s, t, p) for s in slices for t, proposals in wanted.items() for p in proposals)
         pending: list[Row] = []
         while True:
-            pending += islice(rows, max(0, run.batch - len(pending)))
+            size = run.batch if run.rows_done else min(run.batch, FIRST_BATCH)
+            pending += islice(rows, max(0, size - len(pending)))
             if not pending:
                 return
-            batch = pending[: run.batch]
+            batch = pending[:size]
             parts = self._sampled(run, batch)
             if parts is None:
                 run.halve(len(batch))

@@ -35,7 +35,9 @@ class PaintedVolume:
 def _field(shape: tuple[int, int, int], cells: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     """Smooth random field (D, H, W) of unit standard deviation."""
     coarse = normal((1, 1, *(c + 3 for c in cells)), generator)
-    fine = F.interpolate(coarse, size=tuple(int(s * (c + 3) / c) for s, c in zip(shape, cells, strict=True)), mode="trilinear")[0, 0]
+    fine = F.interpolate(
+        coarse, size=tuple(int(s * (c + 3) / c) for s, c in zip(shape, cells, strict=True)), mode="trilinear"
+    )[0, 0]
     start = [(f - s) // 2 for f, s in zip(fine.shape, shape, strict=True)]
     field = fine[tuple(slice(o, o + s) for o, s in zip(start, shape, strict=True))]
     return field / field.std()
@@ -78,7 +80,11 @@ def _warped(
     rows, cols = np.flatnonzero(inside.any((0, 2))), np.flatnonzero(inside.any((0, 1)))
     scale = (cols[-1] - cols[0] + 1) * volume.spacing[2] / body_width_mm
     # a little below the middle: the atlas leaves the lungs above the dome of the liver unlabelled
-    centre = ((volume.slices[0] + volume.slices[-1]) / 2 - 8 / volume.spacing[0], (rows[0] + rows[-1]) / 2, (cols[0] + cols[-1]) / 2)
+    centre = (
+        (volume.slices[0] + volume.slices[-1]) / 2 - 8 / volume.spacing[0],
+        (rows[0] + rows[-1]) / 2,
+        (cols[0] + cols[-1]) / 2,
+    )
     axes = [(torch.arange(n) - (n - 1) / 2) * mm * scale for n, mm in zip(shape, spacing, strict=True)]
     axes[0] = axes[0] / scale
     mm = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)

@@ -23,9 +23,9 @@ _USEFUL_SHARE = 0.9
 class DatasetBatches:
     """Augmented slices of labelled data sets, drawn patient by patient so that large scans do not decide.
 
-    Stacks are prepared when their turn comes and kept as far as ``cache_mb`` allows; a set that does not fit goes round in windows.
-    What is drawn depends on the seed and the number of images drawn before, never on what happened to be in memory, so a restored
-    source goes on exactly.
+    Stacks are prepared when their turn comes and kept as far as ``cache_mb`` allows; a set that does not fit goes round in
+    windows. What is drawn depends on the seed and the number of images drawn before, never on what happened to be in memory,
+    so a restored source goes on exactly.
 
     Args:
         stacks: the stacks to train on.
@@ -67,8 +67,8 @@ class DatasetBatches:
         drawn = [self._draw() for _ in range(count)]
         self._used += count
         device = self._generator.device
-        images, masks, known = (torch.stack([d[i] for d in drawn]).to(device) for i in range(3))
-        is_mr = torch.tensor([d[3] for d in drawn], device=device)
+        images, masks, known = (torch.stack(column).to(device) for column in zip(*(d[0] for d in drawn), strict=True))
+        is_mr = torch.tensor([d[1] for d in drawn], device=device)
         card = self.card
         images, masks = augment(images, masks, is_mr, card.image_size, card.spacing_mm, self._generator, self.strength)
         return TrainingBatch(images, masks, known)
@@ -91,7 +91,7 @@ class DatasetBatches:
         self._turn()
         return set(self._planes)
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def _draw(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
         patients = sorted({stack.patient for stack in self._window})
         patient = patients[self._random(len(patients))]
         own = [stack for stack in self._window if stack.patient == patient]
@@ -101,12 +101,12 @@ class DatasetBatches:
             index = int(useful[self._random(len(useful))])
         else:
             index = self._random(len(stack))
-        return *stack.slice(index), stack.is_mr
+        return stack.slice(index), stack.is_mr
 
     def _random(self, below: int) -> int:
         return int(torch.randint(below, (1,), generator=self._picker))
 
-    # -- what is in memory ------------------------------------------------------------------------------------------------------
+    # -- what is in memory --
 
     def _turn(self) -> None:
         """Make sure that the window for the next draws is in memory."""

@@ -16,6 +16,7 @@ from progidiff.evaluation.twin import TWIN_NAME, save_twin
 from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.networks import ControlBranch
+from progidiff.model.text import tokenize
 from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.synthesis.tissues import VOCABULARY
@@ -23,7 +24,7 @@ from progidiff.training import small
 from progidiff.training.batches import SyntheticBatches, TrainingBatch
 from progidiff.training.diffusion import BaseStage, ControlStage
 from progidiff.training.loop import LoopSettings, Progress, Stage, run_stage, stage_clock
-from progidiff.training.stages import AutoencoderStage, EncoderStage, tokenize
+from progidiff.training.stages import AutoencoderStage, EncoderStage
 
 IMAGE_SIZE = 160
 SPACING_MM = 2.4
@@ -34,10 +35,10 @@ STAGES = ("autoencoder", "base", "encoder", "control")
 class DefaultSteps:
     """Optimiser steps per stage."""
 
-    autoencoder: int = 500
-    base: int = 800
-    encoder: int = 2000
-    control: int = 4000
+    autoencoder: int = 800
+    base: int = 700
+    encoder: int = 1500
+    control: int = 2700
 
 
 class DefaultRecipe:
@@ -131,7 +132,7 @@ class DefaultRecipe:
     def _control(self) -> None:
         self.control = small.make_control(self.unet).to(self.device)
         stage = ControlStage(self.control, self.encoder, head=self.head, **self._diffusion(4))
-        settings = LoopSettings(self.steps.control, 4, 8e-4, seed=4)
+        settings = LoopSettings(self.steps.control, 4, 8e-4, validate_every=1000, seed=4)
         self._run(stage, settings)
 
     def _diffusion(self, seed: int) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
+from progidiff.model.text import encode_text
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
 from progidiff.training.losses import decoded_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
-from progidiff.training.stages import SourceStage, encode_masks, encode_text, mean_dice
+from progidiff.training.stages import SourceStage, encode_masks, mean_dice
 
 
 class _DiffusionStage(SourceStage):
@@ -120,7 +121,8 @@ class ControlStage(_DiffusionStage):
 
     Args:
         head: segmentation head of the encoder's pre-training; while it is given, the encoder goes on learning to segment
-            beside serving the control branch. It takes no part in sampling.
+            beside serving the control branch, and the hint is supervised as well. Neither takes part in sampling.
+        head_weight: weight of both of these losses.
     """
 
     name = "control"
@@ -143,6 +145,10 @@ class ControlStage(_DiffusionStage):
         modules: dict[str, nn.Module] = {"control": control, "encoder": encoder}
         if head is not None:
             modules["head"] = head
+            # Deep supervision: the hint alone has to tell where the prompt's organ is, or the control branch would have to
+            # learn to look before the zero convolutions let it be heard. Like the head it takes no part in sampling.
+            self.hint_head = nn.Conv2d(encoder.config.hint_channels, encoder.config.stride**2, 1).to(self.unet.device)
+            modules["hint_head"] = self.hint_head
         self.trainable = nn.ModuleDict(modules)
         with torch.no_grad():
             self.states, self.pooled = encode_text(self.text_encoder, *self.tokens)
@@ -169,8 +175,13 @@ class ControlStage(_DiffusionStage):
         loss, numbers = self.diffusion_loss(self.velocity(noisy, t, hint, target), velocity, noisy, t, masks)
         if self.head is not None:
             segmentation = segmentation_loss(self.segment(features), batch.masks, batch.known)
-            numbers["seg"] = float(segmentation.detach())
-            loss = loss + self.head_weight * segmentation
+            located = decoded_loss(
+                F.pixel_shuffle(self.hint_head(hint), self.encoder.config.stride),
+                masks,
+                neighbourhood(masks, self.encoder.config.stride),
+            )
+            numbers |= {"seg": float(segmentation.detach()), "hint": float(located.detach())}
+            loss = loss + self.head_weight * (segmentation + located)
         return loss, numbers
 
     @torch.no_grad()

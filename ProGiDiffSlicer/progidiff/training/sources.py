@@ -24,7 +24,7 @@ from progidiff.training.stacks import Stack, open_dataset, stacks_of
 
 PHANTOMS = "phantoms"
 _VALIDATION_SEED = 999
-_VALIDATION_IMAGES = 24
+_MOST_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,14 @@ class OpenData:
     held_out: list[Stack] = field(default_factory=list)
 
     @property
+    def stored_modalities(self) -> list[str]:
+        """Modalities of the data sets."""
+        return sorted({m for d in self.datasets for m in _modalities(d)})
+
+    @property
     def modalities(self) -> list[str]:
-        """Modalities that the data hold; synthetic slices have the looks of both."""
-        found = {m for d in self.datasets for m in _modalities(d)} | ({"CT", "MR"} if self.volumes is not None else set())
-        return sorted(found)
+        """Modalities that a model learns from the data; synthetic slices have the looks of both."""
+        return ["CT", "MR"] if self.volumes is not None else self.stored_modalities
 
     def fingerprint(self) -> str:
         """Digest of which cases these are and how they are divided; names cannot be read from it."""
@@ -108,7 +112,9 @@ def open_data(data: TrainingData, seed: int = 0) -> OpenData:
     stacks = [stack for d in datasets for stack in stacks_of(d)]
     if stacks:
         if data.validation_share and len({s.patient for s in stacks}) < 2:
-            raise DatasetError("All images are of one patient, so none can be held out; add patients, or hold out a share of 0.")
+            raise DatasetError(
+                "All images are of one patient, so none can be held out; add patients, or hold out a share of 0."
+            )
         opened.train, opened.held_out = split_stacks(stacks, data.validation_share, seed)
     return opened
 
@@ -157,7 +163,7 @@ def make_source(
 ) -> BatchSource:
     """Training batches of everything that was opened."""
     sources: list[BatchSource] = []
-    stacks = usable(opened.train, opened, card)
+    stacks = usable(opened.train, card)
     if stacks:
         sources.append(DatasetBatches(stacks, card, device, seed, cache_mb=cache_mb, log=log))
     if opened.volumes is not None:
@@ -168,14 +174,13 @@ def make_source(
     return sources[0] if len(sources) == 1 else MixedBatches(sources, [1 - share, share], seed)
 
 
-def make_validation(opened: OpenData, card: ModelCard, device: torch.device, seed: int) -> list[TrainingBatch]:
+def make_validation(opened: OpenData, card: ModelCard, device: torch.device, images: int, seed: int) -> list[TrainingBatch]:
     """Held-out patients; without data sets, synthetic slices of another seed; nothing where nobody is held out."""
     if opened.datasets:
-        held_out = usable(opened.held_out, opened, card)
-        return validation_batches(held_out, card, device, _VALIDATION_IMAGES, seed)
+        return validation_batches(usable(opened.held_out, card), card, device, images, seed)
     assert opened.volumes is not None
     source = _synthetic(opened.volumes, card, device, seed + _VALIDATION_SEED)
-    return [source.batch(8) for _ in range(_VALIDATION_IMAGES // 8)]
+    return [source.batch(min(_MOST_TOGETHER, images - start)) for start in range(0, images, _MOST_TOGETHER)]
 
 
 def planes_of(source: BatchSource, opened: OpenData) -> list[str]:
@@ -187,12 +192,9 @@ def planes_of(source: BatchSource, opened: OpenData) -> list[str]:
     return [plane for plane in ("axial", "coronal", "sagittal") if plane in found]
 
 
-def usable(stacks: Sequence[Stack], opened: OpenData, card: ModelCard) -> list[Stack]:
-    """Stacks of data sets that label at least one target of the vocabulary: others would have no prompt."""
-    useless = {
-        (s.name, s.patient) for d in opened.datasets if not d.labelled_targets & {*card.vocabulary} for s in stacks_of(d)
-    }
-    return [s for s in stacks if (s.name, s.patient) not in useless]
+def usable(stacks: Sequence[Stack], card: ModelCard) -> list[Stack]:
+    """Stacks that label at least one target of the vocabulary: others would have no prompt."""
+    return [s for s in stacks if s.labelled & {*card.vocabulary}]
 
 
 def _synthetic(volumes: Sequence[LabelVolume], card: ModelCard, device: torch.device, seed: int) -> SyntheticBatches:

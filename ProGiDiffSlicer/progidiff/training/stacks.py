@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from progidiff.datasets.manifest import MANIFEST_NAME
-from progidiff.datasets.nnunet import NnUNetDataset
+from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError, InputError
 from progidiff.model.card import ModelCard
@@ -20,7 +21,7 @@ from progidiff.sampling.intensity import normaliser
 
 #: A target with no more pixels than this on the model's grid counts as absent, as in :func:`batches.pick_prompts`.
 MIN_PIXELS = 15
-#: Of slices without any known target, every fourth is kept: they teach what absence looks like, but volumes hold many of them.
+#: Of slices without any known target, every fourth is kept: they teach what absence looks like, but volumes hold many.
 _EMPTY_STEP = 4
 #: Slices whose common bounding box places the grid, as the engine does it.
 _CENTRE_SLICES = 7
@@ -33,11 +34,13 @@ class Stack:
     Attributes:
         name: name within its data set.
         patient: the unit of splits.
+        labelled: targets that at least one slice labels.
         read: reads the slices.
     """
 
     name: str
     patient: str
+    labelled: frozenset[str]
     read: Callable[[], Sequence[LabelledSlice]]
 
 
@@ -91,28 +94,43 @@ def open_dataset(folder: Path) -> NnUNetDataset | SliceFolder:
     if (folder / "dataset.json").is_file():
         return NnUNetDataset(folder)
     raise DatasetError(
-        f"'{folder}' is no data set; name an nnU-Net raw folder (with dataset.json) or a slice folder (with {MANIFEST_NAME})."
+        f"'{folder}' is no data set; name an nnU-Net raw folder (with dataset.json) or a slice folder"
+        f" (with {MANIFEST_NAME})."
     )
 
 
 def stacks_of(data: NnUNetDataset | SliceFolder | Iterable[LabelledSlice]) -> list[Stack]:
     """The stacks of a data set; single slices of one patient, size, modality and plane form one stack."""
     if isinstance(data, NnUNetDataset):
-        return [Stack(case.name, data.patient_of(case), lambda case=case: list(data.slices(case))) for case in data.cases]
-    groups: dict[tuple[object, ...], list[Callable[[], LabelledSlice]]] = {}
-    names: dict[tuple[object, ...], tuple[str, str]] = {}
+        labelled = data.labelled_targets
+        return [Stack(c.name, data.patient_of(c), labelled, partial(_slices_of, data, c)) for c in data.cases]
+    groups: dict[tuple[object, ...], list[tuple[str, str, frozenset[str], Callable[[], LabelledSlice]]]] = {}
     if isinstance(data, SliceFolder):
         for entry in data.manifest.slices:
             s = data.manifest.settings(entry)
-            key = (entry.patient, s.modality, s.window, s.plane, s.spacing_mm, s.transpose)
-            groups.setdefault(key, []).append(lambda entry=entry: data.read(entry))
-            names.setdefault(key, (entry.id or entry.image, entry.patient))
+            group = (entry.patient, s.modality, s.window, s.plane, s.spacing_mm, s.transpose)
+            member = (entry.id or entry.image, entry.patient, data.labelled_in(entry), partial(data.read, entry))
+            groups.setdefault(group, []).append(member)
     else:
         for item in data:
-            key = (item.patient, item.modality, item.window, item.plane, item.spacing_rc)
-            groups.setdefault(key, []).append(lambda item=item: item)
-            names.setdefault(key, (item.slice_id, item.patient))
-    return [Stack(*names[key], lambda readers=readers: [read() for read in readers]) for key, readers in groups.items()]
+            alike: tuple[object, ...] = (item.patient, item.modality, item.window, item.plane, item.spacing_rc)
+            groups.setdefault(alike, []).append((item.slice_id, item.patient, item.labelled, partial(_given, item)))
+    return [
+        Stack(m[0][0], m[0][1], frozenset[str]().union(*(x[2] for x in m)), partial(_read_all, [x[3] for x in m]))
+        for m in groups.values()
+    ]
+
+
+def _slices_of(data: NnUNetDataset, case: Case) -> list[LabelledSlice]:
+    return list(data.slices(case))
+
+
+def _given(item: LabelledSlice) -> LabelledSlice:
+    return item
+
+
+def _read_all(readers: Sequence[Callable[[], LabelledSlice]]) -> list[LabelledSlice]:
+    return [read() for read in readers]
 
 
 def margin_of(card: ModelCard) -> int:
@@ -121,7 +139,7 @@ def margin_of(card: ModelCard) -> int:
 
 
 def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> PreparedStack | None:
-    """Read a stack and bring it onto the model's grid; ``None`` where it has no slice.
+    """Read a stack and bring it onto the model's grid; ``None`` where no slice labels a target of the vocabulary.
 
     Args:
         stack: the stack.
@@ -153,6 +171,8 @@ def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> Prepared
             if known[v] and item.labels[target].any():
                 mask = torch.from_numpy(np.ascontiguousarray(item.labels[target], dtype=np.float32))
                 masks[v] = (grid.to_model(mask)[0, 0] > 0.5).numpy()
+        if not known.any():
+            continue
         present = known & (masks.sum((1, 2)) > MIN_PIXELS)
         if not present.any():
             empty += 1
@@ -160,6 +180,8 @@ def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> Prepared
                 continue
         pixels = grid.to_model(torch.from_numpy(np.ascontiguousarray(image)))[0, 0].numpy().astype(np.float16)
         rows.append((pixels, np.packbits(masks.reshape(len(masks), -1), axis=-1), known, present))
+    if not rows:
+        return None
     columns = [np.stack(column) for column in zip(*rows, strict=True)]
     return PreparedStack(columns[0], columns[1], columns[2], columns[3], first.modality == "MR", first.plane, stack.patient)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel
 
 from progidiff.model.networks import ImageEncoder, MaskDecoder
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
@@ -21,20 +19,6 @@ def encode_masks(vae: AutoencoderKL | AutoencoderTiny, masks: Tensor) -> Tensor:
     images = masks.expand(-1, vae.config.in_channels, -1, -1) * 2 - 1
     encoded = vae.encode(images)
     return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, padded to the tokenizer's maximum length."""
-    length = tokenizer.model_max_length
-    out = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return out.input_ids.to(device), out.attention_mask.to(device)
-
-
-def encode_text(text_encoder: CLIPTextModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, L, D) of prompts, and their mean over real tokens (B, D)."""
-    states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    weight = mask[:, :, None].to(states.dtype)
-    return states, (states * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 class SourceStage:

@@ -42,9 +42,7 @@ def read_folder(folder: Path) -> tuple[np.ndarray, Geometry, Modality | None]:
     series = _image_series(folder)
     name = folder.name or folder.resolve().name
     if not series:
-        raise InputError(
-            f"The folder {name} holds no DICOM images; give the folder of one series, or an image file."
-        )
+        raise InputError(f"The folder {name} holds no DICOM images; give the folder of one series, or an image file.")
     if len(series) > 1:
         counts = ", ".join(f"{len(files)} {modality or 'unknown'}" for modality, files in series)
         raise InputError(
@@ -61,15 +59,11 @@ def read_files(files: Sequence[Path], name: str) -> tuple[np.ndarray, Geometry, 
         raise damaged(name, "DICOM images")
     known = [head for head in heads if head is not None]
     if any(_count(head, FRAMES) > 1 for head in known):
-        raise InputError(
-            f"{name} is a multi-frame DICOM image; load it in Slicer and save the volume as NRRD or NIfTI."
-        )
+        raise InputError(f"{name} is a multi-frame DICOM image; load it in Slicer and save the volume as NRRD or NIfTI.")
     if any(_count(head, SAMPLES) > 1 for head in known):
         raise not_a_volume(name, "a colour DICOM image")
     if len({head.GetSize() for head in known}) > 1:
-        raise InputError(
-            f"The images of {name} differ in size (a scout among them?); keep only the slices of one scan."
-        )
+        raise InputError(f"The images of {name} differ in size (a scout among them?); keep only the slices of one scan.")
     check_size(name, (*known[0].GetSize()[:2], len(known)))
 
     affine = _affine_lps(known, name)
@@ -153,15 +147,11 @@ def _affine_lps(heads: Sequence[sitk.ImageFileReader], name: str) -> np.ndarray:
     positions = [_numbers(head, POSITION, 3) for head in heads]
     orientations = [_numbers(head, ORIENTATION, 6) for head in heads]
     if any(p is None for p in positions) or any(o is None for o in orientations):
-        raise InputError(
-            f"The images of {name} do not say where they lie in the patient; export the series again."
-        )
+        raise InputError(f"The images of {name} do not say where they lie in the patient; export the series again.")
     at = np.array([p for p in positions if p is not None])
     axes = np.array([o for o in orientations if o is not None])
     if np.abs(axes - axes[0]).max() > MAX_SHEAR:
-        raise InputError(
-            f"The images of {name} lie in different directions (a scout?); keep only the slices of one scan."
-        )
+        raise InputError(f"The images of {name} lie in different directions (a scout?); keep only the slices of one scan.")
     along_i, along_j = axes[0, :3], axes[0, 3:]
     spacing = heads[0].GetSpacing()
     if min(spacing[:2]) <= 0:

@@ -39,13 +39,9 @@ class Geometry:
         if affine.shape != (4, 4) or len(shape) != 3 or min(shape) < 1:
             raise InputError("The image is not a three-dimensional grid; export it as a single 3-D volume.")
         if not np.isfinite(affine).all():
-            raise InputError(
-                "The image's position or spacing is not a number; export it again with its geometry."
-            )
+            raise InputError("The image's position or spacing is not a number; export it again with its geometry.")
         if not np.array_equal(affine[3], [0.0, 0.0, 0.0, 1.0]):
-            raise InputError(
-                "The image's affine is not a rigid grid (its last row is not 0 0 0 1); export it again."
-            )
+            raise InputError("The image's affine is not a rigid grid (its last row is not 0 0 0 1); export it again.")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         if (spacing <= 1e-9).any():
             raise InputError(
@@ -54,9 +50,7 @@ class Geometry:
             )
         axes = affine[:3, :3] / spacing
         if abs(np.linalg.det(axes)) < 1e-6:
-            raise InputError(
-                "The image's axes do not span space (singular affine); export it again with its geometry."
-            )
+            raise InputError("The image's axes do not span space (singular affine); export it again with its geometry.")
         cosines = axes.T @ axes - np.eye(3)
         if np.abs(cosines).max() > MAX_SHEAR:
             raise InputError(

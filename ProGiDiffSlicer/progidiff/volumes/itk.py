@@ -40,8 +40,7 @@ def read(path: Path) -> tuple[np.ndarray, Geometry, Modality | None]:
     except RuntimeError as error:
         if "determinant is 0" in str(error):
             raise InputError(
-                f"{path.name} has axes that do not span space (singular directions); "
-                "export it again with its geometry."
+                f"{path.name} has axes that do not span space (singular directions); export it again with its geometry."
             ) from error
         raise (too_large(path.name) if "allocate" in str(error) else damaged(path.name, kind)) from error
     if image.GetDimension() == 4:
@@ -90,9 +89,7 @@ def _check_declared_spacing(path: Path, kind: str, is_nrrd: bool) -> None:
     if declared is None:
         if not is_nrrd and b"ElementDataFile" not in head:
             raise damaged(path.name, kind)
-        raise InputError(
-            f"{path.name} does not say how large its voxels are; export it again with its spacing."
-        )
+        raise InputError(f"{path.name} does not say how large its voxels are; export it again with its spacing.")
     for part in declared.replace(", ", ",").split():
         try:
             numbers = [float(n) for n in part.strip("()").split(",")]

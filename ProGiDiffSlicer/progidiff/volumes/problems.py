@@ -16,9 +16,7 @@ MAX_VOXELS = 2**32
 
 def damaged(name: str, kind: str) -> InputError:
     """The error for a file that its library refuses."""
-    return InputError(
-        f"{name} cannot be read as {kind}: it is damaged, cut off or not what its name says; export it again."
-    )
+    return InputError(f"{name} cannot be read as {kind}: it is damaged, cut off or not what its name says; export it again.")
 
 
 def not_a_volume(name: str, what: str) -> InputError:
@@ -52,6 +50,4 @@ def check_size(name: str, shape: Iterable[int]) -> None:
     if voxels < 1:
         raise InputError(f"{name} holds no voxels; export the image again.")
     if voxels > MAX_VOXELS:
-        raise InputError(
-            f"{name} claims {voxels:,} voxels, too many for a scan; the file seems to be damaged."
-        )
+        raise InputError(f"{name} claims {voxels:,} voxels, too many for a scan; the file seems to be damaged.")

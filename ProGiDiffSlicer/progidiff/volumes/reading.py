@@ -122,7 +122,5 @@ def _checked(array: np.ndarray, name: str, allow_uniform: bool) -> np.ndarray:
                 "replace them by the background's value and try again."
             )
     if low == high and not allow_uniform:
-        raise InputError(
-            f"Every voxel of {name} has the value {low:g}, so there is nothing to see; choose another image."
-        )
+        raise InputError(f"Every voxel of {name} has the value {low:g}, so there is nothing to see; choose another image.")
     return result

@@ -88,8 +88,7 @@ def plan_slices(geometry: Geometry, plane: str | None = None) -> SlicePlan:
         shape_rc=(geometry.shape_ijk[row_ijk], geometry.shape_ijk[col_ijk]),
         spacing_rc=(geometry.spacing[row_ijk], geometry.spacing[col_ijk]),
         slice_spacing=geometry.spacing[slice_ijk],
-        transpose=row_ijk
-        < col_ijk,  # array axes run k, j, i: rows come first when theirs is the larger index
+        transpose=row_ijk < col_ijk,  # array axes run k, j, i: rows come first when theirs is the larger index
         flip_rows=signs[row_ijk] != row_sign,
         flip_cols=signs[col_ijk] != col_sign,
     )
@@ -145,20 +144,14 @@ def parse_slice_range(text: str, count: int) -> range:
         return range(count)
     match = re.fullmatch(r"(\d{1,9})|(\d{0,9})\s*:\s*(\d{0,9})", cleaned, flags=re.ASCII)
     if match is None:
-        raise InputError(
-            f"'{text}' is not a range of slices; give 'all', one slice such as 40, or 30:50 ({stated})."
-        )
+        raise InputError(f"'{text}' is not a range of slices; give 'all', one slice such as 40, or 30:50 ({stated}).")
     single, first, last = match.groups()
     if single is not None:
         start, stop = int(single), int(single) + 1
     else:
         start, stop = int(first or 0), int(last) if last else count
     if stop > count or start >= count:
-        raise InputError(
-            f"The slices {text.strip()} reach beyond the image: {stated}; give a range within them."
-        )
+        raise InputError(f"The slices {text.strip()} reach beyond the image: {stated}; give a range within them.")
     if start >= stop:
-        raise InputError(
-            f"The range of slices {text.strip()} is empty; the second number must be larger ({stated})."
-        )
+        raise InputError(f"The range of slices {text.strip()} is empty; the second number must be larger ({stated}).")
     return range(start, stop)

@@ -1,0 +1,177 @@
+"""The solvers on the model's schedule, against distributions whose velocity is known in closed form."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from progidiff.errors import CancelledError, InputError
+from progidiff.model.latents import zero_snr_scheduler
+from progidiff.sampling import denoise as subject
+from progidiff.sampling.denoise import denoise, make_scheduler
+
+MEAN, SPREAD = 0.7, 0.4
+STEPS = [1, 2, 3, 4, 5, 6, 7, 9, 11, 15, 16, 20]
+
+
+def _alpha_sigma(prediction: str = "v_prediction") -> tuple[np.ndarray, np.ndarray]:
+    """Signal and noise levels with zero terminal SNR, float64, from the betas (Lin et al., arXiv 2305.08891)."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    root = np.sqrt(np.cumprod(1 - betas))
+    alpha = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return alpha, np.sqrt(1 - alpha**2)
+
+
+def _gaussian(x: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """Expected clean sample and noise at x, for clean samples from N(MEAN, SPREAD²)."""
+    variance = alpha**2 * SPREAD**2 + sigma**2
+    offset = x - alpha * MEAN
+    return MEAN + alpha * SPREAD**2 / variance * offset, sigma / variance * offset
+
+
+class _Analytic:
+    """A model whose prediction is exact; notes the time steps it is asked for."""
+
+    def __init__(self, prediction: str = "v_prediction", scheduler: DDIMScheduler | None = None) -> None:
+        self.scheduler = scheduler or zero_snr_scheduler(prediction_type=prediction)
+        self.dtype = torch.float32
+        self.prediction = prediction
+        self.asked: list[int] = []
+        self.alpha, self.sigma = _alpha_sigma()
+
+    def predict(self, model: Any, noisy: Tensor, timestep: Tensor, states: Tensor, hint: Tensor) -> Tensor:
+        t = int(timestep[0])
+        assert timestep.dtype == torch.int64
+        assert (timestep == t).all()
+        assert len(timestep) == len(noisy)
+        self.asked.append(t)
+        clean, noise = _gaussian(noisy.double(), self.alpha[t], self.sigma[t])
+        return (clean if self.prediction == "sample" else self.alpha[t] * noise - self.sigma[t] * clean).float()
+
+
+def _sample(model: Any, monkeypatch: pytest.MonkeyPatch, name: Any, steps: int, noise: Tensor) -> Tensor:
+    monkeypatch.setattr(subject, "predict", model.predict)
+    nothing = torch.zeros(len(noise), 1, 1)
+    return denoise(model, noise, nothing, nothing, make_scheduler(model, name, steps), lambda: False)
+
+
+def _noise() -> Tensor:
+    return torch.linspace(-2.5, 2.5, 24).reshape(2, 3, 2, 2)
+
+
+def _trailing(steps: int) -> list[int]:
+    return [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_time_steps_are_trailing(name: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Analytic(scheduler=DDIMScheduler.from_config(zero_snr_scheduler().config, timestep_spacing="leading"))
+    assert torch.isfinite(_sample(model, monkeypatch, name, steps, _noise())).all()
+    assert model.asked == pytest.approx(_trailing(steps), abs=1)  # 1: halves may be rounded either way
+    assert model.asked[0] == 999
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_ddim_follows_its_equation(prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Song et al., arXiv 2010.02502, eq. 12 with eta = 0, from each time step to the next and to the clean sample last."""
+    model = _Analytic(prediction)
+    found = _sample(model, monkeypatch, "ddim", steps, _noise())
+    x = _noise().double().numpy()
+    for t, following in zip(model.asked, [*model.asked[1:], None], strict=True):
+        clean, noise = _gaussian(x, model.alpha[t], model.sigma[t])
+        x = clean if following is None else model.alpha[following] * clean + model.sigma[following] * noise
+    assert np.allclose(found.numpy(), x, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 8, 10, 20])
+def test_ddim_equals_the_ddim_scheduler_where_its_steps_are_exact(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Analytic()
+    found = _sample(model, monkeypatch, "ddim", steps, _noise())
+    scheduler = zero_snr_scheduler()
+    scheduler.set_timesteps(steps)
+    x = _noise()
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.predict(model, x, t.expand(len(x)), x, x), t, x, return_dict=False)[0]
+    assert torch.allclose(found, x, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+def test_many_steps_reach_the_distribution(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact flow takes noise z to MEAN + SPREAD z; fewer steps come less near, DPM-Solver++ nearer than DDIM."""
+    model = _Analytic()
+    exact = MEAN + SPREAD * _noise()
+    error = {n: float((_sample(model, monkeypatch, name, n, _noise()) - exact).abs().max()) for n in (4, 20, 100)}
+    assert error[100] < error[20] < error[4]
+    assert error[100] < (0.06 if name == "ddim" else 0.03)
+
+
+def _log_snr(model: _Analytic, t: int) -> float:
+    return float(np.log(model.alpha[t] / model.sigma[t])) if t < 999 else -np.inf
+
+
+@pytest.mark.parametrize("steps", [*STEPS, 50])
+def test_dpm_solver_follows_its_equation(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DPM-Solver++(2M), arXiv 2211.01095, algorithm 2, with a truly infinite log-SNR at the start; last step of first order.
+
+    Beside an infinite first interval the correction of the second step vanishes.
+    """
+    model = _Analytic()
+    found = _sample(model, monkeypatch, "dpmsolver++", steps, _noise())
+    x = _noise().double().numpy()
+    before: tuple[Any, float] | None = None
+    for t, following in itertools.pairwise(model.asked):
+        clean, _ = _gaussian(x, model.alpha[t], model.sigma[t])
+        h = _log_snr(model, following) - _log_snr(model, t)
+        direction = clean if before is None else clean + h / before[1] / 2 * (clean - before[0])
+        x = model.sigma[following] / model.sigma[t] * x - model.alpha[following] * np.expm1(-h) * direction
+        before = clean, h
+    last, _ = _gaussian(x, model.alpha[model.asked[-1]], model.sigma[model.asked[-1]])
+    assert np.allclose(found.numpy(), last, atol=2e-3)
+
+
+def test_second_order_is_nearer_than_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Analytic()
+    exact = MEAN + SPREAD * _noise()
+    for steps in (8, 16, 20):
+        first, second = (
+            float((_sample(model, monkeypatch, name, steps, _noise()) - exact).abs().max())
+            for name in ("ddim", "dpmsolver++")
+        )
+        assert second < 0.95 * first, steps
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+def test_one_step_gives_the_mean(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pure noise the best guess of one step is the mean, whatever the noise: nothing leaks through the start."""
+    assert torch.allclose(_sample(_Analytic(), monkeypatch, name, 1, _noise()), torch.tensor(MEAN), atol=2e-3)
+
+
+def test_batches_do_not_share_the_solvers_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Analytic()
+    alone = _sample(model, monkeypatch, "dpmsolver++", 6, _noise())
+    _sample(model, monkeypatch, "dpmsolver++", 6, -3 * _noise())
+    assert torch.equal(_sample(model, monkeypatch, "dpmsolver++", 6, _noise()), alone)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ddim", 0), ("ddim", 101), ("dpmsolver++", -1), ("euler", 4)])
+def test_impossible_schedules_are_refused(name: Any, steps: int) -> None:
+    with pytest.raises(InputError, match=r"\.$"):
+        make_scheduler(SimpleNamespace(scheduler=zero_snr_scheduler()), name, steps)  # type: ignore[arg-type]
+
+
+def test_cancel_ends_after_the_running_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Analytic()
+    monkeypatch.setattr(subject, "predict", model.predict)
+    nothing = torch.zeros(2, 1, 1)
+    with pytest.raises(CancelledError):
+        denoise(model, _noise(), nothing, nothing, make_scheduler(model, "ddim", 10), lambda: len(model.asked) == 3)  # type: ignore[arg-type]
+    assert len(model.asked) == 3

@@ -1,0 +1,244 @@
+"""The training loop: every stage resumes bit for bit, a stopped run keeps its checkpoint, foreign ones are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from progidiff.errors import CancelledError, ModelError, OutputError
+from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
+from progidiff.model.text import tokenize
+from progidiff.synthesis.source import SyntheticSource
+from progidiff.training.batches import SyntheticBatches
+from progidiff.training.diffusion import BaseStage, ControlStage
+from progidiff.training.loop import CHECKPOINT_NAME, LoopSettings, Stage, draw_curve, learning_rate_at, run_stage
+from progidiff.training.small import make_schedule, make_tokenizer
+from progidiff.training.stages import AutoencoderStage, EncoderStage
+
+SIZE = 32
+TARGETS = ("liver", "spleen", "kidneys")
+STAGES = ("autoencoder", "autoencoder of pictures", "base", "encoder", "control", "control without decoder")
+SETTINGS = LoopSettings(steps=6, images=2, warmup=2, checkpoint_every=100, validate_every=2, log_every=2, seed=5)
+
+
+def source(seed: int) -> SyntheticBatches:
+    return SyntheticBatches(SyntheticSource([], SIZE, 11.0, seed=seed), TARGETS)
+
+
+def build(name: str) -> Stage:
+    """A tiny stage; the same weights at every call."""
+    torch.manual_seed(0)
+    validation = [source(9).batch(2)]
+    if name == "autoencoder of pictures":
+        vae: Any = AutoencoderKL(
+            block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=4,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+        )  # fmt: skip
+    else:
+        vae = AutoencoderTiny(1, 1, (8, 8, 8), (8, 8, 8), num_encoder_blocks=(0, 1, 1), num_decoder_blocks=(1, 1, 1))
+    decoder = MaskDecoder(hidden_channels=8)
+    if name.startswith("autoencoder"):
+        return AutoencoderStage(vae, decoder, source(1), validation, frozen=name != "autoencoder")
+    encoder = ImageEncoder(
+        block_out_channels=(8, 16, 16), feature_channels=8, hint_channels=16, text_dim=16, norm_num_groups=4
+    )
+    head = nn.Conv2d(8, len(TARGETS) * 16, 1)
+    if name == "encoder":
+        return EncoderStage(encoder, head, source(1), validation)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )  # fmt: skip
+    tokenizer = make_tokenizer(TARGETS)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, projection_dim=16, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    shared: dict[str, Any] = {
+        "vae": vae,
+        "unet": unet,
+        "decoder": None if "without" in name else decoder,
+        "schedule": make_schedule(),
+        "tokens": tokenize(tokenizer, TARGETS, torch.device("cpu")),
+        "text_encoder": CLIPTextModel(text),
+        "latent_shift": [0.1] * 4,
+        "latent_scale": [1.2] * 4,
+        "source": source(1),
+        "validation": validation,
+        "prompts_per_image": 2,
+    }
+    if name == "base":
+        return BaseStage(**shared)
+    return ControlStage(ControlBranch.from_unet(unet), encoder, head=head, **shared)
+
+
+def weights(stage: Stage) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in stage.trainable.state_dict().items()}
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Cancels once so many steps are done."""
+    asked = iter(range(1, 100))
+    return lambda: next(asked) >= steps
+
+
+def quiet(line: str) -> None:
+    """A log for nobody."""
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stopped_stage_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    straight = build(name)
+    before = weights(straight)
+    curve = run_stage(straight, SETTINGS, tmp_path / "straight", quiet)
+
+    with pytest.raises(CancelledError, match="step 3 of 6"):
+        run_stage(build(name), SETTINGS, tmp_path / "stopped", quiet, after(3))
+    resumed = build(name)
+    with torch.no_grad():  # what stood in the networks before must not matter
+        for parameter in resumed.trainable.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+    torch.rand(17)
+    lines: list[str] = []
+    seen: list[tuple[str, int, int]] = []
+    again = run_stage(resumed, SETTINGS, tmp_path / "stopped", lines.append, progress=lambda *step: seen.append(step))
+
+    assert f"{straight.name}: resumed at step 3 of 6" in lines
+    assert seen == [(straight.name, step, 6) for step in (3, 4, 5, 6)]
+    assert again == curve
+    assert [point["step"] for point in curve] == [2, 4, 6]
+    found, wanted = weights(resumed), weights(straight)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert any(not torch.equal(before[key], wanted[key]) for key in wanted)
+    one, two = (load_file(tmp_path / run / CHECKPOINT_NAME) for run in ("straight", "stopped"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert (tmp_path / "stopped" / "curve.png").stat().st_size > 1000
+
+
+def test_the_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
+    stage: Any = build("control")
+    frozen = {"unet": stage.unet, "vae": stage.vae, "text": stage.text_encoder, "decoder": stage.decoder}
+    before = {(n, k): v.clone() for n, m in frozen.items() for k, v in m.state_dict().items()}
+    run_stage(stage, SETTINGS, tmp_path, quiet)
+    assert all(torch.equal(before[n, k], v) for n, m in frozen.items() for k, v in m.state_dict().items())
+    assert not any(p.requires_grad for m in frozen.values() for p in m.parameters())
+
+
+def test_the_control_branch_changes_nothing_before_it_is_trained() -> None:
+    stage: Any = build("control")
+    z, t, target = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.tensor([1])
+    plain = stage.unet(z, t, stage.states[target]).sample
+    assert torch.equal(stage.velocity(z, t, torch.randn(1, 16, 8, 8), target), plain)
+
+
+def test_decoded_estimate_of_the_true_velocity_is_the_mask_itself() -> None:
+    stage: Any = build("control")
+    batch = source(3).batch(2)
+    masks = batch.masks[:, :1].float()
+    clean = stage.clean_latents(masks)
+    noisy, t, velocity = stage.noisy(clean)
+    estimate = stage.clean_estimate(velocity, noisy, t)
+    assert torch.allclose(estimate, clean, atol=1e-4)
+    assert torch.allclose(stage.decode(estimate), stage.decoder(stage.vae.encode(masks * 2 - 1).latents), atol=1e-3)
+
+
+def test_latent_statistics_bring_mask_latents_to_unit_scale() -> None:
+    stage: Any = build("autoencoder")
+    torch.manual_seed(0)
+    shift, scale = stage.latent_statistics(batches=4, count=4)
+    torch.manual_seed(0)
+    stage.source = source(1)
+    again = stage.latent_statistics(batches=4, count=4)
+    assert (shift, scale) == again
+    assert len(shift) == len(scale) == 4
+    assert all(s > 0 for s in scale)
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
+    first = build("encoder")
+    curve = run_stage(first, SETTINGS, tmp_path, quiet)
+    again = build("encoder")
+    assert run_stage(again, SETTINGS, tmp_path, quiet, lambda: True) == curve
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
+
+
+def test_figures_measured_after_the_checkpoint_are_measured_again(tmp_path: Path) -> None:
+    with pytest.raises(CancelledError):
+        run_stage(build("encoder"), SETTINGS, tmp_path, quiet, after(3))
+    path = tmp_path / "curve.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), {"step": 4.0, "dice": 2.0}]))
+    curve = run_stage(build("encoder"), SETTINGS, tmp_path, quiet)
+    assert [point["step"] for point in curve] == [2, 4, 6]
+    assert all(point["dice"] <= 1 for point in curve)
+
+
+@pytest.mark.parametrize(
+    "damage", ["other stage", "other network", "other shape", "truncated", "text", "no metadata", "short"]
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT_NAME
+    with pytest.raises(CancelledError):
+        run_stage(build("control" if damage == "other stage" else "encoder"), SETTINGS, tmp_path, quiet, after(1))
+    tensors, meta = load_file(path), {"stage": "encoder", "step": "1", "ema_step": "1"}
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "text":
+        path.write_text("not a checkpoint")
+    elif damage == "no metadata":
+        save_file(tensors, path)
+    elif damage == "other network":
+        count = sum(key.startswith("weights.") for key in tensors)
+        save_file(tensors | {f"weights.{count}": torch.zeros(3)}, path, metadata=meta)
+    elif damage == "other shape":
+        save_file(tensors | {"weights.0": torch.zeros(1)}, path, metadata=meta)
+    elif damage == "short":
+        save_file({k: v for k, v in tensors.items() if k != "random.source"}, path, metadata=meta)
+    with pytest.raises(ModelError, match="delete it"):
+        run_stage(build("encoder"), SETTINGS, tmp_path, quiet)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CancelledError):
+        run_stage(build("encoder"), SETTINGS, tmp_path, quiet, after(2))
+    before = (tmp_path / CHECKPOINT_NAME).read_bytes()
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("progidiff.training.checkpoint.save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        run_stage(build("encoder"), SETTINGS, tmp_path, quiet, after(1))
+    assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    settings = LoopSettings(steps=100, learning_rate=1.0, warmup=10)
+    rates = [learning_rate_at(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.02 <= rates[-1] < 0.03
+
+
+def test_a_stage_without_validation_slices_has_an_empty_curve(tmp_path: Path) -> None:
+    stage: Any = build("base")
+    stage.validation = []
+    curve = run_stage(stage, SETTINGS, tmp_path, quiet)
+    assert curve == [{"step": 2.0}, {"step": 4.0}, {"step": 6.0}]
+    draw_curve(curve, tmp_path / "none.png", "nothing")
+    assert not (tmp_path / "none.png").exists()

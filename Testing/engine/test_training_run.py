@@ -1,0 +1,283 @@
+"""From data to model folder: base and control, small and full-size-shaped, resumed, refused, and from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from progidiff.cli.app import app
+from progidiff.cli.train import _work
+from progidiff.cli.training import ends_cleanly
+from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
+from progidiff.events import ProposeRequest, SliceEvent
+from progidiff.model.folder import load_model
+from progidiff.sampling.engine import Engine
+from progidiff.training.run import RunSettings, TrainingData, Watch, train_base, train_control
+
+TINY = RunSettings(
+    steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
+    log_every=1, image_size=32, spacing_mm=11.0,
+)  # fmt: skip
+PHANTOMS = TrainingData(synthetic="phantoms")
+QUIET = Watch(log=lambda line: None)
+
+
+def write_cases(folder: Path, cases: int) -> Path:
+    """nnU-Net raw CT cases with a block of liver."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number in range(cases):
+        image = np.random.default_rng(number).normal(20, 10, (40, 36, 3)).astype(np.float32)
+        label = np.zeros(image.shape, np.uint8)
+        label[20:34, 10:24] = 1
+        affine = np.diag([8.0, 8.0, 20.0, 1.0])
+        nib.save(nib.Nifti1Image(image + 80 * label, affine), folder / "imagesTr" / f"c{number}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"c{number}.nii.gz")
+    content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small backbone, trained for two steps on phantoms."""
+    folder = tmp_path_factory.mktemp("base")
+    train_base(PHANTOMS, folder / "model", folder / "work", TINY, QUIET)
+    return folder / "model"
+
+
+def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:
+    model = load_model(base_folder)
+    assert model.card.model_id == "model-base"
+    assert model.card.licence == "Apache-2.0"
+    assert [(s.stage, s.steps) for s in model.card.training] == [("autoencoder", 2), ("base", 2)]
+    assert [s.name for s in model.card.trained_on] == ["procedural abdominal phantoms"]
+    assert len(model.card.vocabulary) == 10
+    assert "fresh copy" in model.card.notes
+    assert model.card.latent_scale != [1.0] * 4
+    # an untrained control branch leaves the backbone alone
+    z, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 8, 64)
+    down, mid = model.controlnet(z, t, states, torch.randn(1, 32, 8, 8), return_dict=False)
+    assert not any(bool(d.any()) for d in [*down, mid])
+
+
+def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tmp_path: Path) -> None:
+    data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34)
+    lines: list[str] = []
+    card = train_control(base_folder, data, tmp_path / "out", tmp_path / "work", TINY, Watch(lines.append))
+    assert card.vocabulary == ["liver"]
+    assert any("cannot be asked for" in line and "spleen" in line for line in lines)
+    assert not any("c0" in line or "c1" in line for line in lines)
+    assert [s.stage for s in card.training] == ["autoencoder", "base", "encoder", "control"]
+    assert [(s.name, s.n) for s in card.trained_on] == [("procedural abdominal phantoms", None), ("Dataset007_Livers", 3)]
+    assert card.modalities == ["CT"]
+    assert card.planes == ["axial"]
+    curve = json.loads((tmp_path / "work" / "control" / "curve.json").read_text())
+    assert {"step", "dice", "twin"} == curve[-1].keys()
+    assert (tmp_path / "work" / "control" / "curve.png").is_file()
+    assert "c0" not in (tmp_path / "work" / "run.json").read_text()
+
+    old, new = load_model(base_folder), load_model(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(old.unet.parameters(), new.unet.parameters(), strict=True))
+    changed = zip(old.controlnet.parameters(), new.controlnet.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in changed)
+    engine = Engine.load(tmp_path / "out", "cpu")
+    volume = np.random.default_rng(0).normal(20, 50, (2, 36, 40)).astype(np.float32)
+    engine.set_image(volume, np.diag([-8.0, -8.0, 20.0, 1.0]), "CT")
+    events: list[Any] = []
+    engine.propose(ProposeRequest(("liver",), proposals=2, steps=1), events.append, lambda: False)
+    assert any(isinstance(event, SliceEvent) for event in events)
+
+
+@pytest.mark.parametrize("kind", ["base", "control"])
+def test_a_stopped_run_goes_on_to_the_same_model(kind: str, base_folder: Path, tmp_path: Path) -> None:
+    def run(out: str, work: str, watch: Watch) -> None:
+        if kind == "base":
+            train_base(PHANTOMS, tmp_path / out, tmp_path / work, TINY, watch)
+        else:
+            train_control(base_folder, PHANTOMS, tmp_path / out, tmp_path / work, TINY, watch)
+
+    run("straight", "work", QUIET)
+    for _ in range(2):  # stopped after the first step of either stage
+        with pytest.raises(CancelledError):
+            run("resumed", "again", Watch(lambda line: None, cancelled=lambda: True))
+        assert not (tmp_path / "resumed").exists()
+    run("resumed", "again", QUIET)
+    one, two = load_model(tmp_path / "straight"), load_model(tmp_path / "resumed")
+    assert one.card.sha256 == two.card.sha256
+
+
+def test_a_full_size_shaped_model_is_trained_as_well(tiny_model_folder: Path, tmp_path: Path) -> None:
+    data = TrainingData((write_cases(tmp_path / "cases", 3),), validation_share=0.34)
+    card = train_base(data, tmp_path / "base", tmp_path / "work", TINY, QUIET, tiny_model_folder)
+    before, after = load_model(tiny_model_folder), load_model(tmp_path / "base")
+    assert before.mask_decoder is None
+    assert after.mask_decoder is not None
+    halves = [p.half().float() for p in before.vae.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(halves, after.vae.parameters(), strict=True))
+    assert card.trained_on[0].name.endswith("(frozen backbone)")
+    control = train_control(tiny_model_folder, data, tmp_path / "control", tmp_path / "work2", TINY, QUIET)
+    assert control.vocabulary == ["liver"]
+    assert load_model(tmp_path / "control").mask_decoder is None
+
+
+def test_a_work_folder_of_another_run_is_refused(base_folder: Path, tmp_path: Path) -> None:
+    train_base(PHANTOMS, tmp_path / "a", tmp_path / "work", TINY, QUIET)
+    other = RunSettings(**{**TINY.__dict__, "seed": 1})
+    with pytest.raises(ModelError, match="another seed"):
+        train_base(PHANTOMS, tmp_path / "b", tmp_path / "work", other, QUIET)
+    with pytest.raises(ModelError, match="another kind"):
+        train_control(base_folder, PHANTOMS, tmp_path / "b", tmp_path / "work", TINY, QUIET)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_place_that_cannot_take_the_model_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="not a model"):
+        train_base(PHANTOMS, tmp_path / "out", tmp_path / "work", TINY, QUIET)
+    assert not (tmp_path / "work").exists()
+
+
+def test_settings_that_cannot_be_served(tmp_path: Path) -> None:
+    for change in ({"steps": 0}, {"image_size": 40}):
+        with pytest.raises(ModelError):
+            train_base(PHANTOMS, tmp_path / "o", tmp_path / "w", RunSettings(**{**TINY.__dict__, **change}), QUIET)
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="CUDA"):
+            train_base(PHANTOMS, tmp_path / "o", tmp_path / "w", RunSettings(device="cuda"), QUIET)
+    with pytest.raises(DatasetError, match="nothing to train on"):
+        train_base(TrainingData(), tmp_path / "o", tmp_path / "w", TINY, QUIET)
+
+
+# -- the command line --
+
+
+@pytest.fixture
+def tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the command line at the size of the tests."""
+
+    def settings(steps: int, first_steps: int | None, images: int, *rest: object) -> RunSettings:
+        return RunSettings(**{**TINY.__dict__, "steps": steps, "first_steps": first_steps, "images": images})
+
+    monkeypatch.setattr("progidiff.cli.train._settings", settings)
+
+
+@pytest.mark.usefixtures("tiny_steps")
+def test_train_base_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "my model"
+    arguments = [
+        "train",
+        "base",
+        "--synthetic",
+        "phantoms",
+        "--out",
+        str(out),
+        "--steps",
+        "1",
+        "--first-steps",
+        "1",
+        "--images",
+        "1",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "my-model-base" in result.stdout
+    assert "base 1/1" in result.stderr
+    assert load_model(out).card.training[1].steps == 1
+    assert (tmp_path / "my model-training" / "base" / "checkpoint.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("tiny_steps")
+def test_ctrl_c_keeps_a_checkpoint_and_ends_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from progidiff.training.stages import AutoencoderStage
+
+    loss: Callable[..., Any] = AutoencoderStage.loss
+
+    def interrupted(self: AutoencoderStage, count: int) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, count)
+
+    monkeypatch.setattr(AutoencoderStage, "loss", interrupted)
+    arguments = [
+        "train",
+        "base",
+        "--synthetic",
+        "phantoms",
+        "--out",
+        str(tmp_path / "m"),
+        "--steps",
+        "2",
+        "--first-steps",
+        "2",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130
+    assert "step 1 of 2" in result.stderr
+    assert "go on" in result.stderr
+    assert (tmp_path / "m-training" / "autoencoder" / "checkpoint.safetensors").is_file()
+    assert not (tmp_path / "m").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    told: list[str] = []
+    with ends_cleanly(told.append) as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["base"], "nothing to train on"),
+        (["base", "--data", "nowhere"], "no data set"),
+        (["control", "--model", "nowhere", "--synthetic", "phantoms"], "no model folder"),
+        (["default", "--data", "nowhere"], "no folder"),
+        (["default", "--data", "nowhere", "--phantoms-only"], "not both"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", *arguments, "--out", str(tmp_path / "m"), "--device", "cpu"])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_default_runs_every_stage_and_assembles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from progidiff.training import default
+    from progidiff.training.stages import AutoencoderStage
+
+    monkeypatch.setattr(default, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(default, "SPACING_MM", 11.0)
+    monkeypatch.setattr(default, "DefaultSteps", lambda: type("Steps", (), dict.fromkeys(default.STAGES, 1))())
+    monkeypatch.setattr(AutoencoderStage, "latent_statistics", lambda stage: ([0.0] * 4, [1.0] * 4))
+    arguments = ["--phantoms-only", "--device", "cpu", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["train", "default", *arguments])
+    assert result.exit_code == 0, result.output
+    card = load_model(tmp_path / "out").card
+    assert [s.stage for s in card.training] == list(default.STAGES)
+    again = CliRunner().invoke(app, ["train", "default", *arguments])
+    assert again.exit_code == 0
+    assert "resumed at step 1 of 1" in again.stderr
+    assert load_model(tmp_path / "out").card.sha256 == card.sha256
+
+
+def test_checkpoints_lie_beside_the_model_unless_named(tmp_path: Path) -> None:
+    assert _work(None, tmp_path / "m") == tmp_path / "m-training"
+    assert _work(tmp_path / "w", tmp_path / "m") == tmp_path / "w"
