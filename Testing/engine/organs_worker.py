@@ -75,6 +75,14 @@ class OrganEngine:
         return ImageInfo("0123abcd", plan.plane, plan.count, plan.shape_rc, plan.spacing_rc, plan.slice_spacing)
 
     def propose(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
+        try:
+            self._propose(request, emit, cancelled)
+        except CancelledError:  # noticed here, or by the worker when it is given an event
+            if note := SCRIPT.get("note"):
+                Path(note).write_text("cancelled\n", encoding="utf-8")
+            raise
+
+    def _propose(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
         began = time.monotonic()
         slices = range(*(request.slices or (0, self.plan.count)))
         emit(WarningEvent("invented", "These proposals are <b>invented</b>."))
@@ -86,8 +94,6 @@ class OrganEngine:
             masks = {index: self._masks(target, index, slices, request) for index in slices}
             for index in slices:
                 if cancelled():
-                    if note:
-                        Path(note).write_text("cancelled\n", encoding="utf-8")
                     raise CancelledError("The request was cancelled.")
                 if done == SCRIPT.get("crash_after"):
                     print("RuntimeError: the scripted end", file=sys.stderr, flush=True)

@@ -157,7 +157,7 @@ def test_wheel_holds_the_engine_and_what_is_bundled(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "progidiff = progidiff.cli.app:app" in archive.read(entry_points).decode()
+        assert "progidiff = progidiff.__main__:main" in archive.read(entry_points).decode()
     package = ROOT / "ProGiDiffSlicer/progidiff"
     expected = {
         f"progidiff/{path.relative_to(package).as_posix()}"

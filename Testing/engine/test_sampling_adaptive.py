@@ -98,6 +98,6 @@ def test_progress_never_falls_and_ends_at_one(engine: Any, run_engine: Run, make
 
 @pytest.mark.parametrize("proposals", [1, 3])
 def test_few_proposals_need_no_decision(engine: Any, run_engine: Run, proposals: int) -> None:
-    result = run_engine(engine, proposals=proposals, adaptive=True, steps=1, slices=(0, 1))
+    result = run_engine(engine, proposals=proposals, adaptive=True, steps=1, slices=(0, 1), batch_size=8)
     assert len(result.masks("liver")[0]) == proposals
     assert [type(e) for e in result.events if isinstance(e, SliceEvent | RankingEvent)] == [SliceEvent, RankingEvent]

@@ -25,7 +25,7 @@ Row = tuple[int, str, int]  # slice, target, proposal
 #: Slices in the making, by slice and target.
 Pieces = dict[tuple[int, str], OpenSlice]
 
-#: Samples in the very first batch of a request, so that something is seen early.
+#: Samples in the very first batch of a request that leaves the batch size open, so that something is seen early.
 FIRST_BATCH = 2
 
 #: Logit beyond the model's grid: outside for certain.
@@ -76,7 +76,8 @@ class Sampler:
         rows: Iterator[Row] = ((s, t, p) for s in slices for t, proposals in wanted.items() for p in proposals)
         pending: list[Row] = []
         while True:
-            size = run.batch if run.rows_done else min(run.batch, FIRST_BATCH)
+            early = run.rows_done == 0 and run.request.batch_size is None
+            size = min(run.batch, FIRST_BATCH) if early else run.batch
             pending += islice(rows, max(0, size - len(pending)))
             if not pending:
                 return

@@ -79,7 +79,7 @@ class SyntheticBatches:
         self.source.restore(state)
 
 
-def pick_prompts(batch: TrainingBatch, per_image: int, absent_share: float = 0.12) -> tuple[Tensor, Tensor]:
+def pick_prompts(batch: TrainingBatch, per_image: int, absent_share: float = 0.3) -> tuple[Tensor, Tensor]:
     """Which targets are asked for on which image.
 
     Present targets (more than 15 pixels) are drawn evenly, whatever their size; now and then an absent one, whose right
