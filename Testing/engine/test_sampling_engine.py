@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from progidiff.errors import InputError, ModelError
 from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.ranking import rank
+from progidiff.sampling import sampler
 
 Run = Callable[..., Any]
 
@@ -128,6 +130,22 @@ def test_ranking_is_that_of_all_the_masks(engine: Any, run_engine: Run, method: 
         assert event.mean_pairwise_dice == pytest.approx(mean_pairwise_dice(gram))
         assert event.empty == [not m.any() for m in stack]
         assert "5 proposals" in event.stop_reason
+
+
+def test_proposals_that_agree_nowhere_are_said(engine: Any, run_engine: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(model: Any, latents: Any) -> Any:
+        size = engine.card.image_size
+        logits = torch.full((len(latents), size, size), -5.0)
+        for row in range(len(latents)):  # every proposal a band of its own
+            logits[row, size // 2 + 3 * row : size // 2 + 3 * row + 2] = 5.0
+        return logits
+
+    monkeypatch.setattr(sampler, "decode", apart)
+    result = run_engine(engine, "liver", proposals=4, batch_size=4, slices=(0, 1), steps=1)
+    assert not any(result.rankings["liver"].empty)
+    assert [w.code for w in result.warnings if w.code != "modality"] == ["disagreement"]
+    same = run_engine(engine, "liver", proposals=1, slices=(0, 1), steps=1)
+    assert not [w for w in same.warnings if w.code == "disagreement"], "one proposal is its own consensus"
 
 
 def test_empty_answers_are_said(engine: Any, run_engine: Run) -> None:

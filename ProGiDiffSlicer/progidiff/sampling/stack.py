@@ -64,6 +64,7 @@ class TargetStack:
         self.target = target
         self._gram = GramAccumulator()
         self._change = Overlap()
+        self.consensus_pixels = 0  # in more than half of the proposals
 
     @property
     def gram(self) -> np.ndarray:
@@ -79,8 +80,11 @@ class TargetStack:
         """Count the overlaps of a slice's new proposals with each other and with its earlier ones."""
         before = piece.settled_agreement()
         self._gram.grow(*piece.close_block())
+        after = piece.agreement()
+        self.consensus_pixels += int(np.count_nonzero(after > 0.5))
         if before is not None:
-            self._change += consensus_overlap(before, piece.agreement())
+            self.consensus_pixels -= int(np.count_nonzero(before > 0.5))
+            self._change += consensus_overlap(before, after)
 
     def consensus_change(self) -> float:
         """Dice of the consensus before and after the last block over all slices, and a fresh start for the next block."""
