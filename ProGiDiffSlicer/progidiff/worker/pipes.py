@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -54,6 +55,9 @@ def claim_standard_streams() -> Pipes:
         # Started without standard error (pythonw): stray output goes nowhere.
         os.dup2(null, _STDOUT)
     os.close(null)
+    # Stray prints belong to the log line by line: the process may end without flushing Python's own buffer.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     if sys.platform == "win32":
         import msvcrt
 
