@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from progidiff.cli.propose import DeviceName
 from progidiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,14 +21,6 @@ PHANTOMS = "phantoms"
 #: Where the labelled real images lie beside a checkout; they are never part of it.
 BESIDE_CHECKOUT = Path("../shared/data")
 DEFAULT_SETS = (PHANTOMS, "curvas", "amos", "totalsegmentator_ct", "totalsegmentator_mr")
-
-
-class Device(StrEnum):
-    """Where the networks run."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 class State(StrEnum):
@@ -56,7 +49,7 @@ def accuracy(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     phantoms: Annotated[int, typer.Option(min=1, help="Number of held-out phantoms.")] = 40,
     every: Annotated[int, typer.Option(min=1, help="Measure every n-th slice only.")] = 1,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
     write_card: Annotated[bool, typer.Option(help="Write the figures into the model's card.")] = False,
     ablation: Annotated[
         State,

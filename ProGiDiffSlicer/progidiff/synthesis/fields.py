@@ -39,11 +39,6 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
     return y.reshape(b, c, h, w)
 
 
-def dilate(mask: Tensor, radius: int) -> Tensor:
-    """Binary dilation of float (B, C, H, W) by a square of the given radius in pixels."""
-    return F.max_pool2d(mask, 2 * radius + 1, 1, radius) if radius > 0 else mask
-
-
 def plane_coordinates(
     batch: int, size: int, pixel_mm: float, scale: Tensor, generator: torch.Generator, strength: float = 1.0
 ) -> Tensor:

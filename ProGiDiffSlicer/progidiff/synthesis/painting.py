@@ -6,15 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from progidiff.synthesis.fields import blur, dilate, normal, smooth_noise, uniform
+from progidiff.synthesis.fields import blur, normal, smooth_noise, uniform
 from progidiff.synthesis.tissues import INDEX, TISSUES
 
 CT_WINDOW = (-160.0, 240.0)
 AIR = -1000.0
-
-
-def _pick(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(condition, a, b)
 
 
 def paint_attenuation(tissues: Tensor, outline: Tensor, generator: torch.Generator) -> Tensor:
@@ -43,15 +39,15 @@ def paint_attenuation(tissues: Tensor, outline: Tensor, generator: torch.Generat
     wall = uniform((b, 1, 1), 2, 35, generator)  # subcutaneous fat, mm
     empty = tissues == 0
     inside = outline < 0
-    hu = _pick(empty, torch.where(outline < wall, fat + smooth_noise(b, 1, size, 20, generator)[:, 0] * 6, AIR), hu)
+    hu = torch.where(empty, torch.where(outline < wall, fat + smooth_noise(b, 1, size, 20, generator)[:, 0] * 6, AIR), hu)
     skin = (outline >= wall) & (outline < wall + 3)
-    hu = _pick(empty & skin, fat * 0 + 10, hu)
+    hu = torch.where(empty & skin, fat * 0 + 10, hu)
     # Unlabelled soft tissue between the organs: bowel loops, mesentery, vessels.
     blobs = smooth_noise(b, 1, size, 14, generator)[:, 0]
     blobs = blobs + 0.6 * smooth_noise(b, 1, size, 30, generator)[:, 0]
     level = uniform((b, 1, 1), -0.6, 1.8, generator)
     soft = uniform((b, 1, 1), 5, 110, generator) + smooth_noise(b, 1, size, 9, generator)[:, 0] * 15
-    hu = _pick(empty & inside & (outline < -6) & (blobs > level), soft, hu)
+    hu = torch.where(empty & inside & (outline < -6) & (blobs > level), soft, hu)
     return _inner_structure(hu, tissues, generator)
 
 
@@ -167,4 +163,4 @@ def drop_organs(tissues: Tensor, generator: torch.Generator, probability: float 
     return torch.where(gone, torch.zeros_like(tissues), tissues)
 
 
-__all__ = ["ct_look", "dilate", "drop_organs", "finish", "mr_curve", "mr_look", "paint_attenuation", "random_contrast"]
+__all__ = ["ct_look", "drop_organs", "finish", "mr_curve", "mr_look", "paint_attenuation", "random_contrast"]

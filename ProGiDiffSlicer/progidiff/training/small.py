@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from progidiff.model.latents import zero_snr_scheduler
 from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
 
 TEXT_DIM = 64
@@ -104,14 +105,4 @@ def make_mask_decoder() -> MaskDecoder:
 
 def make_schedule() -> DDIMScheduler:
     """Zero-terminal-SNR schedule with v-prediction and trailing steps (arXiv 2305.08891)."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
+    return zero_snr_scheduler()
