@@ -115,10 +115,11 @@ class ScriptedEngine:
         time.sleep(600)
 
     def _hog(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
-        """Holds the interpreter lock for half a second at a time, as a careless extension does."""
-        for _ in range(4):
+        """Holds the interpreter lock for long stretches during at least two seconds and says nothing."""
+        began, stretches = time.monotonic(), 0
+        while stretches < 4 or time.monotonic() - began < 2.0:
             10 ** (800_000 + int(cancelled()))
-            emit(ProgressEvent("sampling", 0.5))
+            stretches += 1
         emit(DoneEvent("scripted", 1))
 
     def _flood(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:

@@ -109,6 +109,10 @@ def test_logits_of_half_precision_are_taken() -> None:
     assert back.dtype == torch.float32
 
 
+#: mm per pixel
+SPACING = (2.0, 2.0)
+
+
 def _disc(shape: tuple[int, int], centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
     y, x = np.mgrid[: shape[0], : shape[1]]
     return (((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 < 1).astype(np.float32)
@@ -121,19 +125,28 @@ def test_body_centre_passes_over_table_arms_and_marks() -> None:
     arm = 0.5 * _disc((200, 240), (80, 25), (14, 14))
     mark = np.zeros_like(body)
     mark[2:6, 2:30] = 1
-    assert body_centre([body + table + arm + mark]) == pytest.approx((80, 130), abs=1)
+    assert body_centre([body + table + arm + mark], SPACING) == pytest.approx((80, 130), abs=1)
+
+
+def test_body_centre_of_a_narrow_window_is_that_of_all_its_pieces() -> None:
+    """Fat is black: a liver, a spine, a kidney and the wall hang together by nothing, and a table lies close below."""
+    pieces = [((90, 70), (40, 24)), ((130, 120), (18, 12)), ((110, 160), (18, 14)), ((95, 194), (40, 6))]
+    slice_ = sum(_disc((220, 260), centre, radii) for centre, radii in pieces)
+    slice_[152:154, 10:250] = 0.9
+    assert body_centre([slice_], SPACING)[1] == pytest.approx((46 + 200) / 2, abs=2)
+    assert body_centre([slice_], SPACING)[0] == pytest.approx((50 + 148) / 2, abs=2)
 
 
 def test_body_centre_keeps_both_legs() -> None:
     legs = _disc((100, 200), (50, 60), (30, 30)) + _disc((100, 200), (50, 150), (28, 28))
-    assert body_centre([legs])[1] == pytest.approx((60 - 30 + 150 + 28) / 2, abs=1.5)
+    assert body_centre([legs], SPACING)[1] == pytest.approx((60 - 30 + 150 + 28) / 2, abs=1.5)
 
 
 def test_body_centre_looks_at_all_slices() -> None:
     above, below = _disc((100, 100), (40, 45), (20, 20)), _disc((100, 100), (60, 55), (20, 20))
-    assert body_centre([above, below]) == pytest.approx((50, 50), abs=1)
+    assert body_centre([above, below], SPACING) == pytest.approx((50, 50), abs=1)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05])
 def test_body_centre_of_nothing_is_the_middle(value: float) -> None:
-    assert body_centre([np.full((11, 20), value, np.float32)]) == (5.0, 9.5)
+    assert body_centre([np.full((11, 20), value, np.float32)], SPACING) == (5.0, 9.5)

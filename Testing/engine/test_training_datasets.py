@@ -118,7 +118,7 @@ def test_pictures_are_those_that_the_engine_makes() -> None:
     prepared = prepare(stacks_of([item])[0], card())
     assert prepared is not None
     normal = normaliser(item.image[None], card(), "CT")(item.image)
-    grid = ModelGrid(SIZE, PIXEL, (60, 70), item.spacing_rc, body_centre([normal]))
+    grid = ModelGrid(SIZE, PIXEL, (60, 70), item.spacing_rc, body_centre([normal], item.spacing_rc))
     wanted = grid.to_model(torch.from_numpy(normal))
     image, masks, known = prepared.slice(0)
     cut, inner = augment(image[None], masks[None], torch.zeros(1).bool(), SIZE, PIXEL, torch.Generator(), strength=0)

@@ -58,7 +58,8 @@ class ImageOnlyTwin:
             array, _ = as_volume(item, self._card)
             image = normaliser(array, self._card, item.modality)(array[0])
             shape = (image.shape[0], image.shape[1])
-            grid = ModelGrid(self._card.image_size, self._card.spacing_mm, shape, item.spacing_rc, body_centre([image]))
+            centre = body_centre([image], item.spacing_rc)
+            grid = ModelGrid(self._card.image_size, self._card.spacing_mm, shape, item.spacing_rc, centre)
             features = self._encoder(grid.to_model(torch.from_numpy(image)))
             logits = F.pixel_shuffle(self._head(features), self._encoder.config.stride)[0]
             self._last = item, (grid.from_model(logits, outside=-20.0) > 0).numpy()

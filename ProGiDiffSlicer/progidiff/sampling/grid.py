@@ -72,36 +72,50 @@ def _sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-#: Normalised grey value above which a pixel can belong to the body.
-_BODY_LEVEL = 0.1
-#: Parts smaller than this share of the largest one (arms, the table) are not the body; two legs both are.
-_PART_SHARE = 0.3
+#: Normalised grey value above which a part of a slice can belong to the body; fat may be black in a narrow window.
+_BODY_LEVEL = 0.06
+#: Cells that the body is looked for in, in mm; thinner things than two or three (table, sheets, wires) are not the body.
+_CELL_MM = 4.0
+#: Parts nearer than twice this belong together: where fat is black, nothing joins the organs to the wall around them.
+_JOIN_MM = 16.0
+#: Groups of parts smaller than this share of the largest one (an arm, a phantom beside the body) are not the body; both legs are.
+_GROUP_SHARE = 0.3
 
 
-def body_centre(slices: list[np.ndarray]) -> tuple[float, float]:
+def body_centre(slices: list[np.ndarray], spacing_rc: tuple[float, float]) -> tuple[float, float]:
     """Centre (row, column) of the body's bounding box over some normalised slices, in pixels.
 
-    The body is the largest connected part of what lies above a tenth of the grey range, so that neither the table nor an
-    arm beside it pulls the centre away; rows and columns of which it fills less than 3 % are passed over. Falls back to
-    the image's centre.
+    Neither the table nor an arm beside the body pulls the centre away, and a display window in which fat is black does not
+    make the body fall to pieces. Falls back to the image's centre.
+
+    Args:
+        slices: float (H, W) each, in [0, 1].
+        spacing_rc: pixel size in mm.
     """
     shape = slices[0].shape
-    rows, cols = np.zeros(shape[0]), np.zeros(shape[1])
-    for image in slices:
-        inside = _large_parts(image > _BODY_LEVEL)
-        rows = np.maximum(rows, inside.mean(1))
-        cols = np.maximum(cols, inside.mean(0))
-    r, c = np.flatnonzero(rows > 0.03), np.flatnonzero(cols > 0.03)
+    cell = max(1, round(_CELL_MM / spacing_rc[0])), max(1, round(_CELL_MM / spacing_rc[1]))
+    found = [_body_cells(_cell_means(image, cell) > _BODY_LEVEL) for image in slices]
+    rows = np.max([cells.mean(1) for cells in found], axis=0)
+    cols = np.max([cells.mean(0) for cells in found], axis=0)
+    r, c = np.flatnonzero(rows > 0.02), np.flatnonzero(cols > 0.02)
     if len(r) < 2 or len(c) < 2:
         return (shape[0] - 1) / 2, (shape[1] - 1) / 2
-    return float(r[0] + r[-1]) / 2, float(c[0] + c[-1]) / 2
+    return float(r[0] + r[-1] + 1) / 2 * cell[0] - 0.5, float(c[0] + c[-1] + 1) / 2 * cell[1] - 0.5
 
 
-def _large_parts(inside: np.ndarray) -> np.ndarray:
-    """A mask without its small connected parts."""
-    labels, count = ndimage.label(inside)
+def _cell_means(image: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
+    padded = np.pad(image, [(0, -size % count) for size, count in zip(image.shape, cell, strict=True)], mode="edge")
+    return np.asarray(padded.reshape(padded.shape[0] // cell[0], cell[0], -1, cell[1]).mean((1, 3)))
+
+
+def _body_cells(inside: np.ndarray) -> np.ndarray:
+    """The cells of the largest groups of parts, thin parts left out."""
+    thick = ndimage.binary_opening(inside, np.ones((3, 3)))
+    if not thick.any():
+        thick = inside
+    near = ndimage.distance_transform_edt(~thick) * _CELL_MM <= _JOIN_MM
+    groups, count = ndimage.label(near)
     if count < 2:
-        return inside
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0  # the background
-    return np.asarray((sizes >= _PART_SHARE * sizes.max())[labels] & inside)
+        return thick
+    sizes = np.bincount(groups[thick], minlength=count + 1)
+    return np.asarray((sizes >= _GROUP_SHARE * sizes.max())[groups] & thick)

@@ -86,7 +86,7 @@ def load_image(
     backwards = bool(io_orientation(geometry.affine)[2 - plan.axis, 1] < 0)
     looks = np.linspace(0, plan.count - 1, min(plan.count, _LOOKS)).round().astype(int)
     places = plan.count - 1 - looks if backwards else looks
-    centre = body_centre([normalise(extract_slice(array_kji, plan, int(s))) for s in places])
+    centre = body_centre([normalise(extract_slice(array_kji, plan, int(s))) for s in places], plan.spacing_rc)
     return LoadedImage(
         array=array_kji,
         plan=plan,

@@ -65,8 +65,8 @@ def plane_coordinates(
     scale = scale[:, None, None]
     angle, shear = amount(0.08), amount(0.04)
     ys, xs = y * scale * torch.exp(amount(0.08)), x * scale * torch.exp(amount(0.05))
-    rows = torch.cos(angle) * ys - torch.sin(angle) * xs + shear * xs + amount(10.0)
-    cols = torch.sin(angle) * ys + torch.cos(angle) * xs + amount(12.0)
+    rows = torch.cos(angle) * ys - torch.sin(angle) * xs + shear * xs + amount(13.0)
+    cols = torch.sin(angle) * ys + torch.cos(angle) * xs + amount(14.0)
     z = amount(0.08) * ys + amount(0.08) * xs
     for cells, in_plane, through in ((3, 10.0, 9.0), (6, 5.5, 4.0), (12, 2.2, 0.0)):
         field = smooth_noise(batch, 3, size, cells, generator)

@@ -63,7 +63,7 @@ def _inner_structure(hu: Tensor, tissues: Tensor, generator: torch.Generator) ->
     medulla = kidney & (
         depth + smooth_noise(b, 1, size, 40, generator)[:, 0] * 0.05 > uniform((b, 1, 1), 0.75, 1.0, generator)
     )
-    hu = hu - (medulla & chance(0.6)) * uniform((b, 1, 1), 10, 110, generator)
+    hu = hu - (medulla & chance(0.6)) * uniform((b, 1, 1), 10, 150, generator)
 
     gut = (tissues == INDEX["stomach"]) | (tissues == INDEX["bowel"]) | (tissues == INDEX["duodenum"])
     contents = smooth_noise(b, 1, size, 18, generator)[:, 0]
@@ -118,18 +118,36 @@ def mr_curve(hu: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(hu < -400, uniform((b, 1, 1), 0, 0.08, generator), image)
 
 
+def add_table(hu: Tensor, generator: torch.Generator, probability: float = 0.5) -> Tensor:
+    """A scanner's table in the air below some patients: one or two thin arcs; HU (B, S, S) in and out."""
+    b, size = hu.shape[0], hu.shape[-1]
+    rows = torch.arange(size, device=hu.device, dtype=torch.float32)
+    in_body = (hu > -300).any(2)  # (B, S): rows that the body reaches
+    back = torch.where(in_body, rows, rows.new_zeros(())).amax(1)[:, None, None]
+    column = (rows[None, None, :] - size / 2 - normal((b, 1, 1), generator) * 8) / (size / 2)
+    top = back + uniform((b, 1, 1), -2, 12, generator) - column**2 * uniform((b, 1, 1), 0, 40, generator)
+    below = rows[None, :, None] - top
+    thickness = uniform((b, 1, 1), 0.5, 2.5, generator)
+    second = (below - uniform((b, 1, 1), 8, 22, generator)).abs() < thickness
+    arc = (below.abs() < thickness) | (second & (uniform((b, 1, 1), 0, 1, generator) < 0.5))
+    arc = arc & (column.abs() < uniform((b, 1, 1), 0.5, 1.1, generator)) & (hu < -500)
+    arc = arc & (uniform((b, 1, 1), 0, 1, generator) < probability)
+    return torch.where(arc, uniform((b, 1, 1), -400, 500, generator), hu)
+
+
 def ct_look(hu: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, correlated noise and a jittered soft-tissue window; float (B, S, S) in [0, 1]."""
     b, size = hu.shape[0], hu.shape[-1]
-    hu = blur(hu.clamp(-1000, 1000)[:, None], uniform((b,), 0.2, 0.9, generator))[:, 0]
+    hu = blur(add_table(hu, generator).clamp(-1000, 1000)[:, None], uniform((b,), 0.2, 0.9, generator))[:, 0]
     grain = blur(normal((b, 1, size, size), generator), uniform((b,), 0.2, 0.9, generator))[:, 0]
     grain = grain / grain.std((-2, -1), keepdim=True)
     hu = hu + grain * torch.exp(uniform((b, 1, 1), 1.2, 3.6, generator))  # 3-36 HU
     low = CT_WINDOW[0] + normal((b, 1, 1), generator) * 20
     width = (CT_WINDOW[1] - CT_WINDOW[0]) * torch.exp(normal((b, 1, 1), generator) * 0.15)
-    narrow = uniform((b, 1, 1), 0, 1, generator) < 0.25  # display windows found in the wild: narrow, fat near black; or wide
-    low = torch.where(narrow, low + uniform((b, 1, 1), 0, 90, generator), low)
-    width = torch.where(narrow, width * uniform((b, 1, 1), 0.55, 1.3, generator), width)
+    # Display windows found in the wild: fat near black, or all black; narrow or wide.
+    other = uniform((b, 1, 1), 0, 1, generator) < 0.4
+    low = torch.where(other, low + uniform((b, 1, 1), 0, 170, generator), low)
+    width = torch.where(other, width * uniform((b, 1, 1), 0.5, 1.3, generator), width)
     return ((hu - low) / width).clamp(0, 1)
 
 
@@ -163,4 +181,4 @@ def drop_organs(tissues: Tensor, generator: torch.Generator, probability: float 
     return torch.where(gone, torch.zeros_like(tissues), tissues)
 
 
-__all__ = ["ct_look", "drop_organs", "finish", "mr_curve", "mr_look", "paint_attenuation", "random_contrast"]
+__all__ = ["add_table", "ct_look", "drop_organs", "finish", "mr_curve", "mr_look", "paint_attenuation", "random_contrast"]

@@ -157,14 +157,14 @@ def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> Prepared
     images = _normalised(stack, slices, card)
     look = np.linspace(0, len(images) - 1, min(len(images), _CENTRE_SLICES)).round().astype(int)
     alike = len({image.shape for image in images}) == 1
-    common = body_centre([images[int(i)] for i in look]) if alike else None
+    common = body_centre([images[int(i)] for i in look], first.spacing_rc) if alike else None
     side = card.image_size + 2 * margin_of(card)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     empty = 0
     for item, image in zip(slices, images, strict=True):
         shape = (image.shape[0], image.shape[1])
         # The grid of the engine, with a margin: the pixels inside are the same as at inference.
-        grid = ModelGrid(side, card.spacing_mm, shape, item.spacing_rc, common or body_centre([image]))
+        grid = ModelGrid(side, card.spacing_mm, shape, item.spacing_rc, common or body_centre([image], item.spacing_rc))
         masks = np.zeros((len(card.vocabulary), side, side), dtype=bool)
         known = np.array([target in item.labelled and target in item.labels for target in card.vocabulary])
         for v, target in enumerate(card.vocabulary):
