@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from progidiff.errors import InputError
+from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
 
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
@@ -83,3 +85,13 @@ def test_32_bit_rounding_is_not_shear() -> None:
     geometry = oblique()
     rounded = geometry.affine.astype(np.float32).astype(np.float64)
     assert Geometry(geometry.shape_ijk, rounded).is_close(geometry)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_nearest_axes_are_those_of_nibabel(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    turned, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = turned * rng.uniform(0.3, 5, 3)
+    expected = [(int(ras), int(sign)) for ras, sign in nib.orientations.io_orientation(affine)]
+    assert nearest_axes(affine) == expected

@@ -132,7 +132,7 @@ def default(
     ] = None,
     device: DeviceOption = DeviceName.AUTO,
 ) -> None:
-    """Train the bundled model again, from synthetic slices and permissively licensed label maps only."""
+    """Train the bundled model again, from phantoms and permissively licensed volumes only."""
     from progidiff.training.default import STAGES, DefaultRecipe, assemble_default, load_volumes
     from progidiff.training.session import training_device
 

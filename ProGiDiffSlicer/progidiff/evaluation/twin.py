@@ -1,13 +1,14 @@
-"""The image-only twin: the default recipe's encoder with its segmentation head, trained on the same pictures."""
+"""What the diffusion model is compared with: segmenters that answer with one mask, trained on the same pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from progidiff.datasets.slices import LabelledSlice
@@ -28,27 +29,16 @@ def save_twin(encoder: ImageEncoder, head: nn.Conv2d, path: Path) -> None:
     save_file(tensors, path)
 
 
-class ImageOnlyTwin:
-    """Segments a slice in one pass, without prompt, noise or sampling.
+class PlainSegmenter:
+    """A network without prompt, noise or sampling, asked as the diffusion model is: same grid, window and vocabulary.
 
     Args:
-        path: file of :func:`save_twin`.
-        encoder: an encoder of the same architecture, whose weights are overwritten.
-        card: card of the diffusion model; gives grid, window and vocabulary.
-
-    Raises:
-        ModelError: the file is of another architecture.
+        logits: float images (1, 1, S, S) in [0, 1] to logits (1, V, S, S), V as the card's vocabulary.
+        card: card of the diffusion model that it is compared with.
     """
 
-    def __init__(self, path: Path, encoder: ImageEncoder, card: ModelCard) -> None:
-        tensors = load_file(path)
-        self._encoder, self._card = encoder.eval(), card
-        weight = tensors.get("head.weight")
-        if weight is None or weight.shape[0] != len(card.vocabulary) * encoder.config.stride**2:
-            raise ModelError(f"{path} is not the twin of this model; train it with the same recipe.")
-        self._head = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-        self._head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
-        encoder.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")})
+    def __init__(self, logits: Callable[[Tensor], Tensor], card: ModelCard) -> None:
+        self._logits, self._card = logits, card
         self._last: tuple[LabelledSlice, np.ndarray] | None = None
 
     @torch.inference_mode()
@@ -60,7 +50,30 @@ class ImageOnlyTwin:
             shape = (image.shape[0], image.shape[1])
             centre = body_centre([image], item.spacing_rc)
             grid = ModelGrid(self._card.image_size, self._card.spacing_mm, shape, item.spacing_rc, centre)
-            features = self._encoder(grid.to_model(torch.from_numpy(image)))
-            logits = F.pixel_shuffle(self._head(features), self._encoder.config.stride)[0]
+            logits = self._logits(grid.to_model(torch.from_numpy(image)))[0]
             self._last = item, (grid.from_model(logits, outside=-20.0) > 0).numpy()
         return self._last[1][self._card.vocabulary.index(target)]
+
+
+class ImageOnlyTwin(PlainSegmenter):
+    """The encoder with its head.
+
+    Args:
+        path: file of :func:`save_twin`.
+        encoder: an encoder of the same architecture, whose weights are overwritten.
+        card: card of the diffusion model.
+
+    Raises:
+        ModelError: the file is of another architecture.
+    """
+
+    def __init__(self, path: Path, encoder: ImageEncoder, card: ModelCard) -> None:
+        tensors = load_file(path)
+        weight = tensors.get("head.weight")
+        if weight is None or weight.shape[0] != len(card.vocabulary) * encoder.config.stride**2:
+            raise ModelError(f"{path} is not the twin of this model; train it with the same recipe.")
+        head = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+        head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
+        encoder.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")})
+        encoder.eval()
+        super().__init__(lambda images: F.pixel_shuffle(head(encoder(images)), encoder.config.stride), card)

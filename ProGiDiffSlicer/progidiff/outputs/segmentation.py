@@ -10,7 +10,6 @@ plane.
 from __future__ import annotations
 
 import gzip
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from progidiff.outputs.atomic import atomic_file
+from progidiff.outputs.tags import escape_tag
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 
@@ -37,7 +37,7 @@ class Segment:
         mask: (K, J, I) of bool, or packed.
         color: red, green and blue in [0, 1].
         terminology: terminology entry in Slicer's serialised form, or "" for none.
-        tags: further tags, kept exactly whatever characters they hold: see ``escape_tag``.
+        tags: further tags, kept exactly whatever characters they hold: see :func:`progidiff.outputs.tags.escape_tag`.
         id: unique identifier; "" makes one.
     """
 
@@ -47,22 +47,6 @@ class Segment:
     terminology: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     id: str = ""
-
-
-def escape_tag(text: str, *, key: bool = False) -> str:
-    """Protect the characters that Slicer's tag list cannot hold: ``|`` anywhere and ``:`` in a key.
-
-    Slicer writes tags as ``key:value|key:value|`` without any protection, so a value is cut at its first
-    ``|`` and a key at its first ``:``. They become ``%7C`` and ``%3A``; all other text, and so nearly every
-    tag, stays readable as it is. ``unescape_tag`` gives the text back exactly.
-    """
-    special = r"\||\r|:" if key else r"\||\r"
-    return re.sub(special + r"|%(?=7C|3A|0D|25)", lambda m: f"%{ord(m.group()):02X}", text)
-
-
-def unescape_tag(text: str) -> str:
-    """The text that ``escape_tag`` was given."""
-    return re.sub("%(7C|3A|0D|25)", lambda m: chr(int(m.group(1), 16)), text)
 
 
 def write_seg_nrrd(path: Path, segments: Sequence[Segment], geometry: Geometry) -> None:

@@ -46,6 +46,7 @@ from progidiff.protocol.requests import (
     Status,
     UnloadAdapter,
     frame_to_request,
+    image_digest,
     image_key,
     request_to_frame,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "frame_to_event",
     "frame_to_reply",
     "frame_to_request",
+    "image_digest",
     "image_key",
     "reply_to_frame",
     "request_to_frame",

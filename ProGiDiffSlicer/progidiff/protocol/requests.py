@@ -117,12 +117,20 @@ class RequestError(ProtocolError):
 
 def image_key(array: Array, affine: Array, modality: str | None, plane: str | None) -> str:
     """Content hash (BLAKE2b, hex) by which client and worker agree that an image needs no second transfer."""
-    digest = hashlib.blake2b(digest_size=20)
+    digest = image_digest(array.dtype, array.shape, affine, modality, plane)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    digest.update(repr((little.dtype.str, little.shape, modality, plane)).encode())
-    digest.update(np.ascontiguousarray(affine, dtype="<f8").tobytes())
     digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def image_digest(
+    dtype: np.dtype[Any], shape: tuple[int, ...], affine: Array, modality: str | None, plane: str | None
+) -> hashlib.blake2b:
+    """:func:`image_key` for whoever hashes in portions: update it with the voxels' bytes, little endian in C order."""
+    digest = hashlib.blake2b(digest_size=20)
+    digest.update(repr((dtype.newbyteorder("<").str, shape, modality, plane)).encode())
+    digest.update(np.ascontiguousarray(affine, dtype="<f8").tobytes())
+    return digest
 
 
 def request_to_frame(request: Request, request_id: int) -> Frame:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from nibabel.orientations import io_orientation
 from torch import Tensor
 
 from progidiff.errors import InputError
@@ -15,6 +14,7 @@ from progidiff.model.card import Modality, ModelCard
 from progidiff.protocol import image_key
 from progidiff.sampling.grid import ModelGrid, body_centre
 from progidiff.sampling.intensity import Normaliser, guess_modality, normaliser
+from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
 
@@ -83,7 +83,7 @@ def load_image(
     normalise = normaliser(in_order, card, known)
     if not any(np.ptp(normalise(extract_slice(array_kji, plan, s))) > 0 for s in range(plan.count)):
         raise InputError("The image shows no contrast in the model's window; check its modality, or choose another image.")
-    backwards = bool(io_orientation(geometry.affine)[2 - plan.axis, 1] < 0)
+    backwards = nearest_axes(geometry.affine)[2 - plan.axis][1] < 0
     looks = np.linspace(0, plan.count - 1, min(plan.count, _LOOKS)).round().astype(int)
     places = plan.count - 1 - looks if backwards else looks
     centre = body_centre([normalise(extract_slice(array_kji, plan, int(s))) for s in places], plan.spacing_rc)

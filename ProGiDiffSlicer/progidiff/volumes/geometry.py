@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
-from nibabel.orientations import aff2axcodes
 
 from progidiff.errors import InputError
+from progidiff.volumes.axes import nearest_axes
 
 # ITK, NRRD and DICOM point to the patient's Left and Posterior, Slicer and NIfTI to the Right and Anterior.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -81,7 +81,7 @@ class Geometry:
     @property
     def orientation(self) -> str:
         """Where i, j and k grow to, e.g. ``"LPS"``; the nearest anatomical directions for an oblique grid."""
-        return "".join(str(code) for code in aff2axcodes(self.affine))
+        return "".join(("LR", "PA", "IS")[ras][sign > 0] for ras, sign in nearest_axes(self.affine))
 
     @property
     def affine_lps(self) -> np.ndarray:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from nibabel.orientations import io_orientation
 
 from progidiff.errors import InputError
+from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -67,10 +67,9 @@ def plan_slices(geometry: Geometry, plane: str | None = None) -> SlicePlan:
     Raises:
         InputError: ``plane`` is not "axial", "coronal" or "sagittal".
     """
-    # The RAS axis that each of i, j, k is nearest to, and its sign; one to one for oblique grids, too.
-    nearest = io_orientation(geometry.affine)
-    ijk_of_ras = {int(nearest[ijk, 0]): ijk for ijk in range(3)}
-    signs = [int(nearest[ijk, 1]) for ijk in range(3)]
+    nearest = nearest_axes(geometry.affine)
+    ijk_of_ras = {ras: ijk for ijk, (ras, _) in enumerate(nearest)}
+    signs = [sign for _, sign in nearest]
 
     if plane is None:
         chosen = _acquisition_plane(geometry, ijk_of_ras)
