@@ -1,8 +1,8 @@
-"""A plain U-Net beside the bundled model: MONAI's BasicUNet on the same synthetic pictures, measured on the same slices.
+"""A plain U-Net beside the bundled model: MONAI's BasicUNet on the same pictures, measured on the same slices.
 
-Usage: python Utilities/plain_unet.py DATA WORK MINUTES [SET ...], where DATA holds the permissive label maps and the labelled
-real images. Training stops after MINUTES of wall time (in all; a run that was interrupted goes on from its checkpoint). The
-loss, the batches and the learning rate are those of the image encoder's pre-training, so only the network differs.
+Usage: python Utilities/plain_unet.py DATA WORK MINUTES [SET ...], where DATA holds the permissive label maps and the
+labelled real images. Training stops after MINUTES of wall time in all; an interrupted run goes on from its checkpoint.
+The loss, the batches and the learning rate are those of the image encoder's pre-training, so only the network differs.
 """
 
 from __future__ import annotations

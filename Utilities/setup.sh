@@ -84,6 +84,9 @@ WANTED = {
     "libxkbcommon0": ["libxkbcommon.so.0"],
     "libdbus-1-3": ["libdbus-1.so.3"],
     "libfontconfig1": ["libfontconfig.so.1"],
+    "libfreetype6": ["libfreetype.so.6"],
+    "libx11-6": ["libX11.so.6"],
+    "libgssapi-krb5-2": ["libgssapi_krb5.so.2"],
     "libglib2.0-0": ["libglib-2.0.so.0"],
 }
 

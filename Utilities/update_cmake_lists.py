@@ -12,21 +12,25 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULE = ROOT / "ProGiDiffSlicer"
 CMAKE_LISTS = MODULE / "CMakeLists.txt"
 
-# Made by the interpreter or by a file browser; never shipped.
+# Where an installation has the bundled model and the sample volume; CMakeLists.txt installs them as folders.
+_BUNDLED = "progidiff/_resources"
+# Made by the interpreter, an editor, a merge or a file browser; never shipped.
 _NOT_SHIPPED_FOLDERS = {"__pycache__"}
-_NOT_SHIPPED_NAMES = {"CMakeLists.txt", ".DS_Store"}
+_NOT_SHIPPED_SUFFIXES = {".pyc", ".bak", ".orig", ".rej", ".swp"}
 
 
 def shipped_files(module: Path = MODULE) -> tuple[list[str], list[str]]:
-    """Paths relative to the module's folder, sorted: Python scripts, and everything else."""
-    files = [
-        path.relative_to(module)
-        for path in module.rglob("*")
-        if path.is_file() and path.name not in _NOT_SHIPPED_NAMES and not _NOT_SHIPPED_FOLDERS & set(path.parts)
-    ]
+    """Paths relative to the module's folder, sorted: Python scripts, and everything else (.ui, icons, tables, templates)."""
+    files = [file for path in module.rglob("*") if path.is_file() and _ships(file := path.relative_to(module))]
     scripts = sorted(file.as_posix() for file in files if file.suffix == ".py")
-    resources = sorted(file.as_posix() for file in files if file.suffix not in {".py", ".pyc"})
+    resources = sorted(file.as_posix() for file in files if file.suffix != ".py")
     return scripts, resources
+
+
+def _ships(file: Path) -> bool:
+    hidden = any(part.startswith(".") or part in _NOT_SHIPPED_FOLDERS for part in file.parts)
+    debris = file.suffix in _NOT_SHIPPED_SUFFIXES or file.name.endswith("~")
+    return not hidden and not debris and file.name != "CMakeLists.txt" and not file.as_posix().startswith(f"{_BUNDLED}/")
 
 
 def _block(name: str) -> re.Pattern[str]:

@@ -78,7 +78,7 @@ _BODY_LEVEL = 0.06
 _CELL_MM = 4.0
 #: Parts nearer than twice this belong together: where fat is black, nothing joins the organs to the wall around them.
 _JOIN_MM = 16.0
-#: Groups of parts smaller than this share of the largest one (an arm, a phantom beside the body) are not the body; both legs are.
+#: Groups of parts smaller than this share of the largest one (an arm) are not the body; both legs are.
 _GROUP_SHARE = 0.3
 
 

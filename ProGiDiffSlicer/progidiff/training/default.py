@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: slices made from permissively licensed volumes and phantoms only, four stages, resumable."""
+"""The recipe of the bundled model: slices of permissively licensed volumes and phantoms, four stages, resumable."""
 
 from __future__ import annotations
 
@@ -206,9 +206,9 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
             ],
             trainable_parameters=0,
             notes=(
-                "Trained on pictures painted on label maps of three patients and on procedural phantoms; of two of the patients"
-                " (one CT, one MR) the real slices, recoloured and deformed, were among the pictures. The labels of these two"
-                " are TotalSegmentator output, not drawn by hand."
+                "Trained on pictures painted on label maps of three patients and on procedural phantoms; of two"
+                " of the patients (one CT, one MR) the real slices, recoloured and deformed, were among the pictures. The"
+                " labels of these two are TotalSegmentator output, not drawn by hand."
                 " For research, not for diagnosis."
             ),
         ),

@@ -1,0 +1,3 @@
+"""Logic of the module: volumes, proposals and accepted segments in the scene. No widgets."""
+
+from __future__ import annotations

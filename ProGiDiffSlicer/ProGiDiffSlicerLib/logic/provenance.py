@@ -1,0 +1,208 @@
+"""Where an accepted segment comes from, kept in its tags so that it travels with every ``.seg.nrrd`` and ``.mrb``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import vtk
+
+from progidiff.outputs.tags import escape_tag, unescape_tag
+from ProGiDiffSlicerLib.logic.labelmaps import Index, MaskCrop, overlap, segment_mask, tight
+
+PREFIX = "ProGiDiff."
+
+# What the accepted mask was, so that a later session can still tell an edited segment from an untouched one.
+MASK_TAG = PREFIX + "mask"
+# Provenance of what was in the segment before more was added to it, oldest first.
+EARLIER_TAG = PREFIX + "earlier"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The facts of one accepted proposal.
+
+    Attributes:
+        prompt: what the user typed, exactly.
+        target: key of the target, e.g. ``"left kidney"``.
+        seed: seed of the run.
+        proposal: index of the proposal in the run; -1 for an ensemble.
+        rank: place in the order, from 1; ``None`` where the proposals were not ranked.
+        score: score of the ranking; ``None`` where the proposals were not ranked.
+        proposals: number of proposals in the run.
+        steps: number of diffusion steps.
+        scheduler: name of the scheduler.
+        model_id: identity of the model.
+        adapter_id: identity of the adapter; "" for none.
+        slices: which slices of the volume were asked for, e.g. ``"12-40"``; "" for all.
+        ensemble: name of the ensemble, e.g. ``"mean"``; "" for a single proposal.
+        edited: whether the segment was changed after it was accepted.
+        dice_to_proposal: Dice between what was accepted and the segment as it is now, 0-1; ``None`` where the accepted
+            mask is not known any more, as after a scene was loaded and then edited.
+        created: time of acceptance, UTC, ISO 8601.
+    """
+
+    prompt: str
+    target: str
+    seed: int
+    proposal: int
+    rank: int | None = None
+    score: float | None = None
+    proposals: int = 1
+    steps: int = 0
+    scheduler: str = ""
+    model_id: str = ""
+    adapter_id: str = ""
+    slices: str = ""
+    ensemble: str = ""
+    edited: bool = False
+    dice_to_proposal: float | None = None
+    created: str = ""
+
+    def stamped(self) -> Provenance:
+        """The same facts with the present time as ``created``, where none is given."""
+        return self if self.created else replace(self, created=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+# Names of the tags; those that the command line writes too have the names that it gives them.
+_TAGS = {"model_id": "model", "adapter_id": "adapter", "dice_to_proposal": "dice"}
+
+
+def tag_name(field: str) -> str:
+    """The tag that holds a field of ``Provenance``."""
+    return PREFIX + _TAGS.get(field, field)
+
+
+PROVENANCE_TAGS = (*(tag_name(field.name) for field in fields(Provenance)), MASK_TAG, EARLIER_TAG)
+# These follow from the voxels; they change without anybody having done anything.
+DERIVED_TAGS = (tag_name("edited"), tag_name("dice_to_proposal"))
+
+
+def get_tag(segment: Any, name: str) -> str | None:
+    """A tag's text as it was set; ``None`` where the segment has no such tag."""
+    value = vtk.reference("")
+    return unescape_tag(str(value)) if segment.GetTag(name, value) else None
+
+
+def set_tag(segment: Any, name: str, text: str) -> None:
+    """Set a tag to any text; one that has it already is left alone, so that nothing counts as modified."""
+    escaped = escape_tag(text)
+    value = vtk.reference("")
+    if not segment.GetTag(name, value) or str(value) != escaped:
+        segment.SetTag(name, escaped)
+
+
+def write_provenance(segment: Any, facts: Provenance) -> None:
+    """Write the facts into the tags of a vtkSegment."""
+    for field in fields(Provenance):
+        set_tag(segment, tag_name(field.name), _text(getattr(facts, field.name)))
+
+
+def read_provenance(segment: Any) -> Provenance | None:
+    """The facts in a segment's tags; ``None`` for a segment that was not accepted from a proposal.
+
+    A tag that is missing or damaged, as one that another program changed, gives the default of its field.
+    """
+    if get_tag(segment, tag_name("prompt")) is None:
+        return None
+    return _facts({field.name: get_tag(segment, tag_name(field.name)) for field in fields(Provenance)})
+
+
+def earlier_provenance(segment: Any) -> list[Provenance]:
+    """What was in the segment before more was added to it, oldest first."""
+    try:
+        entries = json.loads(get_tag(segment, EARLIER_TAG) or "[]")
+        return [_facts({str(name): str(text) for name, text in entry.items()}) for entry in entries]
+    except (ValueError, AttributeError, TypeError):
+        return []
+
+
+def keep_earlier(segment: Any) -> None:
+    """Move the facts of a segment to the earlier ones, before those of an addition take their place."""
+    facts = read_provenance(segment)
+    if facts is None:
+        return
+    kept = [*earlier_provenance(segment), facts]
+    entries = [{field.name: _text(getattr(old, field.name)) for field in fields(Provenance)} for old in kept]
+    set_tag(segment, EARLIER_TAG, json.dumps(entries, ensure_ascii=False))
+
+
+def update_after_edit(segmentation: Any, segment_id: str, proposal: MaskCrop | None) -> Provenance | None:
+    """Bring "edited" and Dice of a segment up to date with its voxels.
+
+    Args:
+        segmentation: the vtkMRMLSegmentationNode.
+        segment_id: the segment.
+        proposal: the mask that was accepted, on the segment's grid; ``None`` where it is not known any more.
+
+    Returns:
+        The facts as they are now; ``None`` for a segment that is gone or was not accepted from a proposal.
+    """
+    segment = segmentation.GetSegmentation().GetSegment(segment_id)
+    facts = read_provenance(segment) if segment is not None else None
+    if facts is None:
+        return None
+    now = segment_mask(segment)
+    accepted = get_tag(segment, MASK_TAG)
+    edited = accepted is not None and mask_identity(*now) != accepted
+    dice: float | None = None
+    if not edited:
+        dice = 1.0
+    elif proposal is not None:
+        dice = dice_of(now, tight(np.asarray(proposal.array) != 0, proposal.origin_kji))
+    facts = replace(facts, edited=edited, dice_to_proposal=dice)
+    for name in ("edited", "dice_to_proposal"):
+        set_tag(segment, tag_name(name), _text(getattr(facts, name)))
+    return facts
+
+
+def dice_of(a: tuple[np.ndarray, Index], b: tuple[np.ndarray, Index]) -> float:
+    """Dice of two masks (array, origin) on one grid; two empty masks are equal, which is 1."""
+    total = int(np.count_nonzero(a[0])) + int(np.count_nonzero(b[0]))
+    return 2.0 * overlap(a, b) / total if total else 1.0
+
+
+def mask_identity(mask: np.ndarray, origin_kji: Index) -> str:
+    """A text that is the same for the same voxels of a grid, and for no others.
+
+    ``mask`` (k, j, i) must be cropped to the voxels inside it, see ``tight``.
+    """
+    digest = hashlib.sha256(repr((mask.shape, origin_kji if mask.size else None)).encode())
+    for plane in mask:
+        digest.update(np.packbits(plane != 0).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def _facts(texts: dict[str, str | None]) -> Provenance:
+    values: dict[str, Any] = {"prompt": "", "target": "", "seed": 0, "proposal": 0}
+    for field in fields(Provenance):
+        text = texts.get(field.name)
+        if text is None:
+            continue
+        try:
+            values[field.name] = _PARSERS[field.type](text)
+        except ValueError:
+            continue
+    return Provenance(**values)
+
+
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "bool": lambda text: text == "1",
+    "int | None": lambda text: int(text) if text else None,
+    "float | None": lambda text: float(text) if text else None,
+}

@@ -1,0 +1,122 @@
+"""What the user chose: kept in a parameter node, so that it is saved with the scene."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.i18n import tr as _
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+MOST_PROPOSALS = 100
+MOST_STEPS = 100
+# The largest number that Qt's spin box takes.
+LARGEST_SEED = 2**31 - 1
+
+
+class Extent(enum.Enum):
+    """How much of the volume is proposed for; ``value`` is what a run request calls it."""
+
+    VOLUME = "volume"
+    SLICE = "slice"
+    RANGE = "range"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            Extent.VOLUME: _("Whole volume"),
+            Extent.SLICE: _("This slice"),
+            Extent.RANGE: _("Range of slices"),
+        }[self]
+
+
+class Frames(enum.Enum):
+    """Which frames of a sequence are proposed for; ``value`` is what a run request calls it."""
+
+    THIS = "this"
+    ALL = "all"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {Frames.THIS: _("This frame"), Frames.ALL: _("All frames")}[self]
+
+
+class AcceptMode(enum.Enum):
+    """Where an accepted proposal goes; ``value`` is what acceptance calls it."""
+
+    NEW = "new"
+    REPLACE = "replace"
+    ADD = "add"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            AcceptMode.NEW: _("New segment"),
+            AcceptMode.REPLACE: _("Replace a segment"),
+            AcceptMode.ADD: _("Add to a segment"),
+        }[self]
+
+
+class Overwrite(enum.Enum):
+    """Which other segments may lose voxels to the accepted one; ``value`` is what acceptance calls it."""
+
+    NONE = "none"
+    VISIBLE = "visible"
+    ALL = "all"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            Overwrite.NONE: _("Never changed (may overlap)"),
+            Overwrite.VISIBLE: _("Visible ones give way"),
+            Overwrite.ALL: _("All give way"),
+        }[self]
+
+
+@parameterNodeWrapper
+class Parameters:
+    """The module's parameters.
+
+    Attributes:
+        inputVolume: the volume to propose for.
+        prompt: what to outline, as typed.
+        promptHistory: earlier prompts, latest last.
+        extent: how much of the volume.
+        rangeStart, rangeStop: half-open range of slices along the slice axis, used by ``Extent.RANGE``.
+        frames: which frames, where the volume is a frame of a sequence.
+        proposals: how many proposals (the maximum when ``adaptive``).
+        topK: how many of the best are shown at first.
+        steps: denoising steps.
+        seed: seed of the latest or next run.
+        seedLocked: whether the next run keeps ``seed`` or draws a new one.
+        adaptive: whether sampling stops when the proposals have settled.
+        blinded: whether the proposals are listed in random order, without rank and score.
+        targetSegmentation: where accepted segments go; none: a new segmentation.
+        acceptMode: as a new segment, in place of one, or added to one.
+        targetSegment: id of that one.
+        overwrite: which other segments may change.
+        showAgreement: whether the map of agreement is shown.
+        agreementOpacity: its opacity, 0 to 1.
+    """
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    prompt: str = ""
+    promptHistory: list[str]
+    extent: Extent = Extent.VOLUME
+    rangeStart: int = 0
+    rangeStop: int = 0
+    frames: Frames = Frames.THIS
+    proposals: Annotated[int, WithinRange(1, MOST_PROPOSALS)] = 8
+    topK: Annotated[int, WithinRange(1, MOST_PROPOSALS)] = 3
+    steps: Annotated[int, WithinRange(1, MOST_STEPS)] = 4
+    seed: Annotated[int, WithinRange(0, LARGEST_SEED)] = 0
+    seedLocked: bool = False
+    adaptive: bool = False
+    blinded: bool = False
+    targetSegmentation: vtkMRMLSegmentationNode
+    acceptMode: AcceptMode = AcceptMode.NEW
+    targetSegment: str = ""
+    overwrite: Overwrite = Overwrite.NONE
+    showAgreement: bool = False
+    agreementOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5

@@ -1,0 +1,367 @@
+"""The worker as the module uses it: calls that run one after another, states, and failures told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import qt
+
+from progidiff.errors import InputError, ProtocolError
+from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest
+from progidiff.protocol import (
+    FINAL,
+    Accepted,
+    Cancel,
+    Cancelled,
+    Device,
+    ErrorReply,
+    HelloReply,
+    ImageReply,
+    Load,
+    Loaded,
+    Propose,
+    Reply,
+    Request,
+)
+from ProGiDiffSlicerLib.idle import IdleQueue
+from ProGiDiffSlicerLib.signals import Signal
+from ProGiDiffSlicerLib.worker import failures
+from ProGiDiffSlicerLib.worker.calls import Call
+from ProGiDiffSlicerLib.worker.command import WorkerCommand
+from ProGiDiffSlicerLib.worker.failures import WorkerFailure
+from ProGiDiffSlicerLib.worker.image import Array, Image
+from ProGiDiffSlicerLib.worker.jobs import Job, Jobs, run_all
+from ProGiDiffSlicerLib.worker.link import Link
+from ProGiDiffSlicerLib.worker.patience import Patience
+from ProGiDiffSlicerLib.worker.process import ProcessFactory, QtProcess
+
+SENDING = "sending the image"
+_HEADER_ROOM = 4096
+_PROGRESS_STEP = 0.02
+
+
+class WorkerState(Enum):
+    """Where the worker stands."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    CANCELLING = "cancelling"
+    CRASHED = "crashed"
+
+
+class WorkerClient:
+    """Starts a worker when it is needed and asks it for proposals.
+
+    ``load``, ``set_image`` and ``propose`` return at once; their calls run in order, so that a whole run can be submitted
+    at a time. Where a call fails, the calls behind it fail with it, because they build on it; calls submitted while it
+    was being cancelled are a new run and stay. A worker that ended takes all calls along; the next call starts a new one.
+
+    Attributes:
+        state: a :class:`WorkerState`.
+        hello, loaded, image: the worker's last replies of these kinds, ``None`` while a running worker has none.
+        loaded_from: (folder, device) of the call that loaded the model.
+        failure: why the state is ``CRASHED``.
+        stateChanged: Signal(WorkerState).
+        failed: Signal(WorkerFailure): the worker itself failed, not only a call.
+    """
+
+    def __init__(
+        self,
+        command: Callable[[], WorkerCommand],
+        process_factory: ProcessFactory = QtProcess,
+        parent: Any = None,
+        heartbeat_timeout_s: float = 30.0,
+        start_timeout_s: float = 60.0,
+        cancel_timeout_s: float = 10.0,
+        stop_grace_s: float = 3.0,
+    ) -> None:
+        self.state = WorkerState.STOPPED
+        self.failure: WorkerFailure | None = None
+        self.hello: HelloReply | None = None
+        self.loaded: Loaded | None = None
+        self.loaded_from: tuple[str | None, str] | None = None
+        self.image: ImageReply | None = None
+        self.stateChanged = Signal()
+        self.failed = Signal()
+        self._command = command
+        self._process_factory = process_factory
+        self._parent = parent
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._cancel_timeout_s = cancel_timeout_s
+        self._stop_grace_s = stop_grace_s
+        self._link: Link | None = None
+        self._log: Link | None = None
+        self._leaving: list[Link] = []
+        self._jobs = Jobs()
+        self._idle = IdleQueue(parent)
+        self._cancelling = Patience(parent, self._cancel_expired)
+        # Whatever a call leads to happens in a later turn of the event loop: first its listeners can connect.
+        self._wake = qt.QTimer(parent)
+        self._wake.setSingleShot(True)
+        self._wake.setInterval(0)
+        self._wake.connect("timeout()", self._advance)
+
+    def log_tail(self) -> str:
+        """The last lines of the log of the current worker, or of the last one."""
+        return "" if self._log is None else self._log.log_text
+
+    def start(self) -> None:
+        """Start the worker, if none runs."""
+        if self.state in (WorkerState.STOPPED, WorkerState.CRASHED):
+            self.failure = None
+            self._wake.start()
+            self._set_state(WorkerState.STARTING)
+
+    def stop(self, wait: bool = False) -> None:
+        """End the worker; every call ends as cancelled.
+
+        It is asked first and killed after a few seconds, meanwhile the event loop goes on. With ``wait`` (the end of the
+        application, where no event loop will follow) this returns when no process is left.
+        """
+        link = self._link
+        ended = self._give_up()
+        self._wake.stop()
+        if link is not None:
+            link.close(self._stop_grace_s)
+        if wait:
+            for leaving in list(self._leaving):
+                leaving.wait(self._stop_grace_s)
+        run_all(lambda: self._set_state(WorkerState.STOPPED), *(job.call.end_cancelled for job in ended))
+
+    def restart(self) -> None:
+        """End the worker and start another one; every call ends as cancelled."""
+        self.stop()
+        self.start()
+
+    def load(self, folder: str | None, device: Device = "auto") -> Call:
+        """Load a model folder of the worker's machine (``None``: the bundled model); succeeds with ``Loaded``."""
+        return self._submit(Job(Call("load", self._cancel_call), Loaded, Load(folder, device)))
+
+    def set_image(self, array_kji: Array, affine: Array, modality: str | None = None, plane: str | None = None) -> Call:
+        """Make a volume the worker's image; succeeds with ``ImageReply``.
+
+        The voxels are copied between the events of the application, and sent unless the worker holds them already.
+
+        Args:
+            array_kji: (K, J, I) integers or floats.
+            affine: (4, 4), IJK -> RAS in mm.
+            modality: ``"CT"``, ``"MR"``, or ``None`` if not known.
+            plane: of the slices, or ``None``: as acquired.
+
+        Raises:
+            InputError: not such a volume.
+        """
+        image = Image(array_kji, affine, modality, plane)
+        job = Job(Call("set_image", self._cancel_call), ImageReply, image=image)
+        job.copying = self._idle.submit(
+            image.prepare(), lambda result: self._wake.start(), lambda error: self._not_copied(job, error)
+        )
+        return self._submit(job)
+
+    def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
+        """Proposals of ``request.targets``, or of what ``prompt`` names, on the image; succeeds with ``DoneEvent``."""
+        return self._submit(Job(Call("propose", self._cancel_call), DoneEvent, Propose(request, prompt)))
+
+    def cancel(self) -> bool:
+        """Cancel the running call and those behind it; whether there were any.
+
+        They all end as cancelled. A worker that does not stop in time is ended; its end is then told by ``failed``.
+        """
+        waiting = self._jobs.take_waiting()
+        running = self._jobs.running
+        first = [] if running is None else [lambda: self._cancel_running(running)]
+        run_all(*first, *(job.call.end_cancelled for job in waiting))
+        return running is not None or bool(waiting)
+
+    def _submit(self, job: Job) -> Call:
+        self.start()
+        self._jobs.add(job)
+        self._wake.start()
+        return job.call
+
+    def _advance(self) -> None:
+        """Do whatever can be done next."""
+        if self.state is WorkerState.STARTING and self._link is None:
+            self._launch()
+        link = self._link
+        if link is None or link.hello is None:
+            return
+        job = self._jobs.next()
+        if job is None or job.request_id is not None:
+            return
+        if job.image is None or job.image.ready:
+            self._begin(link, link.hello, job)
+        else:
+            self._set_state(WorkerState.BUSY)
+
+    def _launch(self) -> None:
+        self._log = None
+        try:
+            command = self._command()
+        except InputError as error:
+            self._on_broken(failures.bad_command(str(error)))
+            return
+        link = Link(self._process_factory, self._parent, self._start_timeout_s, self._heartbeat_timeout_s)
+        link.opened.connect(self._on_opened)
+        link.replied.connect(self._on_reply)
+        link.sent.connect(self._on_sent)
+        link.broken.connect(self._on_broken)
+        link.gone.connect(self._on_gone)
+        self._link = self._log = link
+        link.start(command)
+
+    def _begin(self, link: Link, hello: HelloReply, job: Job) -> None:
+        request = job.request
+        if job.image is not None:
+            if job.image.nbytes + _HEADER_ROOM > hello.max_payload:
+                self._fail(job, failures.too_large(job.image.nbytes / 2**20, hello.max_payload / 2**20))
+                return
+            job.by_key = self.image is not None and self.image.key == job.image.key
+            request = job.image.by_key() if job.by_key else job.image.with_voxels()
+            # Until the worker has answered, nobody knows which one it holds.
+            self.image = None
+        elif isinstance(request, Load):
+            self.loaded = self.loaded_from = None
+        if request is not None and self._send(link, job, request):
+            self._set_state(WorkerState.BUSY)
+
+    def _send(self, link: Link, job: Job, request: Request) -> bool:
+        try:
+            job.request_id = link.send(request)
+        except ProtocolError as error:
+            self._fail(job, failures.not_prepared(error))
+            return False
+        link.expect_signs(True)
+        return True
+
+    def _on_opened(self, hello: HelloReply) -> None:
+        self.hello = hello
+        self._wake.start()
+        self._set_state(WorkerState.READY)
+
+    def _on_reply(self, request_id: int, reply: Reply) -> None:
+        job, link = self._jobs.running, self._link
+        if job is None or link is None or request_id != job.request_id:
+            return  # the acknowledgement of a cancel, or the rest of a call that is over
+        if isinstance(reply, Accepted):
+            job.call.accepted.emit(reply.targets)
+        elif not isinstance(reply, FINAL):
+            job.call.event.emit(reply)
+        elif isinstance(reply, job.expects):
+            self._keep(job, reply)
+            self._finish(job.call.end_cancelled if job.cancelling else lambda: job.call.succeed(reply))
+        elif isinstance(reply, Cancelled) or (isinstance(reply, ErrorReply) and job.cancelling):
+            self._finish(job.call.end_cancelled)
+        elif not isinstance(reply, ErrorReply):
+            link.fail(failures.out_of_turn(type(reply).__name__, job.expects.__name__, link.log_text))
+        elif reply.code == "unknown_image" and job.by_key and job.image is not None:
+            job.by_key = False
+            self._send(link, job, job.image.with_voxels())
+        else:
+            self._fail(job, failures.refused(reply))
+
+    def _on_sent(self) -> None:
+        # Its answer to a cancel cannot come before all that was sent before has arrived.
+        self._cancelling.reset()
+        job, link = self._jobs.running, self._link
+        if job is None or link is None or job.image is None or job.by_key or job.request_id is None or job.shown >= 1:
+            return
+        fraction = 1 - min(1.0, link.unsent / job.image.nbytes)
+        if fraction >= min(1.0, job.shown + _PROGRESS_STEP):
+            job.shown = fraction
+            job.call.event.emit(ProgressEvent(SENDING, fraction))
+
+    def _on_broken(self, failure: WorkerFailure) -> None:
+        ended = self._give_up()
+        self.failure = failure
+        run_all(
+            lambda: self._set_state(WorkerState.CRASHED),
+            lambda: self.failed.emit(failure),
+            *(job.call.end_cancelled for job in ended if job.cancelling),
+            *(_failing(job.call, failure) for job in ended if not job.cancelling),
+        )
+
+    def _on_gone(self, link: Link) -> None:
+        if link in self._leaving:
+            self._leaving.remove(link)
+
+    def _give_up(self) -> list[Job]:
+        """Part with the worker; the jobs that have not ended, in order."""
+        link, self._link = self._link, None
+        ended = self._jobs.take_all()
+        self._cancelling.stop()
+        self._forget()
+        if link is not None:
+            for signal in (link.opened, link.replied, link.sent, link.broken):
+                signal.clear()
+            if not link.released:
+                self._leaving.append(link)
+        return ended
+
+    def _keep(self, job: Job, reply: Any) -> None:
+        if isinstance(reply, Loaded) and isinstance(job.request, Load):
+            self.loaded, self.loaded_from = reply, (job.request.folder, job.request.device)
+        elif isinstance(reply, ImageReply):
+            self.image = reply
+
+    def _finish(self, *ends: Callable[[], None]) -> None:
+        """The running call is over: told last, so that whoever hears it finds a client that is ready for the next one."""
+        self._jobs.end_running()
+        self._cancelling.stop()
+        if self._link is not None:
+            self._link.expect_signs(False)
+        waiting = self._jobs.waiting
+        if waiting:
+            self._wake.start()
+        run_all(lambda: self._set_state(WorkerState.BUSY if waiting else WorkerState.READY), *ends)
+
+    def _fail(self, job: Job, failure: WorkerFailure) -> None:
+        """A call and those behind it fail; the worker goes on."""
+        was_running = job is self._jobs.running
+        ends = [_failing(other.call, failure) for other in self._jobs.take_from(job)]
+        if was_running:
+            self._finish(*ends)
+        else:
+            run_all(*ends)
+
+    def _not_copied(self, job: Job, error: Exception) -> None:
+        self._fail(job, failures.not_prepared(error))
+
+    def _cancel_call(self, call: Call) -> None:
+        running = self._jobs.running
+        if running is not None and running.call is call:
+            self._cancel_running(running)
+        elif self._jobs.take(call) is not None:
+            call.end_cancelled()
+
+    def _cancel_running(self, job: Job) -> None:
+        if job.cancelling:
+            return
+        job.cancelling = True
+        if job.request_id is None or self._link is None:
+            self._finish(job.call.end_cancelled)
+            return
+        self._link.send(Cancel(job.request_id))
+        self._cancelling.start(self._cancel_timeout_s)
+        self._set_state(WorkerState.CANCELLING)
+
+    def _cancel_expired(self) -> None:
+        if self._link is not None:
+            self._link.fail(failures.did_not_stop(self._cancel_timeout_s, self._link.log_text))
+
+    def _forget(self) -> None:
+        self.hello = self.loaded = self.loaded_from = self.image = None
+
+    def _set_state(self, state: WorkerState) -> None:
+        if state is not self.state:
+            self.state = state
+            self.stateChanged.emit(state)
+
+
+def _failing(call: Call, failure: WorkerFailure) -> Callable[[], None]:
+    return lambda: call.fail(failure)

@@ -1,0 +1,82 @@
+"""Ending a process with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_WAIT_S = 2.0
+
+
+def kill_tree(pid: int) -> None:
+    """Kill the process ``pid`` and its descendants, and do not wait for their end. One that is gone is passed over.
+
+    psutil comes with the engine; without it the operating system's own means are used.
+    """
+    try:
+        import psutil
+    except ImportError:
+        _kill_without_psutil(pid)
+        return
+    try:
+        root = psutil.Process(pid)
+        family = [*root.children(recursive=True), root]
+    except psutil.Error:
+        family = []
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+
+
+def _kill_without_psutil(pid: int) -> None:
+    if sys.platform == "win32":
+        taskkill = ["taskkill", "/T", "/F", "/PID", str(pid)]
+        with contextlib.suppress(OSError):
+            subprocess.Popen(
+                taskkill,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                creationflags=subprocess.CREATE_NO_WINDOW,
+            )
+    else:
+        for member in [*descendants(pid), pid]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(member, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, grandchildren and so on of a process on Linux or macOS."""
+    children: dict[int, list[int]] = {}
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    found: list[int] = []
+    generation = [pid]
+    while generation:
+        generation = [child for parent in generation for child in children.get(parent, [])]
+        found += generation
+    return found
+
+
+def _parents() -> list[tuple[int, int]]:
+    """(process, its parent) of every process."""
+    if Path("/proc/self/stat").exists():
+        pairs = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                # A process may end between being listed and being read.
+                with contextlib.suppress(OSError):
+                    # The name, in parentheses, may hold anything.
+                    fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                    pairs.append((int(entry.name), int(fields[1])))
+        return pairs
+    listing = ["ps", "-A", "-o", "pid=,ppid="]
+    try:
+        run = subprocess.run(listing, capture_output=True, text=True, timeout=_WAIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [(int(child), int(parent)) for child, parent in (line.split() for line in run.stdout.splitlines() if line)]

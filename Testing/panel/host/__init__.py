@@ -1,0 +1,113 @@
+"""A headless stand-in for the Slicer application: Qt with the manners of PythonQt over the real MRML library.
+
+``install()`` makes ``import qt``, ``import ctk`` and Slicer's Python modules work; ``start()`` makes the application and the
+scene.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .dialogs import Dialogs, answering_dialogs
+
+if TYPE_CHECKING:
+    from .application import Application
+
+__all__ = [
+    "Dialogs",
+    "SliceView",
+    "answering_dialogs",
+    "beside",
+    "clear_scene",
+    "collected_exceptions",
+    "grab",
+    "install",
+    "load_module",
+    "scene",
+    "spin",
+    "start",
+]
+
+_started: list[Any] = []
+_LATER = {
+    "beside": "screenshots",
+    "collected_exceptions": "event_loop",
+    "grab": "screenshots",
+    "load_module": "loading",
+    "SliceView": "slice_view",
+    "spin": "event_loop",
+}
+
+
+def install() -> None:
+    """Put the modules in place; calling it again changes nothing. No application is made."""
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    from . import ctk_module, qt_module
+
+    if "slicer.parameterNodeWrapper" in sys.modules:
+        return
+    import slicer
+    import slicer.util
+
+    slicer.mrmlScene = None
+    qt_module.install()
+    ctk_module.install()
+    for name, ours in (
+        ("i18n", "i18n"),
+        ("mrml_widgets", "mrml_widgets"),
+        ("packaging", "packaging"),
+        ("ScriptedLoadableModule", "scripted_module"),
+        ("parameterNodeWrapper", "parameter_nodes"),
+    ):
+        module = importlib.import_module(f"{__name__}.{ours}")
+        if name != "mrml_widgets":
+            sys.modules[f"slicer.{name}"] = module
+            setattr(slicer, name, module)
+
+
+def start(terminologies: Path | None = None) -> Application:
+    """The application, made at the first call. ``terminologies``: a folder with Slicer's terminology files."""
+    if _started:
+        return _started[0]
+    install()
+    import qt
+    import slicer
+
+    from .application import Application
+    from .layout import LayoutManager
+    from .world import World
+
+    world = World(terminologies)
+    slicer.mrmlScene = world.scene
+    slicer.modules = world.modules
+    sys.modules["slicer.modules"] = world.modules
+    application = Application(world)
+    application.layouts = LayoutManager(world.scene, world.application_logic)
+    slicer.app = application
+    application.setOrganizationName("NA-MIC")
+    application.setApplicationName("Slicer")
+    qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
+    qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, application.temporaryPath)
+    _started.append(application)
+    return application
+
+
+def scene() -> Any:
+    """The scene (``slicer.mrmlScene``)."""
+    return start().world.scene
+
+
+def clear_scene() -> None:
+    """Close the scene."""
+    start().world.clear()
+
+
+def __getattr__(name: str) -> Any:
+    """What needs ``install()`` to have been called."""
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

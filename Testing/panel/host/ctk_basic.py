@@ -1,0 +1,231 @@
+"""CTK's buttons, boxes and labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ctk
+import qt
+from PySide6.QtCore import Property, Signal
+
+from .stand_ins import kept, stand_in
+
+
+@stand_in(ctk)
+class ctkCollapsibleButton(qt.QAbstractButton):
+    """A header with an arrow and a title; what its layout holds is shown below it, or not when it is collapsed."""
+
+    contentsCollapsed = Signal(bool)
+
+    def __init__(self, text: Any = "", parent: Any = None) -> None:
+        if isinstance(text, qt.QWidget):
+            text, parent = "", text
+        super().__init__(parent)
+        self._collapsed = False
+        self._hidden_by_collapsing: list[Any] = []
+        self.setText(text or "")
+        self.setCheckable(True)
+        self.setChecked(True)
+        self.setSizePolicy(qt.QSizePolicy.Preferred, qt.QSizePolicy.Preferred)
+        self.toggled.connect(self._on_toggled)
+        self._make_room()
+
+    flat = kept(bool, "flat", False)
+    collapsedHeight = kept(int, "collapsedHeight", 14)
+    contentsFrameShape = kept(int, "contentsFrameShape", 0)
+    contentsFrameShadow = kept(int, "contentsFrameShadow", 0)
+    contentsLineWidth = kept(int, "contentsLineWidth", 1)
+    contentsMidLineWidth = kept(int, "contentsMidLineWidth", 0)
+
+    def _set_collapsed(self, collapsed: bool) -> None:
+        if collapsed == self._collapsed:
+            return
+        self._collapsed = collapsed
+        self.setChecked(not collapsed)
+        if collapsed:
+            self._hidden_by_collapsing = [each for each in self._contents() if not each.isHidden()]
+            for each in self._hidden_by_collapsing:
+                each.hide()
+        else:
+            for each in self._hidden_by_collapsing:
+                each.show()
+            self._hidden_by_collapsing = []
+        self.setMaximumHeight(self._header_height() if collapsed else 16777215)
+        self.updateGeometry()
+        self.contentsCollapsed.emit(collapsed)
+
+    collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
+
+    def _contents(self) -> list[Any]:
+        return [each for each in self.children() if isinstance(each, qt.QWidget)]
+
+    def _on_toggled(self, checked: bool) -> None:
+        self._set_collapsed(not checked)
+
+    def _header_height(self) -> int:
+        return self.fontMetrics().height() + 8
+
+    def _make_room(self) -> None:
+        self.setContentsMargins(0, self._header_height(), 0, 0)
+
+    def event(self, event: Any) -> bool:
+        """A child that is added while collapsed stays out of sight, as in CTK."""
+        if event.type() == qt.QEvent.FontChange:
+            self._make_room()
+        if event.type() == qt.QEvent.ChildPolished and getattr(self, "_collapsed", False):
+            child = event.child()
+            if isinstance(child, qt.QWidget) and child not in self._hidden_by_collapsing and not child.isHidden():
+                self._hidden_by_collapsing.append(child)
+                child.hide()
+        return super().event(event)
+
+    def hitButton(self, position: Any) -> bool:
+        """Only the header is a button."""
+        return position.y() < self._header_height()
+
+    def minimumSizeHint(self) -> Any:
+        """Room for the header, and for the contents where they are shown."""
+        header = qt.QSize(self.fontMetrics().horizontalAdvance(self.text) + 40, self._header_height())
+        layout = self.layout()
+        if self._collapsed or layout is None:
+            return header
+        inside = layout.totalMinimumSize()
+        return qt.QSize(max(header.width(), inside.width()), max(header.height(), inside.height()))
+
+    def sizeHint(self) -> Any:
+        """As ``minimumSizeHint``, with the size that the contents would like."""
+        layout = self.layout()
+        if self._collapsed or layout is None:
+            return self.minimumSizeHint()
+        return self.minimumSizeHint().expandedTo(layout.totalSizeHint())
+
+    def paintEvent(self, event: Any) -> None:
+        painter = qt.QPainter(self)
+        header = qt.QRect(0, 0, self.width, self._header_height())
+        if not self.flat:
+            option = qt.QStyleOptionButton()
+            option.initFrom(self)
+            option.rect = header
+            option.state |= qt.QStyle.State_Raised
+            self.style().drawControl(qt.QStyle.CE_PushButtonBevel, option, painter, self)
+        arrow = qt.QStyleOption()
+        arrow.initFrom(self)
+        arrow.rect = qt.QRect(6, (header.height() - 10) // 2, 10, 10)
+        kind = qt.QStyle.PE_IndicatorArrowRight if self._collapsed else qt.QStyle.PE_IndicatorArrowDown
+        self.style().drawPrimitive(kind, arrow, painter, self)
+        role = qt.QPalette.Disabled if not self.enabled else qt.QPalette.Active
+        painter.setPen(self.palette.color(role, qt.QPalette.ButtonText))
+        painter.drawText(header.adjusted(22, 0, -6, 0), qt.Qt.AlignLeft | qt.Qt.AlignVCenter, self.text)
+        if not self._collapsed and not self.flat:
+            painter.setPen(self.palette.color(qt.QPalette.Mid))
+            painter.drawRect(0, header.height() - 1, self.width - 1, self.height - header.height())
+        painter.end()
+
+
+@stand_in(ctk)
+class ctkCollapsibleGroupBox(qt.QGroupBox):
+    """A group box that folds."""
+
+    def __init__(self, title: Any = "", parent: Any = None) -> None:
+        if isinstance(title, qt.QWidget):
+            title, parent = "", title
+        super().__init__(title or "", parent)
+        self._collapsed = False
+
+    def _set_collapsed(self, collapsed: bool) -> None:
+        self._collapsed = collapsed
+        for each in self.children():
+            if isinstance(each, qt.QWidget):
+                each.setVisible(not collapsed)
+
+    collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
+    collapsedHeight = kept(int, "collapsedHeight", 14)
+
+
+@stand_in(ctk)
+class ctkCheckBox(qt.QCheckBox):
+    """A check box whose indicator can be an icon."""
+
+    indicatorIcon = kept(qt.QIcon, "indicatorIcon", qt.QIcon())
+
+
+@stand_in(ctk)
+class ctkComboBox(qt.QComboBox):
+    """A combo box with a text for the case that nothing is chosen."""
+
+    defaultText = kept(str, "defaultText", "", None, lambda self, text: self.setPlaceholderText(text))
+    forceDefault = kept(bool, "forceDefault", False)
+    scrollWheelEffect = kept(int, "scrollWheelEffect", 1)
+
+
+@stand_in(ctk)
+class ctkPushButton(qt.QPushButton):
+    """A push button whose text can be aligned."""
+
+    elideMode = kept(int, "elideMode", 3)
+    buttonTextAlignment = kept(int, "buttonTextAlignment", 0x84)
+    iconAlignment = kept(int, "iconAlignment", 0x81)
+
+
+@stand_in(ctk)
+class ctkCheckablePushButton(ctkPushButton):
+    """A push button with a check box in it."""
+
+    checkBoxToggled = Signal(bool)
+    checkBoxControlsButton = kept(bool, "checkBoxControlsButton", True)
+    checkBoxControlsButtonToggleState = kept(bool, "checkBoxControlsButtonToggleState", True)
+    checkBoxUserCheckable = kept(bool, "checkBoxUserCheckable", True)
+    indicatorAlignment = kept(int, "indicatorAlignment", 0x81)
+
+
+@stand_in(ctk)
+class ctkMenuButton(ctkPushButton):
+    """A push button with a menu at its side."""
+
+    showMenuIndicator = kept(bool, "showMenuIndicator", True)
+
+
+@stand_in(ctk)
+class ctkSearchBox(qt.QLineEdit):
+    """A line with a magnifying glass and a cross to clear it."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.setPlaceholderText("Search...")
+        self.setClearButtonEnabled(True)
+
+    showSearchIcon = kept(bool, "showSearchIcon", False)
+    alwaysShowClearIcon = kept(bool, "alwaysShowClearIcon", False)
+
+
+@stand_in(ctk)
+class ctkFittedTextBrowser(qt.QTextBrowser):
+    """A text browser that is as high as its text."""
+
+    collapsed = kept(bool, "collapsed", False)
+    collapsibleText = kept(str, "collapsibleText", "")
+
+
+@stand_in(ctk)
+class ctkMessageBox(qt.QMessageBox):
+    """A message box that can be told not to come again."""
+
+    dontShowAgain = kept(bool, "dontShowAgain", False)
+    dontShowAgainVisible = kept(bool, "dontShowAgainVisible", False)
+    dontShowAgainSettingsKey = kept(str, "dontShowAgainSettingsKey", "")
+
+
+@stand_in(ctk)
+class ctkColorPickerButton(qt.QPushButton):
+    """A button that shows a colour."""
+
+    colorChanged = Signal(qt.QColor)
+    displayColorName = kept(bool, "displayColorName", True)
+
+    def _apply(self, color: Any) -> None:
+        swatch = qt.QPixmap(14, 14)
+        swatch.fill(color)
+        self.setIcon(qt.QIcon(swatch))
+        self.setText(color.name() if self.displayColorName else "")
+
+    color = kept(qt.QColor, "color", qt.QColor(0, 0, 0), "colorChanged", _apply)

@@ -1,0 +1,78 @@
+"""CTK's line for a path with a browse button, and its directory button."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ctk
+import qt
+from PySide6.QtCore import Property, Signal
+
+from .stand_ins import kept, stand_in
+
+
+@stand_in(ctk)
+class ctkPathLineEdit(qt.QWidget):
+    """An editable combo box of paths with a button that opens a file dialog."""
+
+    currentPathChanged = Signal(str)
+    validInputChanged = Signal(bool)
+    # QDir's filters, which PythonQt shows on the class
+    Dirs, Files, Drives, NoSymLinks, Readable, Writable, Executable, Hidden = 1, 2, 4, 8, 16, 32, 64, 256
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._combo = qt.QComboBox(self)
+        self._combo.setEditable(True)
+        self._combo.setInsertPolicy(qt.QComboBox.NoInsert)
+        self._combo.setSizePolicy(qt.QSizePolicy.Expanding, qt.QSizePolicy.Fixed)
+        self._combo.setMinimumContentsLength(8)
+        self._browse = qt.QToolButton(self)
+        self._browse.setText("...")
+        row = qt.QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._combo, 1)
+        row.addWidget(self._browse)
+        self._combo.editTextChanged.connect(self.currentPathChanged.emit)
+        self._browse.clicked.connect(lambda: self.browse())
+
+    filters = kept(int, "filters", 0)
+    options = kept(int, "options", 0)
+    label = kept(str, "label", "")
+    settingKey = kept(str, "settingKey", "")
+    nameFilters = kept(list, "nameFilters", [])
+    showHistoryButton = kept(bool, "showHistoryButton", True)
+    showBrowseButton = Property(
+        bool, lambda self: not self._browse.isHidden(), lambda self, shown: self._browse.setVisible(shown)
+    )
+    currentPath = Property(str, lambda self: self._combo.currentText, lambda self, path: self._combo.setEditText(path))
+
+    def browse(self) -> None:
+        """Ask for a path."""
+        only_folders = bool(self.filters & self.Dirs) and not self.filters & self.Files
+        if only_folders:
+            chosen = qt.QFileDialog.getExistingDirectory(self, "Select a directory", self.currentPath)
+        else:
+            chosen = qt.QFileDialog.getOpenFileName(self, "Select a file", self.currentPath)[0]
+        if chosen:
+            self.setCurrentPath(chosen)
+
+    def addCurrentPathToHistory(self) -> None:
+        """Offer the path again later."""
+        path = self.currentPath
+        if path and self._combo.findText(path) < 0:
+            self._combo.insertItem(0, path)
+
+
+@stand_in(ctk)
+class ctkDirectoryButton(qt.QPushButton):
+    """A button that shows a folder and asks for another one."""
+
+    directoryChanged = Signal(str)
+    directorySelected = Signal(str)
+    caption = kept(str, "caption", "")
+    acceptMode = kept(int, "acceptMode", 0)
+    directory = kept(
+        str, "directory", ".", "directoryChanged", lambda self, path: self.setText(os.path.basename(path) or path)
+    )

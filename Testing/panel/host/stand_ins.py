@@ -1,0 +1,68 @@
+"""What the stand-ins for widgets of CTK and Slicer are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from PySide6.QtCore import Property
+
+from . import ui_loader
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def kept(
+    kind: Any, name: str, default: Any, changed: str | None = None, apply: Callable[[Any, Any], None] | None = None
+) -> Any:
+    """A Qt property ``name`` that keeps its value, applies it and emits the signal ``changed`` when it is another one."""
+    key = f"_{name}_value"
+
+    def read(self: Any) -> Any:
+        return self.__dict__.get(key, default)
+
+    def write(self: Any, new: Any) -> None:
+        old = read(self)
+        self.__dict__[key] = new
+        if apply is not None:
+            apply(self, new)
+        if changed is not None and old != new:
+            getattr(self, changed).emit(new)
+
+    return Property(kind, read, write)
+
+
+def forwarded(kind: Any, name: str, part: str) -> Any:
+    """A Qt property ``name`` that belongs to the widget in the attribute ``part``."""
+
+    def write(self: Any, new: Any) -> None:
+        setattr(getattr(self, part), name, new)
+
+    return Property(kind, lambda self: getattr(getattr(self, part), name), write)
+
+
+def stand_in(module: Any) -> Callable[[_Class], _Class]:
+    """Class decorator: the class takes the place of the C++ class of the same name in ``module`` and in ``.ui`` files.
+
+    Every property gets its ``setX`` method, and objects refuse attributes that the class does not have.
+    """
+
+    def decorate(cls: _Class) -> _Class:
+        own = [base for base in cls.__mro__ if base.__module__.startswith(f"{__package__}.")]
+        for name, declared in [each for base in own for each in vars(base).items()]:
+            setter = f"set{name[0].upper()}{name[1:]}"
+            if isinstance(declared, Property) and not hasattr(cls, setter):
+                setattr(cls, setter, _setter(name))
+        cls.stand_in = True  # type: ignore[attr-defined]
+        setattr(module, cls.__name__, cls)
+        ui_loader.registry[cls.__name__] = cls
+        return cls
+
+    return decorate
+
+
+def _setter(name: str) -> Callable[[Any, Any], None]:
+    def set_value(self: Any, new: Any) -> None:
+        setattr(self, name, new)
+
+    return set_value

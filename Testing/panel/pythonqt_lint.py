@@ -1,0 +1,236 @@
+"""What code for Slicer's Python (PythonQt) must not do, found in its syntax tree.
+
+``python Testing/panel/pythonqt_lint.py`` lists what it finds in the module. The test host refuses most of it when it runs;
+this also finds it on the lines that no test reaches, and what only the real application would refuse.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"
+# Qt properties that a program reads; read as attributes (rule 1). Items of tables and lists have methods of the same names.
+PROPERTIES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        accessibleName alternatingRowColors autoDefault autoRaise buttonText cancelButtonText checkable checked collapsed
+        columnCount currentColor currentIndex currentNodeID currentPath currentText cursorPosition decimals directory
+        displayText down editable enabled flat font fullScreen geometry hasSelectedText html icon iconSize indent interval
+        labelText layoutDirection margin maxLength maximum maximumHeight maximumValue maximumWidth minimum
+        minimumHeight minimumValue minimumWidth modal movable nodeTypes noneEnabled objectName orientation pageStep palette
+        placeholderText plainText prefix readOnly remainingTime rowCount segmentCount selectedText selectionMode
+        shortcut shortcutEnabled singleShot singleStep sliderPosition spacing specialValueText statusTip styleSheet suffix
+        text textVisible threeDViewCount toolTip tracking undoAvailable value visible whatsThis windowModality
+        windowOpacity windowTitle wordWrap
+        """,
+    )
+)
+FORBIDDEN_IMPORTS = frozenset({"PySide6", "PyQt5", "PyQt6", "diffusers", "monai", "nibabel", "peft", "pydantic", "torch"})
+_NEEDS_PARENT = frozenset({"QTimer", "QProcess", "QShortcut", "QAction", "QCompleter", "QButtonGroup"})
+_READS = frozenset({"readAll", "readAllStandardError", "readAllStandardOutput"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One breach: the line, the number of the rule, a sentence."""
+
+    line: int
+    rule: int
+    message: str
+
+
+def dotted(node: ast.AST) -> str:
+    """``a.b().c`` as ``"a.b().c"``; an empty text for anything that is no chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}" if dotted(node.value) else ""
+    if isinstance(node, ast.Call):
+        return f"{dotted(node.func)}()" if dotted(node.func) else ""
+    return ""
+
+
+def is_qt_constructor(node: ast.AST) -> bool:
+    """``qt.QLabel(...)``, ``ctk.ctkX(...)``, ``slicer.qMRMLX(...)``."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = dotted(node.func)
+    return bool(re.fullmatch(r"qt\.Q\w+|ctk\.ctk\w+|slicer\.q(MRML|Slicer)\w+", name))
+
+
+class Rules:
+    """The rules over one file."""
+
+    def __init__(self, source: str) -> None:
+        self.tree = ast.parse(source)
+        self.parents = {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
+        self.widgets = {
+            dotted(target)
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Assign) and is_qt_constructor(node.value)
+            for target in node.targets
+        } - {""}
+
+        self.own = {node.name for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)}
+
+    def is_widget(self, node: ast.AST) -> bool:
+        """Whether the expression is something that Qt made: assigned from a constructor, or a child of a loaded ``.ui``."""
+        name = dotted(node)
+        return name in self.widgets or bool(re.fullmatch(r"(self\.)?_?ui\.\w+", name)) or is_qt_constructor(node)
+
+    def findings(self) -> Iterator[Finding]:
+        for node in ast.walk(self.tree):
+            line = getattr(node, "lineno", 0)
+            for rule, message in self._of(node):
+                yield Finding(line, rule, message)
+
+    def _of(self, node: ast.AST) -> Iterator[tuple[int, str]]:
+        if isinstance(node, ast.Call):
+            yield from self._of_call(node)
+        elif isinstance(node, ast.Attribute):
+            yield from self._of_attribute(node)
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            yield from self._of_assignment(node)
+        elif isinstance(node, ast.ClassDef):
+            yield from self._of_class(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
+            for name in names:
+                if name.partition(".")[0] in FORBIDDEN_IMPORTS:
+                    yield 7, f"imports {name}, which does not belong into Slicer's process"
+
+    def _of_call(self, node: ast.Call) -> Iterator[tuple[int, str]]:
+        function, name = node.func, dotted(node.func)
+        method = function.attr if isinstance(function, ast.Attribute) else ""
+        receiver = dotted(function.value) if isinstance(function, ast.Attribute) else ""
+        if method in PROPERTIES - self.own and not node.args and not node.keywords and not _has_methods(receiver):
+            yield 1, f"{name or method}(): a property is read as an attribute"
+        if method in {"connect", "disconnect"} and node.args:
+            yield from self._of_connection(node)
+        if is_qt_constructor(node):
+            if node.keywords:
+                yield 6, f"{name}: PythonQt's constructors take no keyword arguments"
+            if name.rpartition(".")[2] in _NEEDS_PARENT and not node.args:
+                yield 6, f"{name}() needs a parent"
+            if isinstance(self.parents.get(node), ast.Expr):
+                yield 6, f"{name}(...) is lost at once: keep a reference"
+            if name == "qt.QShortcut" and not self._names_context(node):
+                yield 9, "a shortcut needs setContext(qt.Qt.WidgetWithChildrenShortcut)"
+        if self.is_widget(function.value if isinstance(function, ast.Attribute) else function) or is_qt_constructor(node):
+            for value in node.args:
+                if re.fullmatch(r"(pathlib\.)?(Pure)?Path\(\)|(np|numpy)\.\w+\(\)", dotted(value)):
+                    yield 5, f"{dotted(value)} goes into Qt: make it a str, an int or a float first"
+        if method in _READS:
+            outer = self.parents.get(node)
+            if not (isinstance(outer, ast.Attribute) and outer.attr == "data"):
+                yield 5, f"{method}(): read bytes as bytes(process.{method}().data())"
+        if method == "exec" and isinstance(function, ast.Attribute):
+            yield 8, "exec() is exec_() in PythonQt"
+
+    def _of_connection(self, node: ast.Call) -> Iterator[tuple[int, str]]:
+        first = node.args[0]
+        if isinstance(first, ast.Constant) and isinstance(first.value, str) and not re.fullmatch(r"\w+\(.*\)", first.value):
+            yield 3, f"connect('{first.value}') needs the whole signature"
+        for value in node.args:
+            if isinstance(value, ast.Lambda) and (value.args.defaults or value.args.kw_defaults):
+                yield 3, "a lambda with default arguments receives the signal's arguments in them"
+            if dotted(value) in {"functools.partial()", "partial()"}:
+                yield 3, "functools.partial cannot be connected"
+
+    def _of_attribute(self, node: ast.Attribute) -> Iterator[tuple[int, str]]:
+        name = dotted(node)
+        if isinstance(self.parents.get(node), ast.Attribute):
+            inner = re.match(r"(qt|ctk)\.(\w+)\.([A-Z]\w*)$", name)
+            outer = self.parents[node]
+            if inner and isinstance(outer, ast.Attribute) and re.match(r"[A-Z]", outer.attr):
+                yield 4, f"{name}.{outer.attr}: enumerations are unscoped ({inner[1]}.{inner[2]}.{outer.attr})"
+        if node.attr == "value" and re.match(r"(qt|ctk)\.\w+\.[A-Z]", name):
+            yield 4, f"{name}: compare enumerations by name, not by value"
+        if (
+            node.attr == "value"
+            and isinstance(node.value, ast.Call)
+            and dotted(node.value).endswith((".state()", ".error()"))
+        ):
+            yield 4, f"{name}: compare enumerations by name, not by value"
+        if name in {"qt.Signal", "qt.Slot", "qt.Property", "qt.pyqtSignal"}:
+            yield 7, f"{name} does not exist in PythonQt: use ProGiDiffSlicerLib.signals"
+        if name.startswith(("qt.QThread", "qt.QRunnable", "qt.QtConcurrent")):
+            yield 7, f"{name}: no threads of Qt's"
+        if isinstance(node.value, ast.Call) and dotted(node.value).endswith(("layoutManager()", "mainWindow()")):
+            yield 8, f"{dotted(node.value)} may be None"
+        if name.endswith((".ApplicationShortcut", ".WindowShortcut")):
+            yield 9, f"{name}: shortcuts are qt.Qt.WidgetWithChildrenShortcut"
+
+    def _of_assignment(self, node: ast.Assign | ast.AugAssign | ast.AnnAssign) -> Iterator[tuple[int, str]]:
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Attribute) and self.is_widget(target.value):
+                if target.attr in PROPERTIES:
+                    yield (
+                        1,
+                        f"{dotted(target)} = ...: a property is written with set{target.attr[0].upper()}{target.attr[1:]}()",
+                    )
+                else:
+                    yield 2, f"{dotted(target)} = ...: keep your own state in your own classes"
+
+    def _of_class(self, node: ast.ClassDef) -> Iterator[tuple[int, str]]:
+        for base in node.bases:
+            if re.fullmatch(r"qt\.Q\w*(Model|Delegate)", dotted(base)):
+                yield 7, f"class {node.name}({dotted(base)}): no subclasses of models, use a QTableWidget"
+        methods = {dotted(each.func).rpartition(".")[2] for each in ast.walk(node) if isinstance(each, ast.Call)}
+        if "AddObserver" in methods and not methods & {"RemoveObserver", "RemoveObservers"}:
+            yield 8, f"class {node.name} adds observers and never removes them"
+        if "addObserver" in methods and not methods & {"removeObserver", "removeObservers"}:
+            yield 8, f"class {node.name} adds observers and never removes them"
+
+    def _names_context(self, node: ast.Call) -> bool:
+        """Whether the function that makes a shortcut also sets its context."""
+        scope: ast.AST = node
+        while scope in self.parents and not isinstance(scope, ast.FunctionDef):
+            scope = self.parents[scope]
+        return any(
+            isinstance(each, ast.Call)
+            and dotted(each.func).endswith(".setContext")
+            and any(dotted(value) == "qt.Qt.WidgetWithChildrenShortcut" for value in each.args)
+            for each in ast.walk(scope)
+        )
+
+
+def _has_methods(receiver: str) -> bool:
+    """Whether what is called is an item of a table or list, a static function of a class, or the base class."""
+    return "item" in receiver.lower() or receiver.startswith("qt.") or receiver == "super()"
+
+
+def findings(source: str) -> list[Finding]:
+    """Every breach in a file's text, from top to bottom.
+
+    Raises:
+        SyntaxError: the text is no Python.
+    """
+    return sorted(set(Rules(source).findings()), key=lambda each: (each.line, each.rule, each.message))
+
+
+def product_files() -> list[Path]:
+    """The files that run inside Slicer."""
+    return [
+        path
+        for path in [ROOT / "ProGiDiffSlicer.py", *sorted((ROOT / "ProGiDiffSlicerLib").rglob("*.py"))]
+        if path.is_file()
+    ]
+
+
+def main() -> int:
+    """List the breaches in the module; the exit code is 1 where there are any."""
+    found = [(path, each) for path in product_files() for each in findings(path.read_text(encoding="utf-8"))]
+    for path, each in found:
+        print(f"{path.relative_to(ROOT.parent)}:{each.line}: rule {each.rule}: {each.message}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""What the tests of the session share: volumes in the scene, events as a worker sends them, and a scripted client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.protocol import ImageReply, Loaded
+from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
+from progidiff.ranking.ranking import rand_top_k, rank
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+from ProGiDiffSlicerLib.logic.volumes import volume_image
+from ProGiDiffSlicerLib.worker.calls import Call
+from ProGiDiffSlicerLib.worker.failures import WorkerFailure
+
+from ..volume_examples import ramp
+
+LABELMAP = "Binary labelmap"
+VOCABULARY = ("liver", "spleen", "left kidney")
+
+
+def matrix(array: np.ndarray) -> Any:
+    """vtkMatrix4x4 of a (4, 4)."""
+    result = vtk.vtkMatrix4x4()
+    result.DeepCopy([float(v) for v in np.asarray(array).ravel()])
+    return result
+
+
+def add_volume(scene: Any, geometry: Geometry, name: str = "CT", array: np.ndarray | None = None) -> Any:
+    """A volume node with its own copy of ``array`` (K, J, I), by default a different value in every voxel."""
+    node = slicer.vtkMRMLScalarVolumeNode()
+    node.SetName(name)
+    node.SetIJKToRASMatrix(matrix(geometry.affine))
+    slicer.util.updateVolumeFromArray(node, ramp(geometry) if array is None else array)
+    scene.AddNode(node)
+    return node
+
+
+def add_transform(scene: Any, affine: np.ndarray) -> Any:
+    """A linear transform node."""
+    node = slicer.vtkMRMLLinearTransformNode()
+    node.SetMatrixTransformToParent(matrix(affine))
+    scene.AddNode(node)
+    return node
+
+
+def add_sequence(scene: Any, geometry: Geometry, arrays: Sequence[np.ndarray], name: str = "heart") -> tuple[Any, Any]:
+    """A sequence of volumes and its browser; the proxy node that shows a frame, and the browser."""
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", f"{name} sequence")
+    sequence.SetIndexName("time")
+    sequence.SetIndexUnit("s")
+    for number, array in enumerate(arrays):
+        node = slicer.vtkMRMLScalarVolumeNode()
+        node.SetName(f"{name} {number}")
+        node.SetIJKToRASMatrix(matrix(geometry.affine))
+        slicer.util.updateVolumeFromArray(node, array)
+        sequence.SetDataNodeAtValue(node, str(number * 0.5))
+    browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{name} browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    browser.SetSelectedItemNumber(0)
+    proxy = browser.GetProxyNode(sequence)
+    assert proxy is not None, "the sequences logic makes the proxy node"
+    return proxy, browser
+
+
+def random_masks(geometry: Geometry, count: int, seed: int = 3, share: float = 0.3) -> np.ndarray:
+    """bool (N, K, J, I): overlapping, without any symmetry, with margins of different sizes."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((count, *geometry.shape_kji)) < share
+    for axis, cut in ((1, 1), (2, 2), (3, 1)):
+        if masks.shape[axis] > 2 * cut:
+            masks[(slice(None),) * axis + (slice(0, cut),)] = False
+    return masks
+
+
+def slice_event(
+    masks: np.ndarray, plan: SlicePlan, index: int, target: str = "liver", first: int = 0, last: bool = True, **more: Any
+) -> SliceEvent:
+    """What a worker sends of masks, bool (N, K, J, I), from proposal ``first`` on; ``last`` as at the end of a block."""
+    canonical = np.stack([extract_slice(mask, plan, index) for mask in masks])
+    mean = canonical.mean(0, dtype=np.float32) if last else None
+    return SliceEvent(target, index, first, canonical[first:], mean, mean, **more)
+
+
+def ranking_event(masks: np.ndarray, geometry: Geometry, target: str = "liver", top_k: int = 3) -> RankingEvent:
+    """The ranking as the engine makes it."""
+    gram = gram_matrix(masks)
+    ranking = rank(gram)
+    best = rand_top_k(ranking, top_k, 0)
+    return RankingEvent(
+        target=target,
+        order=list(ranking.order),
+        scores=list(ranking.scores),
+        groups=[list(group) for group in ranking.groups],
+        top_k=list(best.best),
+        random_pick=best.pick,
+        millilitres=[float(v) for v in np.diagonal(gram) * geometry.voxel_volume_ml],
+        empty=list(ranking.empty),
+        empty_share=ranking.empty_share,
+        mean_pairwise_dice=mean_pairwise_dice(gram),
+        stop_reason="All that were asked for.",
+    )
+
+
+def segment_array(node: Any, segment_id: str, shape_kji: tuple[int, int, int]) -> np.ndarray:
+    """The voxels of a segment by index, bool (K, J, I)."""
+    segment = node.GetSegmentation().GetSegment(segment_id)
+    image = segment.GetRepresentation(LABELMAP)
+    full = np.zeros(shape_kji, bool)
+    i0, i1, j0, j1, k0, k1 = image.GetExtent()
+    if i1 >= i0:
+        values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+        full[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] = values == segment.GetLabelValue()
+    return full
+
+
+def segment_points(node: Any, segment_id: str) -> np.ndarray:
+    """Where the voxels of a segment lie in the world, transforms included: float (n, 3) RAS in mm, sorted."""
+    image = node.GetSegmentation().GetSegment(segment_id).GetRepresentation(LABELMAP)
+    i0, i1, j0, j1, k0, k1 = image.GetExtent()
+    if i1 < i0:
+        return np.zeros((0, 3))
+    values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+    kji = np.argwhere(values > 0) + np.array([k0, j0, i0])
+    to_node = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(to_node)
+    affine = slicer.util.arrayFromVTKMatrix(to_node)
+    parent = node.GetParentTransformNode()
+    if parent is not None:
+        to_world = vtk.vtkMatrix4x4()
+        parent.GetMatrixTransformToWorld(to_world)
+        affine = slicer.util.arrayFromVTKMatrix(to_world) @ affine
+    return sorted_points(kji, affine)
+
+
+def sorted_points(kji: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Voxels (n, 3) by (k, j, i) as points in RAS, in a fixed order."""
+    points = np.c_[kji[:, ::-1], np.ones(len(kji))] @ np.asarray(affine).T
+    rounded = points[:, :3].round(4) + 0.0
+    return rounded[np.lexsort(rounded.T)]
+
+
+class FakeClient:
+    """A worker client without a process: the test says what the worker does, call by call."""
+
+    def __init__(self, vocabulary: tuple[str, ...] = VOCABULARY) -> None:
+        self.vocabulary = vocabulary
+        self.loaded: Loaded | None = None
+        self.loaded_from: tuple[str | None, str] | None = None
+        self.calls: list[tuple[Call, tuple[Any, ...]]] = []
+        self.cancels: list[Call] = []
+
+    def load(self, folder: str | None, device: str = "auto") -> Call:
+        return self._call("load", folder, device)
+
+    def set_image(
+        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None = None, plane: str | None = None
+    ) -> Call:
+        return self._call("set_image", array_kji, affine, modality, plane)
+
+    def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
+        return self._call("propose", request, prompt)
+
+    def _call(self, kind: str, *values: Any) -> Call:
+        call = Call(kind, self.cancels.append)
+        self.calls.append((call, values))
+        return call
+
+    @property
+    def call(self) -> Call:
+        """The latest call."""
+        return self.calls[-1][0]
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """Its arguments."""
+        return self.calls[-1][1]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [call.kind for call, _values in self.calls]
+
+    def answer_load(self) -> None:
+        assert self.call.kind == "load"
+        self.loaded, self.loaded_from = Loaded("fake", self.vocabulary, "cpu"), self.values
+        self.call.succeed(self.loaded)
+
+    def answer_image(self) -> None:
+        assert self.call.kind == "set_image"
+        array, affine = self.values[:2]
+        k, j, i = array.shape
+        plan = plan_slices(Geometry((i, j, k), affine))
+        info = ImageInfo("hash", plan.plane, plan.count, plan.shape_rc, plan.spacing_rc, plan.slice_spacing)
+        self.call.succeed(ImageReply("key", info))
+
+    def reach_propose(self) -> Call:
+        """Answer whatever comes first; the proposing call."""
+        if self.call.kind == "load":
+            self.answer_load()
+        self.answer_image()
+        assert self.call.kind == "propose"
+        return self.call
+
+    def finish(self) -> None:
+        self.call.succeed(DoneEvent("fake", self.values[0].proposals))
+
+    def crash(self) -> None:
+        self.loaded = self.loaded_from = None
+        self.call.fail(WorkerFailure("exit", "The worker ended unexpectedly (exit code 42); start it again."))
+
+    def confirm_cancel(self) -> None:
+        """The worker has stopped what was cancelled last."""
+        self.cancels[-1].end_cancelled()
+
+
+def plan_of(node: Any) -> tuple[Geometry, SlicePlan]:
+    geometry = volume_image(node).geometry
+    return geometry, plan_slices(geometry)

@@ -1,0 +1,329 @@
+"""Editing accepted segments: the Segment Editor is made ready, and provenance follows what is done there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .accept_support import (
+    LIVER,
+    SPLEEN,
+    ManualTimer,
+    add_segments,
+    add_volume,
+    box,
+    crop_of,
+    save_and_load_scene,
+    tag,
+    voxel_counts,
+)
+
+slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
+
+A = box((2, 10), (3, 15), (4, 20))
+B = box((6, 14), (3, 15), (4, 20))
+DICE = 2 * A.sum() / (A.sum() + (A | B).sum())
+
+
+@pytest.fixture
+def timers() -> list[ManualTimer]:
+    return []
+
+
+@pytest.fixture
+def acceptance(scene: Any, timers: list[ManualTimer]) -> Iterator[Any]:
+    from ProGiDiffSlicerLib.logic.accept import Acceptance
+    from ProGiDiffSlicerLib.logic.editing import EditTracker
+
+    def timer(callback: Any) -> ManualTimer:
+        timers.append(ManualTimer(callback))
+        return timers[-1]
+
+    made = Acceptance(scene, tracker=EditTracker(scene, timer))
+    yield made
+    made.cleanup()
+
+
+def facts(**changes: Any) -> Any:
+    from ProGiDiffSlicerLib.logic.provenance import Provenance
+
+    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
+
+
+def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
+    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
+    assert logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_MERGE_MASK, image.GetExtent(), False, [])
+
+
+def told(node: Any, identifier: str) -> tuple[bool, float | None]:
+    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+
+    read = read_provenance(node.GetSegmentation().GetSegment(identifier))
+    return read.edited, read.dice_to_proposal
+
+
+def test_tags_follow_a_moment_after_an_edit(scene: Any, acceptance: Any, timers: list[ManualTimer]) -> None:
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node, identifier = done.segmentation_node, done.segment_id
+    (timer,) = timers
+    timer.callback()
+    assert told(node, identifier) == (False, 1.0)
+    assert not timer.running
+    paint(node, identifier, volume, B)
+    assert timer.running
+    timer.callback()
+    assert not timer.running
+    assert told(node, identifier) == (True, pytest.approx(DICE))
+
+
+def test_undo_of_an_edit_makes_it_unedited_again(scene: Any, acceptance: Any) -> None:
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node, identifier = done.segmentation_node, done.segment_id
+    paint(node, identifier, volume, B)
+    acceptance.tracker.update_all()
+    assert told(node, identifier)[0]
+    assert acceptance.undo.undo() == "Changes by hand"
+    acceptance.tracker.update_all()
+    assert told(node, identifier) == (False, 1.0)
+    acceptance.undo.redo()
+    acceptance.tracker.update_all()
+    assert told(node, identifier) == (True, pytest.approx(DICE))
+
+
+def test_bringing_tags_up_to_date_is_no_step_of_undo(scene: Any, acceptance: Any) -> None:
+    volume = add_volume(scene)
+    node = add_segments(scene, volume, {"mine": A})
+    acceptance.accept(crop_of(B), volume, LIVER, facts(), node, "add", "mine")
+    segment = node.GetSegmentation().GetSegment("mine")
+    segment.SetTag("ProGiDiff.edited", "1")
+    segment.SetTag("ProGiDiff.dice", "0.5")
+    assert acceptance.undo.undo() == "Add liver"
+
+
+def test_each_segment_is_compared_with_its_own_mask(scene: Any, acceptance: Any) -> None:
+    volume = add_volume(scene)
+    first = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node = first.segmentation_node
+    second = acceptance.accept(crop_of(B), volume, SPLEEN, facts(target="spleen"), node)
+    paint(node, first.segment_id, volume, B)
+    acceptance.tracker.update_all()
+    assert told(node, first.segment_id) == (True, pytest.approx(DICE))
+    assert told(node, second.segment_id) == (False, 1.0)
+    # A replaced segment starts anew, also when the edit before it was never looked at.
+    paint(node, second.segment_id, volume, A)
+    acceptance.accept(crop_of(A), volume, SPLEEN, facts(), node, "replace", second.segment_id)
+    acceptance.tracker.update_all()
+    assert told(node, second.segment_id) == (False, 1.0)
+
+
+@pytest.mark.parametrize("saved_before", [False, True])
+def test_saving_the_scene_brings_tags_up_to_date_first(
+    scene: Any, acceptance: Any, saved_before: bool, tmp_path: Path
+) -> None:
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node, identifier = done.segmentation_node, done.segment_id
+    if saved_before:
+        scene.SetURL(str(tmp_path / "first.mrb"))
+        scene.SetRootDirectory(str(tmp_path))
+        assert scene.WriteToMRB(str(tmp_path / "first.mrb"))
+    paint(node, identifier, volume, B)
+    assert told(node, identifier) == (False, 1.0)  # nobody has looked yet
+    save_and_load_scene(scene, tmp_path / "second.mrb")
+    loaded = scene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+    assert told(loaded, identifier) == (True, pytest.approx(DICE))
+
+
+def test_an_announced_save_and_a_file_name_do_so_too(scene: Any, acceptance: Any, tmp_path: Path) -> None:
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node, identifier = done.segmentation_node, done.segment_id
+    paint(node, identifier, volume, B)
+    scene.StartState(scene.SaveState)
+    assert told(node, identifier) == (True, pytest.approx(DICE))
+    scene.EndState(scene.SaveState)
+    node.AddDefaultStorageNode()
+    paint(node, identifier, volume, np.ones_like(A))
+    node.GetStorageNode().SetFileName(str(tmp_path / "a.seg.nrrd"))
+    assert told(node, identifier) == (True, pytest.approx(2 * A.sum() / (A.sum() + A.size)))
+
+
+def test_an_edit_after_loading_is_noticed_though_the_proposal_is_gone(scene: Any, acceptance: Any, tmp_path: Path) -> None:
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    save_and_load_scene(scene, tmp_path / "a.mrb")
+    volume = scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+    node = scene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+    acceptance.tracker.update(node, done.segment_id)
+    assert told(node, done.segment_id) == (False, 1.0)
+    paint(node, done.segment_id, volume, B)
+    acceptance.tracker.update_all()
+    assert told(node, done.segment_id) == (True, None)
+
+
+def test_cleanup_updates_a_last_time_and_leaves_nothing_behind(scene: Any) -> None:
+    from ProGiDiffSlicerLib.logic.accept import Acceptance
+    from ProGiDiffSlicerLib.logic.editing import EditTracker
+
+    volume = add_volume(scene)
+    node = add_segments(scene, volume, {"mine": A})
+    node.AddDefaultStorageNode()
+    watched = (
+        (scene, (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.StartSaveEvent, scene.EndCloseEvent)),
+        (node, (slicer.vtkSegmentation.SourceRepresentationModified, slicer.vtkMRMLNode.ReferenceAddedEvent)),
+        (node.GetStorageNode(), ("ModifiedEvent",)),
+    )
+
+    def count() -> list[bool]:
+        return [held.HasObserver(event) for held, events in watched for event in events]
+
+    before = count()
+    timers: list[ManualTimer] = []
+
+    def timer(callback: Any) -> ManualTimer:
+        timers.append(ManualTimer(callback))
+        return timers[-1]
+
+    acceptance = Acceptance(scene, tracker=EditTracker(scene, timer))
+    acceptance.accept(crop_of(A), volume, LIVER, facts(), node, "replace", "mine")
+    paint(node, "mine", volume, B)
+    assert count() != before
+    acceptance.cleanup()
+    assert told(node, "mine") == (True, pytest.approx(DICE))
+    assert count() == before
+    assert not timers[0].running
+    paint(node, "mine", volume, np.ones_like(A))
+    assert not timers[0].running
+
+
+class Editor:
+    """The calls that begin_edit makes on a qMRMLSegmentEditorWidget."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.calls.append((name, *values))
+
+
+@pytest.mark.parametrize("overwrite", ["none", "visible", "all"])
+def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite: str) -> None:
+    from ProGiDiffSlicerLib.logic.editing import begin_edit
+
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node = done.segmentation_node
+    session = begin_edit(node, done.segment_id, volume, None, overwrite)
+    editor = session.editor_node
+    assert editor.GetSegmentationNode() is node
+    assert editor.GetSourceVolumeNode() is volume
+    assert editor.GetSelectedSegmentID() == done.segment_id
+    assert editor.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+    expected = {"none": editor.OverwriteNone, "visible": editor.OverwriteVisibleSegments, "all": editor.OverwriteAllSegments}
+    assert editor.GetOverwriteMode() == expected[overwrite]
+    again = begin_edit(node, done.segment_id, volume, None, overwrite)
+    assert again.editor_node is editor
+    assert scene.GetNodesByClass("vtkMRMLSegmentEditorNode").GetNumberOfItems() == 1
+
+
+def test_an_embedded_editor_is_set_up_in_the_order_it_needs(scene: Any, acceptance: Any) -> None:
+    from ProGiDiffSlicerLib.logic.editing import begin_edit
+
+    volume = add_volume(scene)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node = done.segmentation_node
+    editor = Editor()
+    session = begin_edit(node, done.segment_id, volume, editor, ended=acceptance.tracker.update_all)
+    assert editor.calls == [
+        ("setMRMLSegmentEditorNode", session.editor_node),
+        ("setSegmentationNode", node),
+        ("setSourceVolumeNode", volume),
+        ("setCurrentSegmentID", done.segment_id),
+    ]
+    paint(node, done.segment_id, volume, B)
+    session.end()
+    assert told(node, done.segment_id) == (True, pytest.approx(DICE))
+    assert editor.calls[-1] == ("setActiveEffectByName", "")
+    assert not session.active
+    calls = len(editor.calls)
+    session.end()
+    assert len(editor.calls) == calls
+
+
+def test_painting_with_slicers_own_logic_obeys_the_policy(scene: Any, acceptance: Any) -> None:
+    """The prepared node in the real editor logic: neighbours stay as they are, its undo works beside ours."""
+    if not hasattr(slicer, "vtkSlicerSegmentEditorLogic"):
+        pytest.skip("this Slicer has no segment editor logic outside its widget")
+    from ProGiDiffSlicerLib.logic.editing import begin_edit
+    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+
+    volume = add_volume(scene)
+    node = add_segments(scene, volume, {"mine": A, "other": B & ~A})
+    acceptance.accept(crop_of(A), volume, LIVER, facts(), node, "replace", "mine")
+    counts = voxel_counts(node, volume)
+    session = begin_edit(node, "mine", volume, None, "none")
+    logic = slicer.vtkSlicerSegmentEditorLogic()
+    logic.SetMRMLScene(scene)
+    logic.SetSegmentEditorNode(session.editor_node)
+    assert logic.SaveStateForUndo()
+    image = labelmap_of(B, (0, 0, 0), volume_grid(volume))
+    logic.ModifySegmentByLabelmap(node, "mine", image, logic.ModificationModeAdd, False, False)
+    assert voxel_counts(node, volume) == {"mine": (A | B).sum(), "other": counts["other"]}
+    acceptance.tracker.update_all()
+    assert told(node, "mine") == (True, pytest.approx(DICE))
+    logic.Undo()
+    assert voxel_counts(node, volume) == counts
+    acceptance.tracker.update_all()
+    assert told(node, "mine") == (False, 1.0)
+    logic.SetSegmentEditorNode(None)
+
+
+def test_tags_of_segments_that_were_not_accepted_stay_untouched(scene: Any, acceptance: Any) -> None:
+    volume = add_volume(scene)
+    node = add_segments(scene, volume, {"mine": A})
+    paint(node, "mine", volume, B)
+    acceptance.tracker.update_all()
+    assert acceptance.tracker.update(node, "mine") is None
+    assert acceptance.tracker.update(node, "gone") is None
+    assert tag(node.GetSegmentation().GetSegment("mine"), "ProGiDiff.edited") is None
+
+
+def test_with_the_applications_timer_and_editor(app: Any, scene: Any, spin: Any) -> None:
+    """The widget that the panel embeds, and the timer that the product uses."""
+    from ProGiDiffSlicerLib.logic.accept import Acceptance
+    from ProGiDiffSlicerLib.logic.editing import begin_edit
+
+    volume = add_volume(scene)
+    editor = slicer.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(scene)
+    acceptance = Acceptance(scene, save_editor_state=editor.saveStateForUndo)
+    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
+    node, identifier = done.segmentation_node, done.segment_id
+    session = begin_edit(node, identifier, volume, editor, ended=acceptance.tracker.update_all)
+    assert editor.segmentationNode() is node
+    assert editor.sourceVolumeNode() is volume
+    assert editor.currentSegmentID() == identifier
+    editor.saveStateForUndo()
+    paint(node, identifier, volume, B)
+    spin(lambda: told(node, identifier)[0], timeout_s=20)
+    assert told(node, identifier) == (True, pytest.approx(DICE))
+    # An accept in between is a state of the editor's own undo as well.
+    acceptance.accept(crop_of(B), volume, SPLEEN, facts(), node)
+    editor.undo()
+    assert voxel_counts(node, volume) == {identifier: (A | B).sum()}
+    editor.undo()
+    assert voxel_counts(node, volume) == {identifier: A.sum()}
+    session.end()
+    assert told(node, identifier) == (False, 1.0)
+    editor.setMRMLSegmentEditorNode(None)
+    editor.setMRMLScene(None)
+    acceptance.cleanup()

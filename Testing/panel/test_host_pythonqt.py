@@ -1,0 +1,160 @@
+"""The host's Qt behaves as PythonQt does: what Slicer refuses is refused here too."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import qt
+
+pytestmark = pytest.mark.usefixtures("app")
+
+
+def test_properties_are_attributes_and_setters_stay_methods() -> None:
+    edit = qt.QLineEdit()
+    edit.setText("liver")
+    assert edit.text == "liver"
+    with pytest.raises(TypeError, match="not callable"):
+        edit.text()
+    edit.text = "spleen"
+    assert edit.displayText == "spleen"
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "expected"),
+    [
+        (lambda: qt.QCheckBox("a"), "checked", False),
+        (lambda: qt.QSpinBox(), "maximum", 99),
+        (lambda: qt.QComboBox(), "count", 0),
+        (lambda: qt.QProgressBar(), "textVisible", True),
+        (lambda: qt.QTableWidget(3, 2), "rowCount", 3),
+        (lambda: qt.QTimer(), "singleShot", False),
+        (lambda: qt.QTimer(), "active", False),
+        (lambda: qt.QVBoxLayout(), "spacing", -1),
+        (lambda: qt.QItemSelectionModel(), "hasSelection", False),
+        (lambda: qt.QGroupBox("Prompt"), "title", "Prompt"),
+    ],
+)
+def test_properties_of_many_classes(make: Any, name: str, expected: object) -> None:
+    assert getattr(make(), name) == expected
+
+
+def test_a_static_method_of_the_same_name_stays(spin: Any) -> None:
+    shots: list[int] = []
+    qt.QTimer.singleShot(0, lambda: shots.append(1))
+    spin(lambda: shots)
+    timer = qt.QTimer()
+    timer.setSingleShot(True)
+    assert timer.singleShot
+
+
+def test_new_attributes_on_cpp_objects_are_refused() -> None:
+    button = qt.QPushButton("Propose")
+    with pytest.raises(AttributeError, match="creating new attributes on C\\+\\+ objects is not allowed"):
+        button.proposals = 8
+    with pytest.raises(AttributeError, match="can not be overwritten"):
+        button.click = lambda: None
+    with pytest.raises(AttributeError, match="not writable"):
+        qt.QComboBox().count = 3
+
+
+def test_python_subclasses_may_keep_state() -> None:
+    class Row(qt.QWidget):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proposal = 3
+
+    assert Row().proposal == 3
+
+
+@pytest.mark.parametrize("wrong", [None, 3, __import__("pathlib").Path("x"), __import__("numpy").str_("x")])
+def test_a_text_property_takes_texts_only(wrong: object) -> None:
+    with pytest.raises(AttributeError, match="does not accept"):
+        qt.QLineEdit().text = wrong
+
+
+def test_numpy_numbers_are_refused_by_number_properties() -> None:
+    with pytest.raises(AttributeError, match="does not accept"):
+        qt.QSpinBox().value = __import__("numpy").int64(3)
+
+
+def test_connect_by_signature_passes_as_many_arguments_as_are_wanted() -> None:
+    box, got = qt.QComboBox(), []
+    box.addItems(["a", "b", "c"])
+
+    def without() -> None:
+        got.append("called")
+
+    box.connect("currentIndexChanged(int)", got.append)
+    box.connect("currentIndexChanged(int)", without)
+    box.currentIndex = 2
+    assert got == [2, "called"]
+    assert box.disconnect("currentIndexChanged(int)", without)
+    assert not box.disconnect("currentIndexChanged(int)", without)
+    box.currentIndex = 1
+    assert got == [2, "called", 1]
+
+
+def test_a_bound_method_is_called_without_the_checked_state_it_does_not_take() -> None:
+    class Panel:
+        clicks = 0
+
+        def on_click(self) -> None:
+            self.clicks += 1
+
+    panel, button = Panel(), qt.QPushButton("x")
+    button.connect("clicked()", panel.on_click)
+    button.clicked.connect(panel.on_click)
+    button.click()
+    assert panel.clicks == 2
+
+
+@pytest.mark.parametrize("signature", ["clicked", "clicked(int)", "pressedTwice()", "clicked(bool, bool)"])
+def test_a_wrong_signature_is_refused(signature: str) -> None:
+    with pytest.raises(ValueError, match="signa"):
+        qt.QPushButton("x").connect(signature, lambda: None)
+
+
+def test_enumerations_without_scope_on_class_and_object() -> None:
+    label = qt.QLabel("x")
+    label.setAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+    assert label.alignment == qt.Qt.AlignRight | qt.Qt.AlignVCenter
+    process = qt.QProcess()
+    assert process.state() == process.NotRunning == qt.QProcess.NotRunning
+
+
+def test_names_that_pythonqt_adds_and_that_it_lacks() -> None:
+    widget = qt.QWidget()
+    widget.name = "panel"
+    assert widget.objectName == "panel"
+    assert widget.className() == "QWidget"
+    assert callable(qt.QDialog().exec_)
+    for missing in ("Signal", "Slot", "Property"):
+        assert not hasattr(qt, missing)
+
+
+def test_a_process_speaks_through_signals(spin: Any) -> None:
+    process, ends, output = qt.QProcess(), [], []
+    process.connect("finished(int,QProcess::ExitStatus)", lambda code, status: ends.append((code, status)))
+    process.connect("readyReadStandardOutput()", lambda: output.append(bytes(process.readAllStandardOutput().data())))
+    process.start(sys.executable, ["-c", "print('ready'); raise SystemExit(3)"])
+    spin(lambda: ends)
+    assert ends == [(3, qt.QProcess.NormalExit)]
+    assert b"".join(output).strip() == b"ready"
+
+
+def test_an_exception_in_a_slot_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from . import host
+
+    button = qt.QPushButton("x")
+    button.clicked.connect(lambda: 1 / 0)
+    with host.collected_exceptions(monkeypatch) as raised:
+        button.click()
+    assert len(raised) == 1
+    assert "ZeroDivisionError" in raised[0]
+
+
+def test_spin_gives_up(spin: Any) -> None:
+    with pytest.raises(AssertionError, match="in vain"):
+        spin(lambda: False, timeout_s=0.05)

@@ -1,0 +1,239 @@
+"""The stand-ins for CTK's and Slicer's widgets: they follow the scene, keep their limits and say when they change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ctk
+import numpy as np
+import pytest
+import qt
+import slicer
+import vtk
+
+from .host.observers import Observers
+
+pytestmark = pytest.mark.usefixtures("app")
+
+
+@pytest.fixture
+def box(scene: Any) -> Any:
+    made = slicer.qMRMLNodeComboBox()
+    made.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    made.setMRMLScene(scene)
+    return made
+
+
+@pytest.fixture
+def segmentation(scene: Any) -> Any:
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Accepted")
+    node.CreateDefaultDisplayNodes()
+    for name, colour in (("liver", (0.9, 0.5, 0.3)), ("spleen", (0.6, 0.2, 0.2))):
+        node.GetSegmentation().AddEmptySegment(name, name, list(colour))
+    return node
+
+
+def shown_texts(box: Any) -> list[str]:
+    inner = box.findChild(qt.QComboBox)
+    return [inner.itemText(index) for index in range(inner.count)]
+
+
+def test_node_box_follows_the_scene(box: Any, scene: Any) -> None:
+    changes: list[Any] = []
+    box.connect("currentNodeChanged(vtkMRMLNode*)", changes.append)
+    first = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+    second = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "MR")
+    scene.AddNewNodeByClass("vtkMRMLModelNode", "no volume")
+    hidden = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "hidden")
+    hidden.SetHideFromEditors(True)
+    box.setMRMLScene(scene)
+    assert box.nodeCount() == 2
+    assert box.currentNode() is first
+    box.setCurrentNodeID(second.GetID())
+    second.SetName("MR T2")
+    assert "MR T2" in shown_texts(box)
+    scene.RemoveNode(second)
+    assert box.currentNode() is first
+    scene.Clear(False)
+    assert box.currentNode() is None
+    assert changes == [first, second, first, None]
+
+
+def test_node_box_none_attributes_and_bool_signal(box: Any, scene: Any) -> None:
+    valid: list[bool] = []
+    box.noneEnabled = True
+    box.addAttribute("vtkMRMLScalarVolumeNode", "ProGiDiff.Role", "proposals")
+    box.connect("currentNodeChanged(bool)", valid.append)
+    plain = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "plain")
+    marked = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "marked")
+    assert box.nodeCount() == 0
+    marked.SetAttribute("ProGiDiff.Role", "proposals")
+    box.setMRMLScene(scene)
+    assert box.currentNode() is None
+    assert shown_texts(box)[:2] == ["None", "marked"]
+    box.setCurrentNode(marked)
+    box.setCurrentNode(plain)
+    assert box.currentNode() is None
+    assert valid == [True, False]
+
+
+def test_node_box_makes_nodes(box: Any) -> None:
+    added: list[Any] = []
+    box.connect("nodeAddedByUser(vtkMRMLNode*)", added.append)
+    inner = box.findChild(qt.QComboBox)
+    inner.setCurrentIndex(inner.findText("Create new Volume"))
+    assert len(added) == 1
+    assert box.currentNode() is added[0]
+
+
+def test_a_deleted_widget_observes_nothing(app: Any) -> None:
+    class Watcher(qt.QWidget):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def count(self) -> None:
+            self.calls += 1
+
+    where, watcher = vtk.vtkObject(), Watcher()
+    Observers(watcher).add(where, "ModifiedEvent", watcher.count)
+    where.Modified()
+    assert watcher.calls == 1
+    watcher.delete()
+    assert not where.HasObserver("ModifiedEvent")
+
+
+def test_slider_keeps_range_and_decimals() -> None:
+    slider, seen = ctk.ctkSliderWidget(), []
+    slider.connect("valueChanged(double)", seen.append)
+    slider.setDecimals(0)
+    slider.minimum, slider.maximum = 1, 50
+    slider.value = 8
+    slider.setValue(60)
+    assert slider.value == 50
+    slider.findChild(qt.QSlider).setValue(0)
+    assert slider.value == 1
+    assert seen == [1.0, 8.0, 50.0, 1.0]
+
+
+def test_range_widget_and_its_parts_agree() -> None:
+    widget, seen = ctk.ctkRangeWidget(), []
+    widget.connect("valuesChanged(double,double)", lambda low, high: seen.append((low, high)))
+    widget.setDecimals(0)
+    widget.setRange(0, 80)
+    widget.setValues(40, 12)
+    assert (widget.minimumValue, widget.maximumValue) == (12, 40)
+    widget.findChildren(qt.QDoubleSpinBox)[0].setValue(20)
+    assert (widget.minimumValue, widget.maximumValue) == (20, 40)
+    widget.setRange(0, 30)
+    assert widget.maximumValue == 30
+    assert seen[-3:] == [(12, 40), (20, 40), (20, 30)]
+
+
+def test_collapsible_button_hides_what_it_holds(spin: Any) -> None:
+    button, states = ctk.ctkCollapsibleButton(), []
+    button.text = "Setup"
+    button.connect("contentsCollapsed(bool)", states.append)
+    inside, never = qt.QLabel("status"), qt.QLabel("never shown")
+    layout = qt.QVBoxLayout(button)
+    layout.addWidget(inside)
+    layout.addWidget(never)
+    never.hide()
+    button.show()
+    spin()
+    assert inside.visible
+    high = button.sizeHint().height()
+    assert button.minimumSizeHint().height() > inside.minimumSizeHint().height() + 16, "no room for the header"
+    button.collapsed = True
+    assert not inside.visible
+    assert button.sizeHint().height() < high
+    button.click()
+    assert not button.collapsed
+    assert inside.visible
+    assert not never.visible
+    assert states == [True, False]
+
+
+def test_path_line(tmp_path: Any) -> None:
+    line, seen = ctk.ctkPathLineEdit(), []
+    line.connect("currentPathChanged(QString)", seen.append)
+    line.setCurrentPath(str(tmp_path))
+    line.addCurrentPathToHistory()
+    assert line.currentPath == seen[-1] == str(tmp_path)
+    with pytest.raises(AttributeError, match="does not accept"):
+        line.currentPath = tmp_path
+
+
+def test_stand_ins_refuse_unknown_attributes() -> None:
+    for widget in (ctk.ctkSliderWidget(), slicer.qMRMLNodeComboBox(), slicer.qMRMLSegmentEditorWidget()):
+        with pytest.raises(AttributeError, match="not allowed"):
+            widget.mine = 1
+
+
+def test_segments_table_shows_and_selects(segmentation: Any) -> None:
+    table, selections = slicer.qMRMLSegmentsTableView(), []
+    table.connect(
+        "selectionChanged(QItemSelection,QItemSelection)", lambda *_: selections.append(table.selectedSegmentIDs())
+    )
+    table.setSegmentationNode(segmentation)
+    assert table.segmentCount == 2
+    table.setSelectedSegmentIDs(["spleen"])
+    assert selections[-1] == ["spleen"]
+    inner = table.tableWidget()
+    assert [inner.item(row, 3).text() for row in range(2)] == ["liver", "spleen"]
+    swatch = inner.item(0, 1).icon().pixmap(16, 16).toImage().pixelColor(8, 8)
+    assert np.allclose([swatch.redF(), swatch.greenF(), swatch.blueF()], [0.9, 0.5, 0.3], atol=0.01)
+    inner.cellClicked.emit(0, 0)
+    assert not segmentation.GetDisplayNode().GetSegmentVisibility("liver")
+    segmentation.GetSegmentation().GetSegment("liver").SetName("Liver")
+    assert inner.item(0, 3).text() == "Liver"
+    segmentation.GetSegmentation().RemoveSegment("liver")
+    assert table.displayedSegmentIDs() == ["spleen"]
+    assert table.selectedSegmentIDs() == ["spleen"]
+    table.setHideSegments(["spleen"])
+    assert table.segmentCount == 0
+
+
+def test_segment_selector(segmentation: Any, scene: Any) -> None:
+    selector, seen = slicer.qMRMLSegmentSelectorWidget(), []
+    selector.connect("currentSegmentChanged(QString)", seen.append)
+    selector.setMRMLScene(scene)
+    assert selector.currentNode() is segmentation
+    assert selector.segmentIDs() == ["liver", "spleen"]
+    selector.setCurrentSegmentID("spleen")
+    segmentation.GetSegmentation().RemoveSegment("spleen")
+    assert selector.currentSegmentID() == "liver"
+    assert seen == ["liver", "spleen", "liver"]
+
+
+def test_segment_editor_works_on_its_node(segmentation: Any, scene: Any) -> None:
+    editor = slicer.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(scene)
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    editor.setMRMLSegmentEditorNode(node)
+    volume = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6), np.int16), name="CT")
+    editor.setSegmentationNode(segmentation)
+    editor.setSourceVolumeNode(volume)
+    editor.setCurrentSegmentID("spleen")
+    editor.setActiveEffectByName("Paint")
+    assert node.GetSegmentationNode() is segmentation
+    assert node.GetSourceVolumeNode() is volume
+    assert node.GetSelectedSegmentID() == "spleen"
+    assert editor.activeEffect().name == "Paint"
+    node.SetOverwriteMode(node.OverwriteNone)
+    assert "None" in [each.currentText for each in editor.findChildren(qt.QComboBox)]
+    editor.setSourceVolumeNodeSelectorVisible(False)
+    assert not editor.sourceVolumeNodeSelectorVisible
+
+
+def test_segment_editor_undoes_through_the_real_logic(segmentation: Any, scene: Any) -> None:
+    editor = slicer.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(scene)
+    editor.setMRMLSegmentEditorNode(scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
+    editor.setSegmentationNode(segmentation)
+    editor.saveStateForUndo()
+    segmentation.GetSegmentation().RemoveSegment("liver")
+    editor.undo()
+    assert segmentation.GetSegmentation().GetSegment("liver") is not None
+    editor.redo()
+    assert segmentation.GetSegmentation().GetSegment("liver") is None

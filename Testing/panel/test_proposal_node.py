@@ -1,0 +1,248 @@
+"""The segmentation of proposals: every voxel where the volume has it, in any orientation and under transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+
+from progidiff.volumes.geometry import Geometry
+from ProGiDiffSlicerLib.idle import IdleQueue
+from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation, proposal_color
+from ProGiDiffSlicerLib.logic.store import MAJORITY, ProposalStore
+from ProGiDiffSlicerLib.logic.volumes import volume_image
+
+from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented
+from .session_support import (
+    add_transform,
+    add_volume,
+    random_masks,
+    ranking_event,
+    segment_array,
+    segment_points,
+    slice_event,
+    sorted_points,
+)
+
+Spin = Callable[..., None]
+
+
+def store_of(node: Any, masks: np.ndarray, prompt: str = "liver") -> ProposalStore:
+    store = ProposalStore(volume_image(node), ("liver",), prompt)
+    for index in range(store.plan.count):
+        store.add(slice_event(masks, store.plan, index))
+    store.rank(ranking_event(masks, store.geometry))
+    return store
+
+
+@pytest.fixture
+def proposals(scene: Any) -> Iterator[ProposalSegmentation]:
+    shown = ProposalSegmentation(scene, IdleQueue())
+    yield shown
+    shown.forget()
+
+
+def show(proposals: ProposalSegmentation, spin: Spin, *arguments: Any) -> Any:
+    proposals.show(*arguments)
+    spin(lambda: not proposals.busy)
+    return proposals.node
+
+
+PLACES = {
+    **{name: (geometry, None) for name, geometry in GEOMETRIES.items()},
+    "rotated": (GEOMETRIES["LPS"], np.block([[oblique_rotation(), np.c_[[5.0, -8.5, 21.0]]], [np.zeros((1, 3)), 1.0]])),
+    "mirrored": (oblique(), np.diag([-1.0, 1.0, 1.0, 1.0])),
+    "scaled": (GEOMETRIES["PSR"], np.diag([1.5, 1.5, 1.5, 1.0])),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_overlapping_proposals_lie_exactly_where_the_volume_has_them(
+    scene: Any, spin: Spin, proposals: ProposalSegmentation, name: str
+) -> None:
+    geometry, transform = PLACES[name]
+    volume = add_volume(scene, geometry)
+    if transform is not None:
+        volume.SetAndObserveTransformNodeID(add_transform(scene, transform).GetID())
+    masks = random_masks(geometry, 4, share=0.6)
+    store = store_of(volume, masks)
+    node = show(proposals, spin, store, "liver", range(4), 0)
+    assert (masks[0] & masks[1] & masks[2] & masks[3]).any(), "they overlap"
+    world = np.eye(4) if transform is None else transform
+    for number, mask in enumerate(masks):
+        segment_id = proposals.segment_id(number)
+        np.testing.assert_array_equal(segment_array(node, segment_id, geometry.shape_kji), mask)
+        np.testing.assert_allclose(
+            segment_points(node, segment_id), sorted_points(np.argwhere(mask), world @ geometry.affine), atol=2e-4
+        )
+    assert node.GetTransformNodeID() == volume.GetTransformNodeID()
+
+
+def test_the_node_is_set_apart_from_accepted_work(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    volume = add_volume(scene, oblique(), "Größe 肝.nii")
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
+    node = show(proposals, spin, store_of(volume, random_masks(oblique(), 2), "Leber;\nlinke Niere"), "liver", [0, 1], 0)
+    assert node.GetName() == "Größe 肝.nii proposals: Leber; linke Niere"
+    assert node.GetAttribute("ProGiDiff.Role") == "proposals"
+    assert not node.GetSaveWithScene()
+    assert not node.GetDisplayNode().GetSaveWithScene()
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+    assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume
+
+
+def test_all_are_outlined_and_only_the_selected_one_is_filled(
+    scene: Any, spin: Spin, proposals: ProposalSegmentation
+) -> None:
+    store = store_of(add_volume(scene, oblique()), random_masks(oblique(), 5))
+    node = show(proposals, spin, store, "liver", [2, 0, 4], 4)
+
+    def state() -> dict[int, tuple[bool, bool, bool]]:
+        display = node.GetDisplayNode()
+        return {
+            number: (
+                bool(display.GetSegmentVisibility(segment_id)),
+                bool(display.GetSegmentVisibility2DOutline(segment_id)),
+                bool(display.GetSegmentVisibility2DFill(segment_id)),
+            )
+            for number in range(5)
+            if (segment_id := proposals.segment_id(number)) is not None
+        }
+
+    outlined, filled, hidden = (True, True, False), (True, True, True), (False, True, False)
+    assert state() == {0: outlined, 2: outlined, 4: filled}
+    proposals.select(2)
+    assert state() == {0: outlined, 2: filled, 4: outlined}
+    proposals.set_visible(0, False)
+    assert state() == {0: hidden, 2: filled, 4: outlined}
+    assert not proposals.is_visible(0)
+    proposals.set_visible(1, True)
+    spin(lambda: not proposals.busy)
+    assert state() == {0: hidden, 1: outlined, 2: filled, 4: outlined}
+    proposals.set_visible(2, False)
+    assert proposals.selected is None
+    assert state()[2] == hidden
+    proposals.set_hidden(True)
+    assert not node.GetDisplayNode().GetVisibility()
+    assert proposals.segment_id(3) is None
+
+
+def test_ensembles_can_be_shown(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    geometry = oblique()
+    masks = random_masks(geometry, 3, share=0.6)
+    store = store_of(add_volume(scene, geometry), masks)
+    node = show(proposals, spin, store, "liver", [0, MAJORITY], MAJORITY)
+    found = segment_array(node, proposals.segment_id(MAJORITY), geometry.shape_kji)
+    np.testing.assert_array_equal(found, masks.sum(0) > 1.5)
+
+
+def test_voxels_come_a_segment_at_a_time_the_selected_one_first(scene: Any, proposals: ProposalSegmentation) -> None:
+    class Steps(IdleQueue):
+        """Runs only when it is told to."""
+
+        def _turn(self) -> None:
+            pass
+
+    queue = Steps()
+    shown = ProposalSegmentation(scene, queue)
+    shown.show(store_of(add_volume(scene, oblique()), random_masks(oblique(), 4)), "liver", range(4), 2)
+    order: list[int] = []
+    task = shown._task
+    assert task is not None
+    while not task.done:
+        task.step()
+        order += [n for n in range(4) if shown.segment_id(n) and n not in order]
+    assert order == [2, 0, 1, 3]
+    shown.clear()
+
+
+def test_slices_that_arrive_later_are_added(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    geometry = GEOMETRIES["LPS"]
+    masks = random_masks(geometry, 2)
+    store = ProposalStore(volume_image(add_volume(scene, geometry)), ("liver",))
+    changes: list[str] = []
+    for index in range(store.plan.count):
+        store.add(slice_event(masks, store.plan, index))
+        node = show(proposals, spin, store, "liver", [0, 1], 0)
+        if index == 0:
+            event = slicer.vtkSegmentation.SourceRepresentationModified
+            node.GetSegmentation().AddObserver(event, lambda caller, name: changes.append(name))
+        arrived = masks[1].copy()
+        arrived[index + 1 :] = False
+        np.testing.assert_array_equal(segment_array(node, proposals.segment_id(1), geometry.shape_kji), arrived)
+    assert len(changes) >= 2 * (store.plan.count - 1), "the views are told"
+
+
+def test_showing_the_same_again_costs_nothing(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    store = store_of(add_volume(scene, oblique()), random_masks(oblique(), 3))
+    node = show(proposals, spin, store, "liver", [0, 1, 2], 0)
+    before = [node.GetSegmentation().GetNthSegment(n).GetRepresentation("Binary labelmap").GetMTime() for n in range(3)]
+    show(proposals, spin, store, "liver", [0, 1, 2], 1)
+    after = [node.GetSegmentation().GetNthSegment(n).GetRepresentation("Binary labelmap").GetMTime() for n in range(3)]
+    assert before == after
+
+
+def test_empty_proposals_and_a_new_run_in_the_same_node(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    geometry = oblique()
+    volume = add_volume(scene, geometry)
+    masks = np.zeros((2, *geometry.shape_kji), bool)
+    node = show(proposals, spin, store_of(volume, masks), "liver", [0, 1], 0)
+    assert not segment_array(node, proposals.segment_id(0), geometry.shape_kji).any()
+    again = random_masks(geometry, 3)
+    assert show(proposals, spin, store_of(volume, again), "liver", [1], 1) is node
+    assert node.GetSegmentation().GetNumberOfSegments() == 1
+    np.testing.assert_array_equal(segment_array(node, proposals.segment_id(1), geometry.shape_kji), again[1])
+
+
+def test_it_follows_the_volumes_transform(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    volume = add_volume(scene, oblique())
+    node = show(proposals, spin, store_of(volume, random_masks(oblique(), 1)), "liver", [0], 0)
+    transform = add_transform(scene, np.diag([1.0, -1.0, 1.0, 1.0]))
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    assert node.GetTransformNodeID() == transform.GetID()
+    volume.SetAndObserveTransformNodeID(None)
+    assert node.GetTransformNodeID() is None
+
+
+def test_a_node_that_the_user_deleted_is_made_again(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    store = store_of(add_volume(scene, oblique()), random_masks(oblique(), 3))
+    proposals.show(store, "liver", [0, 1], 0)
+    scene.RemoveNode(proposals.node)
+    spin(lambda: not proposals.busy)
+    assert proposals.node is None
+    node = show(proposals, spin, store, "liver", [0, 1], 0)
+    assert node.GetSegmentation().GetNumberOfSegments() == 2
+
+
+def test_clearing_leaves_nothing_in_the_scene(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    volume = add_volume(scene, oblique())
+    observed = volume.HasObserver(slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
+    before = scene.GetNumberOfNodes()
+    show(proposals, spin, store_of(volume, random_masks(oblique(), 2)), "liver", [0, 1], 0)
+    proposals.clear()
+    assert scene.GetNumberOfNodes() == before
+    assert proposals.node is None
+    assert volume.HasObserver(slicer.vtkMRMLTransformableNode.TransformModifiedEvent) == observed
+
+
+def test_colours_are_told_apart() -> None:
+    colors = np.array([proposal_color(n) for n in range(20)])
+    assert ((colors >= 0) & (colors <= 1)).all()
+    apart = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + np.eye(20)
+    assert apart[:7, :7].min() > 0.25
+    assert apart.min() > 0.05
+
+
+def test_many_proposals_of_a_larger_volume(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
+    geometry = oriented("LPS", (96, 96, 24), (1.0, 1.0, 3.0))
+    k, j, i = np.ogrid[:24, :96, :96]
+    masks = np.stack([((k - 12) / 10) ** 2 + ((j - 40) / r) ** 2 + ((i - 50) / r) ** 2 < 1 for r in np.linspace(15, 30, 50)])
+    store = store_of(add_volume(scene, Geometry(geometry.shape_ijk, geometry.affine)), masks)
+    node = show(proposals, spin, store, "liver", range(50), 0)
+    assert node.GetSegmentation().GetNumberOfSegments() == 50
+    for number in (0, 17, 49):
+        np.testing.assert_array_equal(segment_array(node, proposals.segment_id(number), geometry.shape_kji), masks[number])

@@ -1,0 +1,292 @@
+"""Each way in which a worker can fail is told apart, ends every call, and one click starts another worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import qt
+
+from progidiff.errors import InputError
+from progidiff.events import SliceEvent
+from ProGiDiffSlicerLib.worker.client import WorkerState
+from ProGiDiffSlicerLib.worker.command import WorkerCommand
+from ProGiDiffSlicerLib.worker.patience import Patience
+
+from .worker_support import (
+    Client,
+    Record,
+    Spin,
+    children,
+    failed_run,
+    gone,
+    only_child,
+    organs,
+    phantom,
+    python,
+    reach_cancelling,
+    reach_loading,
+    reach_proposing,
+    reach_sending,
+    reach_starting,
+    run_python,
+    scripted,
+    worker,
+)
+
+pytestmark = pytest.mark.usefixtures("app")
+
+# A worker that says hello and answers the next request with whatever the test wants.
+HELLO_THEN = """
+import sys, time
+from progidiff.protocol import FrameDecoder, HelloReply, encode_frame, frame_to_request, reply_to_frame
+def say(reply, number):
+    frame = reply_to_frame(reply, number)
+    sys.stdout.buffer.write(b"".join(map(bytes, encode_frame(frame.header, frame.arrays))))
+    sys.stdout.flush()
+decoder = FrameDecoder()
+while True:
+    for frame in decoder.feed(sys.stdin.buffer.read1(65536)):
+        number, request = frame_to_request(frame)
+        if type(request).__name__ == "Hello":
+            say(HelloReply("0", 1, "3", (), 1 << 40, 1.0), number)
+        else:
+            {}
+            sys.stdout.flush()
+            time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("program", ["no-such-program-anywhere", str(Path(__file__).parent), ""])
+def test_a_program_that_cannot_be_run(program: str, spin: Spin) -> None:
+    with worker(WorkerCommand(program, (), dict(os.environ))) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "start"
+        assert f'could not be started with "{program}"' in failure.message
+        assert failure.message.endswith("check the worker command in Setup.")
+
+
+def test_a_command_that_is_none_says_so(spin: Spin) -> None:
+    def nonsense() -> WorkerCommand:
+        raise InputError("The worker command is empty; type one.")
+
+    with worker() as client:
+        client._command = nonsense
+        failure = failed_run(client, spin).failure
+        assert (failure.kind, failure.message) == ("start", "The worker command is empty; type one.")
+
+
+def test_a_program_that_ends_at_once_shows_its_last_words(spin: Spin) -> None:
+    with worker(python("import sys; print('the licence has expired', file=sys.stderr); sys.exit(9)")) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "start"
+        assert "did not start (exit code 9)" in failure.message
+        assert failure.details == "the licence has expired"
+        assert client.log_tail() == "the licence has expired"
+
+
+def test_a_python_without_the_engine_is_recognized(spin: Spin) -> None:
+    with worker(run_python("-m", "progidiff_that_is_not_there", "worker")) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "start"
+        assert 'no package "progidiff_that_is_not_there"; install it' in failure.message
+
+
+def test_a_program_that_never_answers_is_ended(spin: Spin) -> None:
+    with worker(python("import time; time.sleep(600)"), start_timeout_s=1.5) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "start"
+        assert "did not answer within 1.5 s" in failure.message
+        spin(lambda: not children())
+
+
+@pytest.mark.parametrize("text", ["Welcome to gpu-host!\n", "PX", "PGD1 and then no lengths that could be right"])
+def test_nonsense_before_hello(text: str, spin: Spin) -> None:
+    with worker(python(f"import sys, time; sys.stdout.write({text!r}); sys.stdout.flush(); time.sleep(600)")) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "protocol"
+        assert "login script" in failure.message
+        assert text not in failure.message + failure.details + client.log_tail()
+        spin(lambda: not children())
+
+
+def test_an_end_in_the_middle_of_hello_is_a_failed_start(spin: Spin) -> None:
+    with worker(python("import sys; sys.stdout.write('PGD')")) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "start"
+        assert "exit code 0" in failure.message
+
+
+def test_a_worker_of_another_version(spin: Spin) -> None:
+    hello = (
+        "import json, struct, sys, time\n"
+        "h = json.dumps({'type': 'hello', 'v': 2, 'id': 1}).encode()\n"
+        "sys.stdout.buffer.write(b'PGD1' + struct.pack('<IQ', len(h), 0) + h)\n"
+        "sys.stdout.flush(); time.sleep(600)"
+    )
+    with worker(python(hello)) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "protocol"
+        assert "install the same version on both sides" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("sys.stdout.write('Killed')", "does not hold messages"),
+        ("sys.stdout.buffer.write(b'PGD1' + bytes([255] * 12))", "longer than the limit"),
+        ("from progidiff.protocol import Pong; say(Pong(), number)", "sent a Pong message where a Loaded was due"),
+        (
+            "from progidiff.protocol import ErrorReply; say(ErrorReply('frame', 'It was cut.'), None)",
+            "could not read a request",
+        ),
+    ],
+    ids=["text", "lengths", "wrong reply", "unread request"],
+)
+def test_nonsense_after_hello(answer: str, says: str, spin: Spin) -> None:
+    with worker(python(HELLO_THEN.replace("{}", answer))) as client:
+        failure = failed_run(client, spin).failure
+        assert failure.kind == "protocol"
+        assert says in failure.message
+        assert "install the same version" in failure.message.lower()
+        spin(lambda: not children())
+
+
+def reach_idle(client: Client, spin: Spin) -> Record:
+    record = client.run()
+    spin(lambda: record.done)
+    return record
+
+
+KILLED = {
+    "starting": (reach_starting, "start", ["failed"] * 3),
+    "loading": (reach_loading, "exit", ["failed"] * 3),
+    "sending": (reach_sending, "exit", ["failed"] * 2),
+    "proposing": (reach_proposing, "exit", ["succeeded", "succeeded", "failed"]),
+    "cancelling": (reach_cancelling, "exit", ["succeeded", "succeeded", "cancelled"]),
+    "idle": (reach_idle, "exit", ["succeeded"] * 3),
+}
+
+
+@pytest.mark.parametrize("phase", KILLED)
+def test_a_worker_that_is_killed_at_each_phase(phase: str, spin: Spin) -> None:
+    reach, kind, outcomes = KILLED[phase]
+    # Python's start is quick: for the time until hello there is a program that never says it.
+    with worker(python("import time; time.sleep(600)") if phase == "starting" else scripted()) as client:
+        record = reach(client, spin)
+        psutil.Process(only_child()).kill()
+        spin(lambda: client.state is WorkerState.CRASHED and record.done)
+        (failure,) = client.failures
+        assert failure.kind == kind
+        if os.name != "nt":
+            assert "killed, perhaps because the computer ran out of memory" in failure.message
+        assert [how for _, how in record.outcomes] == outcomes
+        assert (client.hello, client.loaded, client.image) == (None, None, None)
+        if phase != "starting":
+            assert "start it again" in failure.message
+            again = client.run()
+            spin(lambda: again.done)
+            assert [how for _, how in again.outcomes] == ["succeeded"] * 3
+            assert client.failure is None
+
+
+def test_what_was_received_before_the_end_is_not_lost(spin: Spin) -> None:
+    with worker(organs(crash_after=3, pause=0.3)) as client:
+        run = client.run(image=phantom((5, 40, 40)))
+        spin(lambda: run.done)
+        assert [how for _, how in run.outcomes] == ["succeeded", "succeeded", "failed"]
+        # The third may have been on its way when the process died.
+        assert {event.slice_index for event in run.of(SliceEvent) if not event.preview} >= {0, 1}
+        assert run.failure.kind == "exit"
+        assert "exit code 9" in run.failure.message
+        assert run.failure.details.endswith("RuntimeError: the scripted end")
+        client.restart()
+        spin(lambda: client.state is WorkerState.READY)
+
+
+@pytest.mark.parametrize("mode", ["crash", "exit", "unfinished", "foreign_event"])
+def test_an_engine_that_fails_does_not_take_the_worker_along(mode: str, spin: Spin) -> None:
+    with worker() as client:
+        run = client.run(mode)
+        spin(lambda: run.done)
+        assert (run.failure.kind, run.failure.code) == ("remote", "internal")
+        assert client.state is WorkerState.READY
+        assert client.failures == []
+
+
+@pytest.mark.parametrize("reach", [reach_proposing, reach_sending, reach_loading])
+def test_a_worker_that_falls_silent_is_ended(reach: Callable[[Client, Spin], Record], spin: Spin) -> None:
+    with worker(scripted("heartbeat_s=0.2"), heartbeat_timeout_s=2.0) as client:
+        record, pid = reach(client, spin), only_child()
+        psutil.Process(pid).suspend()
+        spin(lambda: record.done)
+        assert record.failure.kind == "lost"
+        assert "no sign of life for 2 s" in record.failure.message
+        assert client.failures == [record.failure]
+        spin(lambda: gone(pid))
+
+
+def test_a_worker_that_computes_for_long_is_not_lost(spin: Spin) -> None:
+    # It holds the interpreter lock for stretches and says nothing but its heartbeats for two seconds.
+    with worker(scripted("heartbeat_s=0.1"), heartbeat_timeout_s=1.5) as client:
+        run = client.run("hog")
+        spin(lambda: run.done)
+        assert run.outcomes[-1] == ("propose", "succeeded")
+
+
+def test_a_slow_heartbeat_is_waited_for(spin: Spin) -> None:
+    with worker(scripted("heartbeat_s=2"), heartbeat_timeout_s=0.5) as client:
+        run = client.run("hog")
+        spin(lambda: run.done)
+        assert run.outcomes[-1] == ("propose", "succeeded")
+
+
+def test_time_in_which_this_process_stood_still_does_not_count(spin: Spin) -> None:
+    with worker(scripted("heartbeat_s=0.2"), heartbeat_timeout_s=1.0) as client:
+        record = reach_proposing(client, spin)
+        heard = len(record.events)
+        time.sleep(3.0)
+        spin(lambda: len(record.events) > heard + 20)
+        assert client.state is WorkerState.BUSY
+        assert client.failures == []
+
+
+def test_patience_ends_once_and_only_without_signs_of_life(spin: Spin) -> None:
+    parent = qt.QObject()
+    log: list[str] = []
+    kept = Patience(parent, lambda: log.append("kept"))
+    lost = Patience(parent, lambda: log.append("lost"))
+    kept.start(0.2)
+    lost.start(0.2)
+
+    def reset() -> bool:
+        kept.reset()
+        return "lost" in log
+
+    spin(reset)
+    end = time.monotonic() + 0.5
+    spin(lambda: reset() and time.monotonic() > end)
+    assert log == ["lost"]
+    kept.release()
+    lost.release()
+
+
+def test_a_worker_that_does_not_stop_is_ended_and_its_call_is_cancelled(spin: Spin) -> None:
+    with worker(cancel_timeout_s=1.0) as client:
+        record, pid = reach_cancelling(client, spin), only_child()
+        again = client.run()
+        spin(lambda: record.done and again.done)
+        assert record.outcomes[-1] == ("propose", "cancelled")
+        (failure,) = client.failures
+        assert failure.kind == "lost"
+        assert "did not stop within 1 s" in failure.message
+        # What was asked meanwhile was meant for that worker; it says so instead of running on a new one without its model.
+        assert again.failure is failure
+        spin(lambda: gone(pid))
+        third = client.run()
+        spin(lambda: third.done)
+        assert [how for _, how in third.outcomes] == ["succeeded"] * 3
