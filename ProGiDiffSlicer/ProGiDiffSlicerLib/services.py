@@ -30,7 +30,7 @@ class Services:
         self.client = WorkerClient(self.settings.command, parent=self.owner) if client is None else client
         self.session = ProposalSession(scene, self.client, self.idle, self._model_folder)
         self.acceptance = Acceptance(scene)
-        self.workflow = Workflow(scene, self.session, self.client, self.acceptance)
+        self.workflow = Workflow(scene, self.session, self.acceptance)
         self.settings.changed.connect(self._on_setting)
 
     def close(self) -> None:
@@ -40,7 +40,6 @@ class Services:
         application) has no later moment at which a process that lingers could be ended.
         """
         self.settings.changed.disconnect(self._on_setting)
-        self.workflow.cleanup()
         self.session.cleanup()
         self.acceptance.cleanup()
         self.idle.clear()

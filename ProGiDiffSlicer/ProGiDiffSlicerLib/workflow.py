@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from slicer.i18n import tr as _
 
@@ -17,7 +16,6 @@ from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import ProposalSession
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.writing import Overwrite
-from ProGiDiffSlicerLib.worker.client import WorkerClient
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,16 @@ class Origin:
 class Workflow:
     """Starts runs and accepts what they bring, with every fact of the run that made it."""
 
-    def __init__(self, scene: Any, session: ProposalSession, client: WorkerClient, acceptance: Acceptance) -> None:
+    def __init__(self, scene: Any, session: ProposalSession, acceptance: Acceptance) -> None:
         self._scene = scene
         self._session = session
-        self._client = client
         self._acceptance = acceptance
-        self._request: RunRequest | None = None
-        self._origins: WeakKeyDictionary[ProposalStore, Origin] = WeakKeyDictionary()
-        session.storeChanged.connect(self._on_store)
 
     @property
     def origin(self) -> Origin | None:
         """Where the proposals that are looked at come from."""
         store = self._session.store
-        return None if store is None else self._origins.get(store)
+        return None if store is None or store.request is None else Origin(store.request, store.model_id)
 
     def start(self, request: RunRequest) -> None:
         """Ask for proposals.
@@ -57,12 +51,7 @@ class Workflow:
         Raises:
             ProGiDiffError: the volume, the slices or the prompt cannot be used.
         """
-        before, self._request = self._request, request
-        try:
-            self._session.start(request)
-        except BaseException:
-            self._request = before
-            raise
+        self._session.start(request)
 
     def accept(
         self,
@@ -98,18 +87,6 @@ class Workflow:
             segment_id,
             overwrite,
         )
-
-    def cleanup(self) -> None:
-        """Let go of the session."""
-        self._session.storeChanged.disconnect(self._on_store)
-        self._origins.clear()
-
-    def _on_store(self) -> None:
-        """Stores that have come since the last start belong to it: a run that was replaced brings no more."""
-        loaded = self._client.loaded
-        for store in self._session.stores.values():
-            if store not in self._origins and self._request is not None:
-                self._origins[store] = Origin(self._request, "" if loaded is None else loaded.model_id)
 
 
 def _facts(store: ProposalStore, origin: Origin, target: str, row: Row) -> Provenance:

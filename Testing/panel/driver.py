@@ -25,7 +25,7 @@ MODULE = ROOT / "ProGiDiffSlicer" / "ProGiDiffSlicer.py"
 # The window of soft tissue, in which abdominal CT is read.
 CT_WINDOW, CT_LEVEL = 400.0, 40.0
 PANEL_WIDTH = 460
-VIEW = (560, 500)
+VIEW, LARGE_VIEW = (560, 500), (900, 700)
 VIEWS = ("Red", "Yellow", "Green")
 
 
@@ -40,8 +40,7 @@ class Driver:
     """
 
     def __init__(self) -> None:
-        if str(MODULE.parent) not in sys.path:
-            sys.path.insert(0, str(MODULE.parent))
+        self.find_library()
         host.start()
         self._loaded = host.load_module(MODULE)
         self.volume: Any = None
@@ -50,6 +49,12 @@ class Driver:
         window.resize(PANEL_WIDTH, 900)
         window.show()
         self._loaded.holder.enter()
+
+    @staticmethod
+    def find_library() -> None:
+        """Make the module's library importable, which Slicer does when it loads the module."""
+        if str(MODULE.parent) not in sys.path:
+            sys.path.insert(0, str(MODULE.parent))
 
     # The module -----------------------------------------------------------------------------------------------------------
 
@@ -137,9 +142,9 @@ class Driver:
         display.AutoWindowLevelOff()
         display.SetWindowLevel(window, level)
 
-    def ask(self, prompt: str, **choices: Any) -> None:
+    def ask(self, prompt: str, *numbers: int, **choices: Any) -> None:
         """Fill in the prompt panel and press Propose; the arguments of :meth:`fill`."""
-        self.fill(prompt, **choices)
+        self.fill(prompt, *numbers, **choices)
         self.propose()
 
     def propose(self) -> None:
@@ -253,6 +258,15 @@ class Driver:
     def save_views(self, path: Path, names: Sequence[str] = VIEWS) -> None:
         """Write a picture of slice views side by side."""
         Image.fromarray(np.hstack([self.view(name) for name in names])).save(path, optimize=True)
+
+    def save_large(self, path: Path, name: str = "Red") -> None:
+        """Write a picture of one slice view that fills a large window."""
+        view = host.SliceView(name, LARGE_VIEW)
+        view.fit()
+        view.png(path)
+        view.close()
+        slicer.app.layoutManager().sliceWidget(name).sliceLogic().ResizeSliceNode(*VIEW)
+        self.view(name)
 
     def save_both(self, path: Path, names: Sequence[str] = ("Red", "Green")) -> None:
         """Write a picture of the panel with slice views beside it."""

@@ -248,6 +248,7 @@ def test_leaving_the_module_ends_editing(panel: Opened, spin: Spin) -> None:
     assert editing.active
     panel.panels.exit()
     assert not editing.active
+    assert panel.review.ui.editorSection.collapsed
 
 
 def test_the_editors_own_undo_does_not_step_over_an_accept(panel: Opened, spin: Spin) -> None:

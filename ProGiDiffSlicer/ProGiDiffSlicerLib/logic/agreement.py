@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import vtk
 from slicer.i18n import tr as _
+from vtk.util.numpy_support import numpy_to_vtk
 
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
 from ProGiDiffSlicerLib.logic.hierarchy import place_beside, remove_with_display
@@ -147,8 +148,10 @@ class AgreementOverlay:
         node.SetName(_("{volume} agreement: {target}").format(volume=store.volume_name, target=target))
         image = vtk.vtkImageData()
         image.SetDimensions(*store.geometry.shape_ijk)
-        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-        image.GetPointData().GetScalars().Fill(0)
+        # Zeros of numpy take no time until they are written, which is slice by slice.
+        values = numpy_to_vtk(np.zeros(image.GetNumberOfPoints(), np.uint8))
+        values.SetName("ImageScalars")
+        image.GetPointData().SetScalars(values)
         node.SetIJKToRASMatrix(matrix_of(store.local_affine))
         node.SetAndObserveImageData(image)
         volume = self._scene.GetNodeByID(store.volume_id)

@@ -40,7 +40,8 @@ class OwnNodesHider:
             own = [node.GetID() for kind in box.nodeTypes for node in _nodes(kind) if is_own(node)]
             model = box.sortFilterProxyModel()
             if list(model.hiddenNodeIDs) != own:
-                model.setHiddenNodeIDs(own)
+                # The setter is no slot, so that PythonQt knows the property only.
+                model.hiddenNodeIDs = own
 
     def cleanup(self) -> None:
         """Observe the scene no more."""

@@ -74,6 +74,7 @@ class ReviewPanel:
     def disconnectGui(self) -> None:
         """Let go of the parameters; editing ends."""
         self.end_edit()
+        self.ui.segmentEditor.setMRMLSegmentEditorNode(None)
         self._observe(None)
         self._binding.release()
 
@@ -95,7 +96,6 @@ class ReviewPanel:
             widget.disconnect(signature, slot)
         self._acceptance.undo.changed.disconnect(self.refresh)
         self._acceptance.save_editor_state = None
-        self.ui.segmentEditor.setMRMLSegmentEditorNode(None)
         self.widget.setMRMLScene(None)
 
     # What the user does ---------------------------------------------------------------------------------------------------
@@ -149,10 +149,11 @@ class ReviewPanel:
         self.ui.editorSection.setCollapsed(False)
 
     def end_edit(self) -> None:
-        """Leave the editor; the provenance is brought up to date."""
+        """Leave and close the editor; the provenance is brought up to date."""
         editing, self._editing = self._editing, None
         if editing is not None:
             editing.end()
+            self.ui.editorSection.setCollapsed(True)
 
     def undo(self) -> None:
         """Take back the last step."""

@@ -38,7 +38,6 @@ class Shortcuts:
         for shortcut, action in self._installed:
             shortcut.disconnect("activated()", action)
             shortcut.setEnabled(False)
-            shortcut.setParent(None)
             shortcut.deleteLater()
         self._installed.clear()
 

@@ -13,22 +13,14 @@ from .observers import Observers
 from .stand_ins import forwarded, kept, stand_in
 
 
-class SortFilterProxyModel:
-    """The part of the box's model that decides what is listed: nodes can be left out by their IDs."""
+class SortFilterProxyModel(qt.QObject):
+    """The part of the box's model that decides what is listed. As in Slicer, only the property can be set, by no slot."""
 
-    def __init__(self, changed: Any) -> None:
-        self._changed = changed
-        self._hidden: tuple[str, ...] = ()
+    def __init__(self, box: Any) -> None:
+        super().__init__(box)
+        self._box = box
 
-    @property
-    def hiddenNodeIDs(self) -> tuple[str, ...]:
-        """IDs of the nodes that are left out."""
-        return self._hidden
-
-    def setHiddenNodeIDs(self, nodeIDs: Any) -> None:
-        """Leave these nodes out."""
-        self._hidden = tuple(nodeIDs)
-        self._changed()
+    hiddenNodeIDs = kept(list, "hiddenNodeIDs", [], None, lambda self, _ids: self._box._refresh())
 
 
 @stand_in(slicer)
@@ -58,7 +50,7 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._scene: Any = None
         self._scene_observers, self._node_observers = Observers(self), Observers(self)
         self._attributes: list[tuple[str, str, Any]] = []
-        self._model = SortFilterProxyModel(self._refresh)
+        self._model = SortFilterProxyModel(self)
         self._current: Any = None
         self._listed: list[Any] = []
         self._filling = False
