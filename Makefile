@@ -1,6 +1,6 @@
-# Everything starts here: `make demo` shows the engine at work, `make test` runs every check.
+# Everything starts here: `make demo` shows the module at work, `make test` runs every check.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench default-model accuracy clean
+.PHONY: help setup demo screenshots stall test lint format bench default-model accuracy clean
 
 BIN := .venv/bin
 # Passed to the recipes through the environment, so that spaces, semicolons and quotes in them need no escaping.
@@ -10,10 +10,12 @@ export INPUT PROMPT OUT
 
 help:
 	@echo 'make setup           make .venv (Python 3.11 to 3.13); quick when nothing changed'
-	@echo 'make demo            propose masks on the sample volume: INPUT=scan.nii.gz PROMPT="liver; spleen" OUT=folder'
+	@echo 'make demo            the module from prompt to accepted segments: INPUT=scan.nii.gz PROMPT="liver; spleen" OUT=folder'
+	@echo 'make screenshots     pictures of the panel and the slice views: in screenshots/'
 	@echo 'make test            lint, types and all tests: PYTEST_ARGS="-k ranking"'
 	@echo 'make lint | format   ruff and mypy | let ruff rewrite the files'
 	@echo 'make bench           proposals per second beside the plain diffusers pipeline: ARGS="..."'
+	@echo 'make stall           longest pause of the window while a volume is proposed; 50 proposals in 512x512x100: ARGS="..."'
 	@echo 'make default-model   train the bundled model again (long; resumes): ARGS="..."'
 	@echo 'make accuracy        measure the bundled model: ARGS="..."'
 	@echo 'make clean           remove caches, builds and demo-output'
@@ -22,9 +24,13 @@ setup:
 	@sh Utilities/setup.sh
 
 demo: setup
-	@set -- Resources/SampleData/*.nii.gz; input=$${INPUT:-$$1}; \
-	$(BIN)/progidiff propose "$$input" --prompt "$$PROMPT" --out "$$OUT" \
-	&& echo "Open $$OUT/report.html in a browser to see the proposals."
+	@$(BIN)/python -m Testing.panel.demo --prompt "$$PROMPT" --out "$$OUT" $${INPUT:+--input "$$INPUT"}
+
+screenshots: setup
+	@$(BIN)/python -m Testing.panel.screenshots --out screenshots $(ARGS)
+
+stall: setup
+	@$(BIN)/python -m Testing.panel.bench_stall $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -48,5 +54,5 @@ accuracy: setup
 	$(BIN)/progidiff accuracy $(ARGS)
 
 clean:
-	rm -rf build dist demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist demo-output screenshots .mypy_cache .pytest_cache .ruff_cache
 	find ProGiDiffSlicer Testing -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """How long the window stands still while a whole volume is proposed: ``python -m Testing.panel.bench_stall``.
 
 The module is driven through its own widgets, with the agreement map on, from the click on Propose to the last segment shown.
-A timer in the event loop measures the longest pause; where one is longer than 20 ms, a thread notes the lines in which it was
+A timer in the event loop measures the longest pause; where one is longer than 20 ms, a thread notes in which lines it was
 spent. The painting of slice views is not part of it: off screen it happens only when a picture is taken.
 
 Cases: ``sample`` (the bundled sample volume and model), ``large`` (the same, resampled to 512 x 512 x 100), ``fifty`` (50

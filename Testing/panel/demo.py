@@ -24,6 +24,7 @@ from progidiff.outputs.figures import display_window
 from progidiff.resources import sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume, read_volume, volume_name
+from progidiff.volumes.slicing import plan_slices
 
 from .demo_record import Recorder, about, accepted_record, target_record
 from .driver import Driver, qt, slicer
@@ -218,7 +219,9 @@ def demonstrate(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ProGiDiffError: the input, the prompt or the folder cannot be used, or the run failed; nothing was written then.
     """
-    read_volume(options.input)
+    plan = plan_slices(read_volume(options.input).geometry)
+    if options.slices is not None and not 1 <= options.slices[0] <= options.slices[1] <= plan.count:
+        raise InputError(f"The slices reach beyond the image; it has {plan.count}, counted from 1.")
     with atomic_folder(options.out) as folder, progress_view() as view, slot_errors() as raised:
         demo = Demo(options, view, folder)
         before = [(number, signal.signal(number, demo.on_signal)) for number in (signal.SIGINT, signal.SIGTERM)]

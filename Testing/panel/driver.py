@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ MODULE = ROOT / "ProGiDiffSlicer" / "ProGiDiffSlicer.py"
 # The window of soft tissue, in which abdominal CT is read.
 CT_WINDOW, CT_LEVEL = 400.0, 40.0
 PANEL_WIDTH = 460
-VIEW, LARGE_VIEW = (560, 500), (900, 700)
+VIEW, LARGE_VIEW = (560, 500), (760, 640)
 VIEWS = ("Red", "Yellow", "Green")
 
 
@@ -41,6 +43,9 @@ class Driver:
 
     def __init__(self) -> None:
         self.find_library()
+        if sys.platform.startswith("linux") and ctypes.util.find_library("EGL"):
+            # Pictures need no display, and one that does not answer must not be asked.
+            os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
         host.start()
         self._loaded = host.load_module(MODULE)
         self.volume: Any = None
@@ -261,16 +266,24 @@ class Driver:
 
     def save_large(self, path: Path, name: str = "Red") -> None:
         """Write a picture of one slice view that fills a large window."""
-        view = host.SliceView(name, LARGE_VIEW)
-        view.fit()
-        view.png(path)
-        view.close()
-        slicer.app.layoutManager().sliceWidget(name).sliceLogic().ResizeSliceNode(*VIEW)
-        self.view(name)
+        Image.fromarray(self._in_size(name, LARGE_VIEW)).save(path)
 
-    def save_both(self, path: Path, names: Sequence[str] = ("Red", "Green")) -> None:
-        """Write a picture of the panel with slice views beside it."""
-        host.beside(self.panel(), [self.view(name) for name in names], path)
+    def save_both(self, path: Path) -> None:
+        """Write a picture of the panel, with the axial view beside it and the coronal one below."""
+        panel = self.panel()
+        top = round(0.64 * panel.height())
+        sizes = {"Red": (LARGE_VIEW[0], top), "Green": (LARGE_VIEW[0], panel.height() - top)}
+        host.beside(panel, [self._in_size(name, size) for name, size in sizes.items()], path)
+
+    def _in_size(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """A picture of a slice view in a window of another size (width, height)."""
+        with host.SliceView(name, size) as view:
+            view.fit()
+            pixels = np.asarray(view.pixels())
+        logic = slicer.app.layoutManager().sliceWidget(name).sliceLogic()
+        logic.ResizeSliceNode(*VIEW)
+        logic.FitSliceToBackground()
+        return pixels
 
     def go_to(self, point_ras: Sequence[float]) -> None:
         """Make all slice views show a point (mm), as by clicking at it with the crosshair."""

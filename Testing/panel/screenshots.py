@@ -80,24 +80,23 @@ class Screenshots:
         driver.settle()
         driver.save_views(self.out / "slices-most-uncertain.png")
         driver.go_to_middle("liver")
-        self.published(driver, 1, lambda path: driver.save_both(path))
-        self.published(driver, 2, lambda path: driver.save_large(path))
+        self.published(driver, 1, driver.save_both)
+        self.published(driver, 2, driver.save_large)
         driver.panels.proposals.ui.blindedCheckBox.setChecked(True)
         driver.settle()
         self.panel(driver, "5-blinded")
         driver.panels.proposals.ui.blindedCheckBox.setChecked(False)
         driver.settle()
-        for target in driver.session.store.targets:
+        for target in reversed(driver.session.store.targets):
             driver.choose_target(target)
             driver.press_in_table(qt.Qt.Key_Return)
             driver.settle()
         driver.panels.proposals.ui.agreementCheckBox.setChecked(False)
-        driver.choose_target("liver")
         driver.clear_boxes()
         driver.settle()
         self.panel(driver, "6-accepted")
         driver.save_views(self.out / "slices-accepted.png")
-        self.published(driver, 3, lambda path: driver.save_both(path))
+        self.published(driver, 3, driver.save_both)
         driver.click(driver.panels.review.ui.editButton)
         driver.settle()
         self.panel(driver, "7-editing")
@@ -133,7 +132,7 @@ class Screenshots:
             driver.save_views(self.out / f"clinical-{'-'.join(target.split())}.png", ("Red",))
         driver.choose_target("liver")
         driver.go_to_middle("liver")
-        driver.save_both(self.out / "clinical-panel.png", ("Red",))
+        driver.save_both(self.out / "clinical-panel.png")
 
     def panel(self, driver: Driver, name: str) -> None:
         """The panel as it is now."""

@@ -15,6 +15,7 @@ from ProGiDiffSlicerLib.logic.labelmaps import segments_of
 from ProGiDiffSlicerLib.logic.rows import Row
 from ProGiDiffSlicerLib.panels.binding import Binding
 from ProGiDiffSlicerLib.panels.loading import load_panel
+from ProGiDiffSlicerLib.panels.node_choices import is_own
 from ProGiDiffSlicerLib.panels.origin import describe_segment
 from ProGiDiffSlicerLib.panels.shortcuts import Shortcuts
 from ProGiDiffSlicerLib.panels.status_line import StatusLine
@@ -157,17 +158,24 @@ class ReviewPanel:
 
     def undo(self) -> None:
         """Take back the last step."""
-        self.end_edit()
-        label = self._acceptance.undo.undo()
+        label = self._go(self._acceptance.undo.undo)
         self._status.say(_("Undone: {step}").format(step=label) if label else _("There is nothing to undo."))
-        self.refresh()
 
     def redo(self) -> None:
         """Make the step again that was taken back."""
-        self.end_edit()
-        label = self._acceptance.undo.redo()
+        label = self._go(self._acceptance.undo.redo)
         self._status.say(_("Done again: {step}").format(step=label) if label else _("There is nothing to redo."))
+
+    def _go(self, step: Callable[[], str]) -> str:
+        """Undo or redo; a segment that comes back by it is chosen, as it was when it was accepted."""
+        self.end_edit()
+        before = _segments()
+        label = step()
+        come = [pair for pair in _segments() if pair not in before]
+        if come and self._binding.parameters is not None:
+            self._binding.parameters.targetSegmentation, self._binding.parameters.targetSegment = come[-1]
         self.refresh()
+        return label
 
     # What is shown --------------------------------------------------------------------------------------------------------
 
@@ -264,6 +272,12 @@ def _accepted_sentence(accepted: Accepted) -> str:
     if lost:
         sentence += " " + _("Other segments lost {count} voxels.").format(count=lost)
     return f"{sentence} {accepted.note}".strip()
+
+
+def _segments() -> list[tuple[Any, str]]:
+    """The segments of the scene with their segmentations, proposals left out."""
+    nodes = [node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if not is_own(node)]
+    return [(node, identifier) for node in nodes for identifier, _segment in segments_of(node)]
 
 
 def _tip(text: str, step: str, otherwise: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class DefaultSteps:
     autoencoder: int = 800
     base: int = 700
     encoder: int = 1500
-    control: int = 2700
+    control: int = 5600
 
 
 class DefaultRecipe:
@@ -174,7 +175,8 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
         scheduler=recipe.schedule,
         mask_decoder=recipe.decoder,
         card=ModelCard(
-            model_id="progidiff-abdomen-small",
+            # Segments name the model that they come from: another training is another model.
+            model_id=f"progidiff-abdomen-small-{datetime.now(UTC):%Y%m%d}",
             name="ProGiDiff abdomen, small",
             licence="Apache-2.0",
             modalities=["CT", "MR"],
@@ -189,7 +191,10 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
                 TrainingSource(name="procedural abdominal phantoms", licence="Apache-2.0", what="generated slices"),
                 *(
                     TrainingSource(
-                        name=v.name, licence=v.licence, what="slices of one patient's label volume", n=len(v.slices)
+                        name=v.name,
+                        licence=v.licence,
+                        what=f"slices of one patient's label volume{'' if v.image is None else ' and of its image'}",
+                        n=len(v.slices),
                     )
                     for v in recipe.volumes
                 ),

@@ -17,8 +17,8 @@ from .world import World
 
 
 def _log_message(kind: Any, context: Any, text: str) -> None:
-    """Qt's messages go to the log, but for one that the off-screen platform repeats for every window."""
-    if "propagateSizeHints" not in text:
+    """Qt's messages go to the log, but for what the off-screen platform says of every window (it cannot come to the front)."""
+    if "This plugin does not support" not in text:
         logging.getLogger("qt").warning("%s", text)
 
 
