@@ -26,9 +26,15 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume, read_volume, volume_name
 from progidiff.volumes.slicing import plan_slices
 
-from .demo_record import Recorder, about, accepted_record, target_record
-from .driver import Driver, qt, slicer
-from .stall import StallWatch
+try:
+    from .demo_record import Recorder, about, accepted_record, target_record
+    from .driver import Driver, qt, slicer
+    from .stall import StallWatch
+except ImportError as error:
+    raise SystemExit(
+        f"The module cannot be shown here ({error}); run make setup, and on Debian or Ubuntu have libegl1, libegl-mesa0 and "
+        "libgl1-mesa-dri installed."
+    ) from error
 
 PROMPT = "liver; left kidney; pancreas"
 SEED = 1

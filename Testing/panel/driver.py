@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ MODULE = ROOT / "ProGiDiffSlicer" / "ProGiDiffSlicer.py"
 # The window of soft tissue, in which abdominal CT is read.
 CT_WINDOW, CT_LEVEL = 400.0, 40.0
 PANEL_WIDTH = 460
+# By then the panel has begun to draw its thumbnails of another slice.
+FOLLOWS_S = 0.2
 VIEW, LARGE_VIEW = (560, 500), (760, 640)
 VIEWS = ("Red", "Yellow", "Green")
 
@@ -288,7 +291,8 @@ class Driver:
     def go_to(self, point_ras: Sequence[float]) -> None:
         """Make all slice views show a point (mm), as by clicking at it with the crosshair."""
         slicer.modules.markups.logic().JumpSlicesToLocation(*(float(value) for value in point_ras), False)
-        host.spin()
+        end = time.monotonic() + FOLLOWS_S
+        host.spin(lambda: time.monotonic() > end)
 
     def go_to_middle(self, target: str) -> None:
         """Show the selected proposal of the chosen target where it is largest."""

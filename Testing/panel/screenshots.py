@@ -24,7 +24,7 @@ from progidiff.resources import sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
 
-from .driver import CT_LEVEL, CT_WINDOW, ROOT, VIEWS, Driver, qt
+from .driver import CT_LEVEL, CT_WINDOW, ROOT, Driver, qt
 
 DATA = ROOT.parent / "shared" / "data"
 # Apache-2.0: pictures of it may be published.
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProGiDiffError as error:
         print(str(error), file=sys.stderr)
         return 2
-    print(f"{options.out}: {len(list(options.out.glob('*.png')))} pictures, of {', '.join(VIEWS)} and of the panel")
+    print(f"{options.out}: {len(list(options.out.glob('*.png')))} pictures of the panel and of slice views")
     return 0
 
 
