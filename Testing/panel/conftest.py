@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,23 @@ def nothing_raised_unseen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     if raised:
         pytest.fail("raised inside a Qt slot or a VTK observer:\n" + "\n".join(raised))
+
+
+@pytest.fixture(autouse=True)
+def library_as_imported() -> Iterator[None]:
+    """A test that reloads the module reads its library anew; the next test gets back the classes that its file imported."""
+    before = _library()
+    yield
+    after = _library()
+    if any(after.get(name) is not module for name, module in before.items()):
+        for name in after:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _library() -> dict[str, Any]:
+    names = ("ProGiDiffSlicer", "ProGiDiffSlicerLib")
+    return {name: module for name, module in sys.modules.items() if name.split(".")[0] in names}
 
 
 @pytest.fixture
