@@ -58,6 +58,9 @@ def save_model(model: ProGiDiffModel, folder: Path, weights_dtype: torch.dtype |
         if weights_dtype is not None:
             for path in weights:
                 _cast_file(path, weights_dtype)
+        for path in weights:
+            # safetensors writes for its own user alone; a model folder is often shared.
+            path.chmod((fresh / INDEX_NAME).stat().st_mode)
         card = ModelCard.model_validate(
             {
                 **model.card.model_dump(),
