@@ -255,6 +255,7 @@ def test_what_arrived_before_a_crash_stays_and_can_be_accepted(panel: Opened, sp
     panel.client.crash()
     panel.settle(spin)
     assert panel.titles()[:2] == ["Proposal 1", "Proposal 2"]
+    assert panel.proposals.ui.summaryLabel.text == "2 received before the run ended, not ranked."
     accepted = panel.review.accept()
     assert accepted is not None
     assert np.array_equal(segment_array(accepted.segmentation_node, accepted.segment_id, GRID.shape_kji), masks[0])

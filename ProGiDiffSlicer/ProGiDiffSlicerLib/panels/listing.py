@@ -52,13 +52,15 @@ def list_lines(rows: Sequence[Row], rejected: Collection[RowKey], blinded: bool,
     return [Line(row, row.name, "", _millilitres(row), "", False) for row in drawn]
 
 
-def summary(rows: Sequence[Row], ranked: bool, blinded: bool) -> str:
-    """One sentence about the proposals of a target."""
+def summary(rows: Sequence[Row], ranked: bool, blinded: bool, running: bool = False) -> str:
+    """One sentence about the proposals of a target; ``running``: more may arrive."""
     proposals = [row for row in rows if row.kind == "proposal"]
     if not proposals:
         return _("Nothing has arrived yet.")
-    if not ranked:
+    if not ranked and running:
         return _("{count} received, not ranked yet.").format(count=len(proposals))
+    if not ranked:
+        return _("{count} received before the run ended, not ranked.").format(count=len(proposals))
     made = sum(row.weight for row in proposals)
     if all(row.empty for row in proposals):
         return _("All {made} proposals are empty: the model does not see it here.").format(made=made)

@@ -153,7 +153,7 @@ class ProposalsPanel:
         text = _("No proposals yet: say what to outline and press Propose.")
         if store is not None and target is not None:
             rows = store.rows(target)
-            text = summary(rows, store.ranked(target), blinded)
+            text = summary(rows, store.ranked(target), blinded, self._session.running)
             origin = self._workflow.origin
             seed = 0 if origin is None else origin.request.seed
             lines = list_lines([*rows, *store.ensembles(target)], self._look.rejected, blinded, seed)

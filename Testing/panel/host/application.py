@@ -17,7 +17,7 @@ from .world import World
 
 
 def _log_message(kind: Any, context: Any, text: str) -> None:
-    """Qt's messages go to the log, but for what the off-screen platform says of every window (it cannot come to the front)."""
+    """Qt's messages go to the log, but for what the off-screen platform says of every window: it cannot raise it."""
     if "This plugin does not support" not in text:
         logging.getLogger("qt").warning("%s", text)
 
