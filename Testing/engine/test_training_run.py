@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,8 @@ def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tm
     curve = json.loads((tmp_path / "work" / "control" / "curve.json").read_text())
     assert {"step", "dice", "twin"} == curve[-1].keys()
     assert (tmp_path / "work" / "control" / "curve.png").is_file()
-    assert "c0" not in (tmp_path / "work" / "run.json").read_text()
+    # As a name, that is: checksums are made of such letters, too.
+    assert re.search(r"\bc[01]\b", (tmp_path / "work" / "run.json").read_text()) is None
 
     old, new = load_model(base_folder), load_model(tmp_path / "out")
     assert all(torch.equal(a, b) for a, b in zip(old.unet.parameters(), new.unet.parameters(), strict=True))

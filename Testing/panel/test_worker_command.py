@@ -149,8 +149,10 @@ def test_a_command_with_a_path_beyond_ascii_works(app: Any, tmp_path: Path, spin
     if os.name == "nt":
         text = f'"{sys.executable}" "{script}"'
     else:
-        # A program of such a name, too.
-        os.symlink(sys.executable, folder / "pythön")
+        # A program of such a name, too; a link to the interpreter would not find the packages of its environment.
+        program = folder / "pythön"
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
         text = f'"{folder}/pythön" "{script}" heartbeat_s=0.5'
     with worker(parse_command(text)) as client:
         run = client.run(str(tmp_path / "Modèle" / "work"))
