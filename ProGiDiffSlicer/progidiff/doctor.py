@@ -24,7 +24,7 @@ from typing import Any, Literal
 from progidiff import __version__
 from progidiff.client import WorkerClient
 from progidiff.errors import ModelError, ProGiDiffError, WorkerError
-from progidiff.model.locations import default_model_folder, model_size
+from progidiff.locations import default_model_folder, model_size
 from progidiff.protocol import Device
 
 Status = Literal["ok", "warning", "missing"]

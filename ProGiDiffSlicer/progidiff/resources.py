@@ -2,7 +2,7 @@
 
 What is bundled ships twice: in a checkout it is the repository's ``Resources`` folder, in a wheel and in the
 Slicer package it is the folder ``_resources`` of this package. The bundled model is found by
-:mod:`progidiff.model.locations`.
+:mod:`progidiff.locations`.
 """
 
 from __future__ import annotations

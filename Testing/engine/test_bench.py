@@ -46,7 +46,6 @@ def bundled_like() -> ProGiDiffModel:
     torch.manual_seed(0)
     names = ["liver", "left kidney"]
     tokenizer = small.make_tokenizer(names)
-    unet = small.make_unet(32)
     card = make_card(
         {
             "model_id": "small",
@@ -63,17 +62,7 @@ def bundled_like() -> ProGiDiffModel:
             "trainable_parameters": 0,
         }
     )
-    model = ProGiDiffModel(
-        vae=small.make_vae(),
-        unet=unet,
-        controlnet=small.make_control(unet),
-        image_encoder=small.make_encoder(),
-        text_encoder=small.make_text_encoder(len(tokenizer)),
-        tokenizer=tokenizer,
-        scheduler=small.make_schedule(),
-        mask_decoder=small.make_mask_decoder(),
-        card=card,
-    )
+    model = small.make_model(32, tokenizer, card)
     for network in model.networks.values():
         network.eval().requires_grad_(False)
     return wake(model)

@@ -31,6 +31,7 @@ SHARED = (
     "progidiff.client",
     "progidiff.errors",
     "progidiff.events",
+    "progidiff.locations",
     "progidiff.outputs.tags",
     "progidiff.protocol",
     "progidiff.ranking",

@@ -48,6 +48,12 @@ def box(k: tuple[int, int], j: tuple[int, int], i: tuple[int, int], shape: tuple
     return mask
 
 
+#: A and B overlap; C overlaps neither.
+A = box((2, 10), (3, 15), (4, 20))
+B = box((6, 14), (3, 15), (4, 20))
+C = box((15, 19), (20, 28), (25, 38))
+
+
 def crop_of(mask: np.ndarray) -> Crop:
     """A mask of the whole volume cropped to a box around it that is one voxel too large where there is room."""
     inside = np.argwhere(mask)
@@ -240,3 +246,10 @@ def save_and_load_scene(scene: Any, path: Path) -> None:
     assert scene.WriteToMRB(str(path))
     scene.Clear(0)
     assert scene.ReadFromMRB(str(path), True)
+
+
+def facts(**changes: Any) -> Any:
+    """Where a proposal of the liver comes from."""
+    from ProGiDiffSlicerLib.logic.provenance import Provenance
+
+    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})

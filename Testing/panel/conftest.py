@@ -58,6 +58,19 @@ def scene(app: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
+def acceptance(scene: Any) -> Iterator[Any]:
+    """Acceptance into the scene, with a timer of edits that waits to be told."""
+    from ProGiDiffSlicerLib.logic.accept import Acceptance
+    from ProGiDiffSlicerLib.logic.editing import EditTracker
+
+    from .accept_support import ManualTimer
+
+    made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
+    yield made
+    made.cleanup()
+
+
+@pytest.fixture
 def spin(app: Any) -> Callable[..., None]:
     """``spin(until, timeout_s=60)``: run the event loop until ``until()`` holds; AssertionError when it never does."""
     return host.spin

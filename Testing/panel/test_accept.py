@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,16 @@ from .accept_support import (
     LIVER,
     SHAPE,
     SPLEEN,
+    A,
+    B,
+    C,
     Crop,
     ManualTimer,
     add_segments,
     add_volume,
-    box,
     crop_of,
     everything,
+    facts,
     mask_in,
     tag,
     voxel_counts,
@@ -30,9 +32,6 @@ from .accept_support import (
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
 
-A = box((2, 10), (3, 15), (4, 20))
-B = box((6, 14), (3, 15), (4, 20))  # overlaps A
-C = box((15, 19), (20, 28), (25, 38))  # overlaps neither
 HOW = [
     (mode, overwrite, shared)
     for mode in ("new", "replace", "add")
@@ -41,22 +40,6 @@ HOW = [
     # Here Slicer 5.13's logic overwrites nothing although it is told to; what is right is tested by counting.
     if (mode, overwrite, shared) != ("new", "visible", True)
 ]
-
-
-@pytest.fixture
-def acceptance(scene: Any) -> Iterator[Any]:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
-
-    made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
-    yield made
-    made.cleanup()
-
-
-def facts(**changes: Any) -> Any:
-    from ProGiDiffSlicerLib.logic.provenance import Provenance
-
-    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
 
 
 def test_first_accept_makes_a_segmentation_that_belongs_to_the_volume(scene: Any, acceptance: Any) -> None:

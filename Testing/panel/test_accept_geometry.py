@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented
 from .accept_support import (
     LIVER,
     SPLEEN,
-    ManualTimer,
     add_segments,
     add_transform,
     add_volume,
@@ -41,16 +39,6 @@ def rigid() -> np.ndarray:
     affine[:3, :3] = oblique_rotation().T
     affine[:3, 3] = (5.5, -20.25, 3.125)
     return affine
-
-
-@pytest.fixture
-def acceptance(scene: Any) -> Iterator[Any]:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
-
-    made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
-    yield made
-    made.cleanup()
 
 
 def facts() -> Any:

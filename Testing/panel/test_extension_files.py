@@ -45,7 +45,7 @@ print("model:", panels.setup.ui.modelText.text.splitlines()[0])
 loaded.unload()
 
 from progidiff.resources import sample_volume
-from progidiff.model.locations import default_model_folder
+from progidiff.locations import default_model_folder
 found = [sample_volume(), default_model_folder()]
 ours = ("progidiff", "ProGiDiffSlicerLib", "ProGiDiffSlicer")
 found += [Path(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] in ours]

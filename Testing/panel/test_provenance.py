@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import pytest
 from .accept_support import (
     LIVER,
     SPLEEN,
+    A,
+    B,
     Crop,
-    ManualTimer,
     add_segments,
     add_volume,
-    box,
     crop_of,
     everything,
     mask_in,
@@ -28,8 +27,6 @@ from .accept_support import (
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
 
-A = box((2, 10), (3, 15), (4, 20))
-B = box((6, 14), (3, 15), (4, 20))
 PROMPTS = [
     "liver",
     "liver | left kidney: all; 50 % (%7C)",
@@ -42,16 +39,6 @@ PROMPTS = [
     "a:=b",
     "%25%0D",
 ]
-
-
-@pytest.fixture
-def acceptance(scene: Any) -> Iterator[Any]:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
-
-    made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
-    yield made
-    made.cleanup()
 
 
 def facts(**changes: Any) -> Any:

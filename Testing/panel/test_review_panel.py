@@ -293,13 +293,18 @@ def test_a_new_name_shows_in_the_box(panel: Opened, spin: Spin) -> None:
     assert panel.review.ui.segmentComboBox.currentText == "Leber"
 
 
-def test_each_frame_gets_its_own_accepted_segment(panel: Opened, spin: Spin) -> None:
+def proposing_on_two_frames(panel: Opened) -> tuple[Any, Any, np.ndarray]:
+    """A run on all frames of a sequence of two: its volume, its browser, and two masks for the answers."""
     rng = np.random.default_rng(2)
     arrays = [rng.normal(size=GRID.shape_kji).astype(np.float32) for _frame in range(2)]
     node, browser = add_sequence(panel.scene, GRID, arrays)
     panel.prompt.ui.volumeSelector.setCurrentNode(node)
-    masks = nested_masks(GRID, 2)
     panel.propose(proposals=2, frames=Frames.ALL)
+    return node, browser, nested_masks(GRID, 2)
+
+
+def test_each_frame_gets_its_own_accepted_segment(panel: Opened, spin: Spin) -> None:
+    node, browser, masks = proposing_on_two_frames(panel)
     for shift in range(2):
         panel.arrive(node, np.roll(masks, shift, axis=2))
         panel.client.finish()
@@ -335,12 +340,7 @@ def test_the_words_about_a_segment() -> None:
 
 
 def test_undo_never_touches_another_frame(panel: Opened, spin: Spin) -> None:
-    rng = np.random.default_rng(2)
-    arrays = [rng.normal(size=GRID.shape_kji).astype(np.float32) for _frame in range(2)]
-    node, browser = add_sequence(panel.scene, GRID, arrays)
-    panel.prompt.ui.volumeSelector.setCurrentNode(node)
-    masks = nested_masks(GRID, 2)
-    panel.propose(proposals=2, frames=Frames.ALL)
+    node, browser, masks = proposing_on_two_frames(panel)
     for _frame in range(2):
         panel.arrive(node, masks)
         panel.client.finish()

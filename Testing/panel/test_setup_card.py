@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from progidiff.errors import ModelError
+from progidiff.locations import default_model_folder
 from progidiff.model.card import load_card
-from progidiff.model.locations import default_model_folder
 from ProGiDiffSlicerLib.setup.card import bundled_folder, read_card
 
 pytestmark = pytest.mark.usefixtures("app")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,21 @@ from .accept_support import (
     KIDNEY,
     LIVER,
     SPLEEN,
-    ManualTimer,
+    A,
+    B,
+    C,
     add_segments,
     add_transform,
     add_volume,
-    box,
     crop_of,
     everything,
+    facts,
     mask_in,
     save_and_load_scene,
     voxel_counts,
 )
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
-
-A = box((2, 10), (3, 15), (4, 20))
-B = box((6, 14), (3, 15), (4, 20))
-C = box((15, 19), (20, 28), (25, 38))
-
-
-@pytest.fixture
-def acceptance(scene: Any) -> Iterator[Any]:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
-
-    made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
-    yield made
-    made.cleanup()
-
-
-def facts(**changes: Any) -> Any:
-    from ProGiDiffSlicerLib.logic.provenance import Provenance
-
-    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
 
 
 def segmentations(scene: Any) -> list[str]:

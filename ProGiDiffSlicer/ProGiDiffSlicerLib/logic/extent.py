@@ -63,13 +63,18 @@ def slice_at(point_ras: Point, geometry: Geometry, plan: SlicePlan) -> int:
     Raises:
         InputError: it lies before the first or behind the last slice.
     """
-    place = float((np.linalg.inv(geometry.affine) @ [*point_ras, 1.0])[2 - plan.axis])
+    place = place_of(point_ras, geometry, plan)
     index = int(np.floor(place + 0.5))
     if not np.isfinite(place) or not 0 <= index < plan.count:
         raise InputError(
             _("The slice that is shown lies outside the volume; scroll into the volume, or choose a range of slices.")
         )
     return index
+
+
+def place_of(point_ras: Point, geometry: Geometry, plan: SlicePlan) -> float:
+    """Where a point (RAS in mm) lies along the slices, in slices; it may be before the first or behind the last one."""
+    return float((np.linalg.inv(geometry.affine) @ [*point_ras, 1.0])[2 - plan.axis])
 
 
 def shown_point(scene: Any, geometry: Geometry, plan: SlicePlan) -> Point:

@@ -44,14 +44,12 @@ class MaskCrop(Protocol):
 
 def matrix_of(affine: np.ndarray) -> Any:
     """The vtkMatrix4x4 of a (4, 4) array."""
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy([float(value) for value in affine.ravel()])
-    return matrix
+    return slicer.util.vtkMatrixFromArray(np.asarray(affine, np.float64))
 
 
 def array_of(matrix: Any) -> np.ndarray:
     """The float64 (4, 4) array of a vtkMatrix4x4."""
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)], dtype=np.float64)
+    return np.asarray(slicer.util.arrayFromVTKMatrix(matrix), np.float64)
 
 
 def tight(array: np.ndarray, origin_kji: Index) -> tuple[np.ndarray, Index]:

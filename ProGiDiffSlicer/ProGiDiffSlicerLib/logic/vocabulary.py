@@ -7,30 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from progidiff.errors import ModelError
-from progidiff.resources import resource_folders
-
-CARD = "model_card.json"
-
-
-def bundled_model() -> Path | None:
-    """Folder of the bundled model, or ``None`` if this installation has none."""
-    for folder in resource_folders():
-        if (folder / "Models" / "default" / CARD).is_file():
-            return folder / "Models" / "default"
-    return None
+from progidiff.locations import CARD_NAME, default_model_folder
 
 
 def card_vocabulary(folder: str | None) -> tuple[str, ...] | None:
-    """Targets of the model in a folder (``None``: the bundled one), in the order of its card.
+    """Targets of the model in a folder (``None``: the one that the worker takes then), in the order of its card.
 
     ``None`` where the card cannot be read from here, as of a model on the machine of a remote worker; the worker then says
     what it knows, or why it cannot.
     """
-    place = bundled_model() if not folder else Path(folder)
-    if place is None:
-        return None
-    card = place / CARD
     try:
+        card = (Path(folder) if folder else default_model_folder()) / CARD_NAME
         return _read(str(card), card.stat().st_mtime_ns)
     except (OSError, ModelError):
         return None

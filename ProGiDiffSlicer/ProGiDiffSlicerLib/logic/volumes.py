@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import slicer
-import vtk
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
+from ProGiDiffSlicerLib.logic.labelmaps import volume_grid
 from ProGiDiffSlicerLib.logic.sequences import Frames, frames, parent_to_world
 
 Modality = Literal["CT", "MR"]
@@ -98,7 +98,7 @@ def volume_image(node: Any, frame: int | None = None) -> VolumeImage:
         source = playing.data_node(index)
     _check_voxels(node, source, name)
     array = slicer.util.arrayFromVolume(source)
-    local = _ijk_to_ras(source)
+    local = volume_grid(source)
     affine = _world_affine(node, local, playing, index, name)
     k, j, i = array.shape
     affine = Geometry((i, j, k), affine).affine
@@ -155,7 +155,7 @@ def _changed(node: Any) -> str:
 def _fingerprint(node: Any, source: Any, frame: int | None) -> Fingerprint:
     image = source.GetImageData()
     i, j, k = image.GetDimensions()
-    return Fingerprint(node.GetID(), int(image.GetMTime()), _ijk_to_ras(source).tobytes(), (k, j, i), frame)
+    return Fingerprint(node.GetID(), int(image.GetMTime()), volume_grid(source).tobytes(), (k, j, i), frame)
 
 
 def _check_voxels(node: Any, source: Any, name: str) -> None:
@@ -170,12 +170,6 @@ def _check_voxels(node: Any, source: Any, name: str) -> None:
                 name=name, count=image.GetNumberOfScalarComponents()
             )
         )
-
-
-def _ijk_to_ras(source: Any) -> np.ndarray:
-    matrix = vtk.vtkMatrix4x4()
-    source.GetIJKToRASMatrix(matrix)
-    return np.array(slicer.util.arrayFromVTKMatrix(matrix), np.float64)
 
 
 def _world_affine(node: Any, local: np.ndarray, playing: Frames | None, index: int | None, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from progidiff.errors import InputError
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
-from ProGiDiffSlicerLib.logic.extent import shown_point
+from ProGiDiffSlicerLib.logic.extent import place_of, shown_point
 from ProGiDiffSlicerLib.logic.volumes import VolumeImage, volume_image
 
 
@@ -28,10 +28,9 @@ class VolumeSlices:
     def shown(self, scene: Any) -> int:
         """Index of the slice that the slice views show, or the nearest one; the middle one where no view shows slices."""
         try:
-            point = shown_point(scene, self.image.geometry, self.plan)
+            place = place_of(shown_point(scene, self.image.geometry, self.plan), self.image.geometry, self.plan)
         except InputError:
             return self.plan.count // 2
-        place = (np.linalg.inv(self.image.affine) @ np.array([*point, 1.0]))[2 - self.plan.axis]
         return int(np.clip(np.floor(place + 0.5), 0, self.plan.count - 1))
 
     def pixels(self, index: int) -> np.ndarray:

@@ -6,7 +6,6 @@ The worker checks the folder in full, weights included, before it loads it; this
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,8 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from progidiff.errors import ModelError
-from progidiff.resources import resource_folders
+from progidiff.locations import CARD_NAME, INDEX_NAME, default_model_folder
 
-CARD_NAME = "model_card.json"
-INDEX_NAME = "model_index.json"
-MODEL_VARIABLE = "PROGIDIFF_MODEL"
 _FORMAT = "1"
 
 
@@ -53,13 +49,11 @@ def bundled_folder() -> Path:
     Raises:
         ModelError: this installation has none.
     """
-    if named := os.environ.get(MODEL_VARIABLE):
-        return Path(named).expanduser()
-    for folder in resource_folders():
-        candidate = folder / "Models" / "default"
-        if (candidate / INDEX_NAME).is_file():
-            return candidate
-    raise ModelError(_("The bundled model is not installed; reinstall ProGiDiffSlicer or choose a model folder."))
+    try:
+        return default_model_folder()
+    except ModelError as error:
+        text = _("The bundled model is not installed; reinstall ProGiDiffSlicer or choose a model folder.")
+        raise ModelError(text) from error
 
 
 def read_card(folder: str | Path | None = None) -> Card:

@@ -21,7 +21,7 @@ from progidiff.bench.scene import SLICES, Scene
 from progidiff.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Side, WorkerSide
 from progidiff.client import WorkerClient
 from progidiff.errors import InputError
-from progidiff.model.locations import default_model_folder
+from progidiff.locations import default_model_folder
 from progidiff.protocol import Device
 from progidiff.sampling.denoise import MAX_STEPS
 from progidiff.sampling.engine import Engine

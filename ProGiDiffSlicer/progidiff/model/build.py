@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from progidiff.errors import ModelError
+from progidiff.locations import INDEX_NAME
 from progidiff.model.backbones import BACKBONES, SD_IMAGE_ENCODER, backbone_name
 from progidiff.model.card import TrainingSource, Window, make_card
 from progidiff.model.checks import read_json
@@ -21,7 +22,6 @@ from progidiff.model.components import (
 )
 from progidiff.model.folder import ProGiDiffModel, Progress, save_model
 from progidiff.model.latents import ellipses, measure_mask_latents, zero_snr_scheduler
-from progidiff.model.locations import INDEX_NAME
 from progidiff.model.parameters import ComponentRow, parameter_table, print_info, trainable_parameters
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from progidiff.errors import ModelError
+from progidiff.locations import CARD_NAME
 
-CARD_NAME = "model_card.json"
 FORMAT_VERSION = "1.0"
 
 Modality = Literal["CT", "MR"]

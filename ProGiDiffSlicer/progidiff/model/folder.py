@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progidiff.errors import ModelError
+from progidiff.locations import INDEX_NAME, default_model_folder, model_size
 from progidiff.model.bundle import ProGiDiffModel, check_fit
 from progidiff.model.card import ModelCard, load_card
 from progidiff.model.checks import find_weights, read_json, sha256_of
@@ -21,7 +22,6 @@ from progidiff.model.components import (
     resolve_class,
     weight_stem,
 )
-from progidiff.model.locations import INDEX_NAME, default_model_folder, model_size
 from progidiff.model.saving import save_model
 
 if TYPE_CHECKING:

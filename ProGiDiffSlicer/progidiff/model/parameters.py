@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progidiff.errors import ModelError
+from progidiff.locations import INDEX_NAME, model_size
 from progidiff.model.backbones import BACKBONES, PAPER_TRAINABLE_PARAMETERS, Backbone
 from progidiff.model.card import load_card
 from progidiff.model.checks import read_json
 from progidiff.model.components import NETWORKS, require_folder, resolve_class
-from progidiff.model.locations import INDEX_NAME, model_size
 
 if TYPE_CHECKING:
     import torch

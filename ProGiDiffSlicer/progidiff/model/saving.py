@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from progidiff.errors import OutputError
+from progidiff.locations import CARD_NAME, INDEX_NAME
 from progidiff.model.bundle import ProGiDiffModel, check_fit
-from progidiff.model.card import CARD_NAME, ModelCard, save_card
+from progidiff.model.card import ModelCard, save_card
 from progidiff.model.checks import read_json, sha256_of
 from progidiff.model.components import ACCEPTED, index_entry, quiet_libraries
-from progidiff.model.locations import INDEX_NAME
 
 if TYPE_CHECKING:
     import torch

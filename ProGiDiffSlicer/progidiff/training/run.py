@@ -121,17 +121,10 @@ def _small_model(run: TrainingRun) -> ProGiDiffModel:
     size = run.settings.image_size
     if size % _COARSEST or size <= 0:
         raise ModelError(f"The image size {size} is not a multiple of {_COARSEST}; choose one that is.")
-    unet = small.make_unet(size)
-    model = ProGiDiffModel(
-        vae=small.make_vae(),
-        unet=unet,
-        controlnet=small.make_control(unet),
-        image_encoder=small.make_encoder(),
-        text_encoder=small.make_text_encoder(len(tokenizer)),
-        tokenizer=tokenizer,
-        scheduler=small.make_schedule(),
-        mask_decoder=small.make_mask_decoder(),
-        card=ModelCard(
+    model = small.make_model(
+        size,
+        tokenizer,
+        ModelCard(
             model_id="untrained",
             name="untrained",
             licence="Apache-2.0" if not run.opened.datasets else "as the data sets under trained_on allow",

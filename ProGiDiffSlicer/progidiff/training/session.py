@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from progidiff.errors import ModelError, OutputError
-from progidiff.model.card import CARD_NAME, ModelCard, TrainingStage
+from progidiff.locations import CARD_NAME
+from progidiff.model.card import ModelCard, TrainingStage
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.text import tokenize
 from progidiff.training.batches import BatchSource, TrainingBatch

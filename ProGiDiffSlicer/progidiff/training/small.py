@@ -8,6 +8,8 @@ from typing import Any
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from progidiff.model.bundle import ProGiDiffModel
+from progidiff.model.card import ModelCard
 from progidiff.model.latents import zero_snr_scheduler
 from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
 
@@ -106,3 +108,19 @@ def make_mask_decoder() -> MaskDecoder:
 def make_schedule() -> DDIMScheduler:
     """Zero-terminal-SNR schedule with v-prediction and trailing steps (arXiv 2305.08891)."""
     return zero_snr_scheduler()
+
+
+def make_model(size: int, tokenizer: Any, card: ModelCard) -> ProGiDiffModel:
+    """The whole model with fresh weights, for images of ``size`` x ``size`` pixels."""
+    unet = make_unet(size)
+    return ProGiDiffModel(
+        vae=make_vae(),
+        unet=unet,
+        controlnet=make_control(unet),
+        image_encoder=make_encoder(),
+        text_encoder=make_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        scheduler=make_schedule(),
+        mask_decoder=make_mask_decoder(),
+        card=card,
+    )

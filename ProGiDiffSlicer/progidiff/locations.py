@@ -1,4 +1,4 @@
-"""Where model folders are. Standard library only, so that asking for the default costs nothing."""
+"""Where model folders are, and which files they are known by. Standard library only; the module in Slicer asks here too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from progidiff.errors import ModelError
 
 ENVIRONMENT_VARIABLE = "PROGIDIFF_MODEL"
 INDEX_NAME = "model_index.json"
+CARD_NAME = "model_card.json"
 
 
 def default_model_folder() -> Path:
@@ -25,7 +26,7 @@ def default_model_folder() -> Path:
     """
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(named).expanduser()
-    for candidate in _default_candidates(Path(__file__).resolve().parents[1]):
+    for candidate in _default_candidates(Path(__file__).resolve().parent):
         if (candidate / INDEX_NAME).is_file():
             return candidate
     raise ModelError(
