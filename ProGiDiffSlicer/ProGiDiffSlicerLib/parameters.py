@@ -92,6 +92,8 @@ class Parameters:
         seedLocked: whether the next run keeps ``seed`` or draws a new one.
         adaptive: whether sampling stops when the proposals have settled.
         blinded: whether the proposals are listed in random order, without rank and score.
+        adapterFolder: folder of the adapter that the next run uses; "" for the base model.
+        adapterEvenIfWorse: whether it is used although it was not better than its base on held-out cases.
         targetSegmentation: where accepted segments go; none: a new segmentation.
         acceptMode: as a new segment, in place of one, or added to one.
         targetSegment: id of that one.
@@ -114,6 +116,8 @@ class Parameters:
     seedLocked: bool = False
     adaptive: bool = False
     blinded: bool = False
+    adapterFolder: str = ""
+    adapterEvenIfWorse: bool = False
     targetSegmentation: vtkMRMLSegmentationNode
     acceptMode: AcceptMode = AcceptMode.NEW
     targetSegment: str = ""

@@ -24,11 +24,12 @@ class Origin:
 
     Attributes:
         request: what was asked for.
-        model_id: identity of the model that made them.
+        model_id, adapter_id: identity of the model that made them, and of its adapter ("" for none).
     """
 
     request: RunRequest
     model_id: str
+    adapter_id: str = ""
 
 
 class Workflow:
@@ -43,7 +44,7 @@ class Workflow:
     def origin(self) -> Origin | None:
         """Where the proposals that are looked at come from."""
         store = self._session.store
-        return None if store is None or store.request is None else Origin(store.request, store.model_id)
+        return None if store is None or store.request is None else Origin(store.request, store.model_id, store.adapter_id)
 
     def start(self, request: RunRequest) -> None:
         """Ask for proposals.
@@ -103,6 +104,7 @@ def _facts(store: ProposalStore, origin: Origin, target: str, row: Row) -> Prove
         steps=request.steps,
         scheduler=request.scheduler,
         model_id=origin.model_id,
+        adapter_id=origin.adapter_id,
         slices="" if is_whole else f"{store.slices.start + 1}-{store.slices.stop}",
         ensemble=row.index if isinstance(row.index, str) else "",
     )

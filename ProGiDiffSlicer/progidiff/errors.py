@@ -31,6 +31,18 @@ class ModelError(ProGiDiffError):
     code = "model"
 
 
+class AdapterError(ProGiDiffError):
+    """An adapter that is missing, damaged, or made for another base model."""
+
+    code = "adapter"
+
+
+class WorseAdapterError(AdapterError):
+    """An adapter that was worse than its base on the cases held out from its training; usable if the user insists."""
+
+    code = "adapter_worse"
+
+
 class DatasetError(ProGiDiffError):
     """A training or evaluation data set that cannot be read."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from progidiff.errors import ModelError
@@ -10,6 +13,8 @@ from progidiff.errors import ModelError
 ENVIRONMENT_VARIABLE = "PROGIDIFF_MODEL"
 INDEX_NAME = "model_index.json"
 CARD_NAME = "model_card.json"
+ADAPTER_CARD_NAME = "adapter_card.json"
+ADAPTER_WEIGHTS_NAME = "adapter.safetensors"
 
 
 def default_model_folder() -> Path:
@@ -57,3 +62,8 @@ def model_size(folder: Path) -> int:
     if not folder.is_dir():
         raise ModelError(f'There is no model folder "{folder}"; choose an existing one.')
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def weights_hash(sha256: Mapping[str, str]) -> str:
+    """One SHA-256 over the checksums of a model's weight files, as its card lists them; adapters name their base by it."""
+    return hashlib.sha256(json.dumps(sorted(sha256.items())).encode()).hexdigest()

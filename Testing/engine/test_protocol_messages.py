@@ -26,6 +26,8 @@ from progidiff.events import (
 from progidiff.protocol import (
     Accepted,
     Acknowledged,
+    AdapterLoaded,
+    AdapterUnloaded,
     Bye,
     Cancel,
     Cancelled,
@@ -84,6 +86,7 @@ REQUESTS: list[Request] = [
     Propose(ProposeRequest(("liver",), 50, 5, 20, "dpmsolver++", 2**63 - 1, (3, 9), True, 4, "medoid")),
     Propose(ProposeRequest(()), "Leber und Milz"),
     LoadAdapter("/somewhere"),
+    LoadAdapter("C:\\Größe\\adapter", even_if_worse=True),
     UnloadAdapter(),
 ]
 
@@ -191,6 +194,9 @@ REPLIES: list[Reply] = [
     Heartbeat(None, 0.0),
     Heartbeat(3, 2.5),
     StatusReply("ready", None, "model", "cuda", "key", 100.5, None, 3.0),
+    StatusReply("ready", None, "model", "cuda", "key", 100.5, None, 3.0, "adapter"),
+    AdapterLoaded("adapter", {"name": "Größe", "better": True}),
+    AdapterUnloaded(),
     Acknowledged(True),
     Loaded("model", ("liver",), "cpu", {"name": "Größe", "accuracy": []}),
     ImageReply("key", ImageInfo("hash", "axial", 30, (512, 500), (0.7, 0.8), 5.0)),

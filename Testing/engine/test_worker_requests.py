@@ -44,7 +44,7 @@ def error_of(reply: Reply) -> ErrorReply:
     return reply
 
 
-def test_hello_ping_status_and_reserved_requests() -> None:
+def test_hello_ping_status_and_what_needs_a_model() -> None:
     with Peer(scripted_command("max_payload=1000000")) as peer:
         peer.send(Hello(), 1)
         hello = peer.final(1)
@@ -52,18 +52,19 @@ def test_hello_ping_status_and_reserved_requests() -> None:
         assert hello.pid == peer.process.pid
         assert hello.max_payload == 1_000_000
         assert {"hello", "load", "set_image", "propose", "cancel", "status", "shutdown"} <= set(hello.capabilities)
-        assert "load_adapter" not in hello.capabilities
+        assert {"load_adapter", "unload_adapter"} <= set(hello.capabilities)
         peer.send(Ping(), 2)
         assert peer.final(2) == Pong()
         peer.send(Status(), 3)
         status = peer.final(3)
         assert isinstance(status, StatusReply)
-        assert (status.state, status.model_id, status.image_key, status.running) == ("empty", None, None, None)
+        assert (status.state, status.model_id, status.adapter_id, status.image_key) == ("empty", None, None, None)
+        assert status.running is None
         assert status.memory_mb is not None
         assert 1 < status.memory_mb < 10_000
         for number, request in enumerate((LoadAdapter("x"), UnloadAdapter()), 4):
             peer.send(request, number)
-            assert error_of(peer.final(number)).code == "unavailable"
+            assert error_of(peer.final(number)).code == "no_model"
 
 
 def test_a_session_from_load_to_done() -> None:

@@ -27,7 +27,8 @@ from progidiff.volumes.reading import Volume, read_volume, volume_name
 from progidiff.volumes.slicing import plan_slices
 
 try:
-    from .demo_record import Recorder, about, accepted_record, target_record
+    from .demo_learning import Learning
+    from .demo_record import Recorder, about, accepted_record, target_record, told
     from .driver import Driver, qt, slicer
     from .stall import StallWatch
 except ImportError as error:
@@ -56,6 +57,7 @@ class Demo:
         self.recorder = Recorder(self.driver.services, view)
         self.watch = StallWatch()
         self.interrupted = False
+        self.accepted: dict[str, str] = {}
 
     def run(self) -> dict[str, Any]:
         """Everything, in the order in which a user does it; what is in summary.json."""
@@ -74,6 +76,7 @@ class Demo:
         self.recorder.write_report(self.folder / "report", self.options.prompt, self.options.input.name)
         request = self.driver.services.workflow.origin.request
         return {
+            "learning": self.learn(),
             **about(self.driver.volume, self.options.input.name),
             "prompt": request.prompt,
             "proposals": request.proposals,
@@ -90,6 +93,14 @@ class Demo:
             "longest_pause_of_the_window_ms": round(1000 * self.watch.longest_s, 1),
             "most_work_in_one_pause_ms": round(1000 * self.watch.most_work_s, 1),
         }
+
+    def learn(self) -> dict[str, Any] | None:
+        """Corrections, a short tuning on them, and proposals before and after; ``None`` where that is left out."""
+        if not self.accepted or not self.options.tuning_steps:
+            return None
+        learning = Learning(self.driver, self.options.input, self.wait, self.view.show)
+        assert self.recorder.volume is not None
+        return learning.run(self.folder, self.recorder.volume, self.accepted, self.options.tuning_steps)
 
     def load(self) -> None:
         """The volume, in the module's selector and in the slice views."""
@@ -143,6 +154,7 @@ class Demo:
         if node is None:
             raise RunFailedError(driver.said)
         segment_id = driver.panels.review._binding.parameters.targetSegment
+        self.accepted[target] = segment_id
         return {**record, "accepted": accepted_record(driver, driver.volume, segment_id), "note": driver.said}
 
     def undo_and_redo(self) -> bool:
@@ -244,37 +256,6 @@ def demonstrate(options: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-def told(summary: dict[str, Any], out: Path) -> str:
-    """A few lines for people."""
-    size = " x ".join(str(length) for length in summary["size_ijk"])
-    seconds = summary["timing_s"]["propose"]
-    lines = [f"{summary['input']} ({size} voxels): {summary['proposals']} proposals of each target in {seconds:.0f} s."]
-    for target in summary["targets"]:
-        accepted = target["accepted"]
-        if accepted is None:
-            lines.append(f"  {target['target']}: not accepted. {target['note']}")
-            continue
-        facts = accepted["provenance"]
-        lines.append(
-            f"  {target['target']}: proposal {facts['proposal'] + 1} (rank {facts['rank']}, score {facts['score']:.2f}) "
-            f"accepted as {accepted['segment']}, {accepted['millilitres']:.1f} mL"
-        )
-    if summary["undone_and_done_again"]:
-        lines.append("Undo and redo brought back exactly the same voxels.")
-    pause, work = summary["longest_pause_of_the_window_ms"], summary["most_work_in_one_pause_ms"]
-    lines.append(f"Longest pause of the window while proposing: {pause:.0f} ms (at most {work:.0f} ms of work of its own).")
-    for name, text in (
-        ("report/report.html", "all proposals, for a browser"),
-        ("scene.mrb", "the scene, for 3D Slicer"),
-        ("segmentation.seg.nrrd", "the accepted segments"),
-        ("panel-*.png, slices-*.png", "what the user sees"),
-        ("summary.json", "the numbers"),
-    ):
-        if "*" in name or (out / name).exists():
-            lines.append(f"{out / name}: {text}")
-    return "\n".join(lines)
-
-
 def _slices(text: str) -> tuple[int, int]:
     first, last = (int(part) for part in text.split("-"))
     return first, last
@@ -290,6 +271,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, metavar="S", help="denoising steps (4)")
     parser.add_argument("--seed", type=int, default=SEED, help=f"the same seed gives the same masks ({SEED})")
     parser.add_argument("--slices", type=_slices, metavar="A-B", help="first and last slice, counted from 1 (all)")
+    parser.add_argument(
+        "--tuning-steps", type=int, default=30, metavar="N", help="training steps on two corrections; 0: no tuning (30)"
+    )
     options = parser.parse_args(arguments)
     try:
         options.input = sample_volume() if options.input is None else options.input

@@ -17,6 +17,9 @@ from progidiff.events import Event, ProgressEvent, ProposeRequest, WarningEvent
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import plan_slices
 
+from .demo_learning import EXAMPLES
+from .demo_report import REPORT_NAME
+
 
 class Recorder:
     """Listens to what the worker sends to the module, so that the engine's report is about the very same proposals.
@@ -37,6 +40,11 @@ class Recorder:
         services.client.propose = self._listen
         services.session.warned.connect(view.warn)
         services.session.preview.connect(self._on_preview)
+
+    @property
+    def volume(self) -> Volume | None:
+        """The volume of the latest run."""
+        return self._volume
 
     def start(self, volume: Volume) -> None:
         """A run on this volume is about to start."""
@@ -132,6 +140,55 @@ def about(volume: Any, source_name: str) -> dict[str, Any]:
         "size_ijk": list(volume.GetImageData().GetDimensions()),
         "spacing_mm": [round(value, 4) for value in volume.GetSpacing()],
     }
+
+
+def told(summary: dict[str, Any], out: Path) -> str:
+    """A few lines for people."""
+    size = " x ".join(str(length) for length in summary["size_ijk"])
+    seconds = summary["timing_s"]["propose"]
+    lines = [f"{summary['input']} ({size} voxels): {summary['proposals']} proposals of each target in {seconds:.0f} s."]
+    for target in summary["targets"]:
+        accepted = target["accepted"]
+        if accepted is None:
+            lines.append(f"  {target['target']}: not accepted. {target['note']}")
+            continue
+        facts = accepted["provenance"]
+        lines.append(
+            f"  {target['target']}: proposal {facts['proposal'] + 1} (rank {facts['rank']}, score {facts['score']:.2f}) "
+            f"accepted as {accepted['segment']}, {accepted['millilitres']:.1f} mL"
+        )
+    if summary["undone_and_done_again"]:
+        lines.append("Undo and redo brought back exactly the same voxels.")
+    lines += told_of_learning(summary["learning"])
+    pause, work = summary["longest_pause_of_the_window_ms"], summary["most_work_in_one_pause_ms"]
+    lines.append(f"Longest pause of the window while proposing: {pause:.0f} ms (at most {work:.0f} ms of work of its own).")
+    for name, text in (
+        ("report/report.html", "all proposals, for a browser"),
+        (REPORT_NAME, "proposals before and after tuning on the corrections"),
+        (f"{EXAMPLES}/", "the corrections, as training examples"),
+        ("scene.mrb", "the scene, for 3D Slicer"),
+        ("segmentation.seg.nrrd", "the accepted segments"),
+        ("panel-*.png, slices-*.png", "what the user sees"),
+        ("summary.json", "the numbers"),
+    ):
+        if "*" in name or (out / name).exists():
+            lines.append(f"{out / name}: {text}")
+    return "\n".join(lines)
+
+
+def told_of_learning(learning: dict[str, Any] | None) -> list[str]:
+    """The corrections and what came of them."""
+    if learning is None:
+        return []
+    adapter, times = learning["adapter"], learning["timing_s"]
+    lines = [f"Corrected and saved as training examples: {learning['set']}."]
+    lines.append(f"Tuned for {adapter['steps']} steps in {times['tune']:.0f} s. {adapter['reason']}")
+    lines.append("First-ranked proposal of the same prompt, Dice to the correction (on the slices that were tuned on):")
+    lines += [
+        f"  {each['target']}: {each['before']:.3f} before, {each['after']:.3f} after"
+        for each in learning["dice_to_the_correction"]
+    ]
+    return lines
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

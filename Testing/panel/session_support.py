@@ -11,7 +11,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent, SliceEvent
-from progidiff.protocol import ImageReply, Loaded
+from progidiff.protocol import AdapterLoaded, AdapterUnloaded, ImageReply, Loaded
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.volumes.geometry import Geometry
@@ -154,11 +154,19 @@ class FakeClient:
         self.vocabulary = vocabulary
         self.loaded: Loaded | None = None
         self.loaded_from: tuple[str | None, str] | None = None
+        self.adapter: AdapterLoaded | None = None
+        self.adapter_from: str | None = None
         self.calls: list[tuple[Call, tuple[Any, ...]]] = []
         self.cancels: list[Call] = []
 
     def load(self, folder: str | None, device: str = "auto") -> Call:
         return self._call("load", folder, device)
+
+    def load_adapter(self, folder: str, even_if_worse: bool = False) -> Call:
+        return self._call("load_adapter", folder, even_if_worse)
+
+    def unload_adapter(self) -> Call:
+        return self._call("unload_adapter")
 
     def set_image(
         self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None = None, plane: str | None = None
@@ -192,6 +200,15 @@ class FakeClient:
         self.loaded, self.loaded_from = Loaded("fake", self.vocabulary, "cpu"), self.values
         self.call.succeed(self.loaded)
 
+    def answer_adapter(self) -> None:
+        if self.call.kind == "unload_adapter":
+            self.adapter = self.adapter_from = None
+            self.call.succeed(AdapterUnloaded())
+            return
+        assert self.call.kind == "load_adapter"
+        self.adapter, self.adapter_from = AdapterLoaded(f"id of {self.values[0]}"), self.values[0]
+        self.call.succeed(self.adapter)
+
     def answer_image(self) -> None:
         assert self.call.kind == "set_image"
         array, affine = self.values[:2]
@@ -204,6 +221,8 @@ class FakeClient:
         """Answer whatever comes first; the proposing call."""
         if self.call.kind == "load":
             self.answer_load()
+        if self.call.kind in ("load_adapter", "unload_adapter"):
+            self.answer_adapter()
         self.answer_image()
         assert self.call.kind == "propose"
         return self.call
@@ -212,7 +231,7 @@ class FakeClient:
         self.call.succeed(DoneEvent("fake", self.values[0].proposals))
 
     def crash(self) -> None:
-        self.loaded = self.loaded_from = None
+        self.loaded = self.loaded_from = self.adapter = self.adapter_from = None
         self.call.fail(WorkerFailure("exit", "The worker ended unexpectedly (exit code 42); start it again."))
 
     def confirm_cancel(self) -> None:

@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName
-from progidiff.protocol import ImageReply, Loaded
+from progidiff.protocol import AdapterLoaded, ImageReply, Loaded
 from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.logic.extent import Extent, Point
 from ProGiDiffSlicerLib.logic.volumes import VolumeImage
@@ -34,6 +34,8 @@ class RunRequest:
         point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
         proposals, top_k, steps, scheduler, seed, adaptive: as in :class:`progidiff.events.ProposeRequest`.
         model_folder: folder of the model as the worker sees it; ``None`` or "" for the bundled one.
+        adapter_folder: folder of the adapter as the worker sees it; ``None`` or "" for the base model.
+        adapter_even_if_worse: use it although it was not better than its base on its held-out cases.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         frames: of a sequence, the one that is shown (``"this"``) or all of them (``"all"``).
     """
@@ -53,6 +55,8 @@ class RunRequest:
     model_folder: str | None = None
     device: str = "auto"
     frames: Literal["this", "all"] = "this"
+    adapter_folder: str | None = None
+    adapter_even_if_worse: bool = False
 
     def for_worker(self, targets: tuple[str, ...], slices: tuple[int, int] | None) -> ProposeRequest:
         """The same for the engine."""
@@ -88,6 +92,12 @@ class Client(Protocol):
 
     loaded: Loaded | None
     loaded_from: tuple[str | None, str] | None
+    adapter: AdapterLoaded | None
+    adapter_from: str | None
+
+    def load_adapter(self, folder: str, even_if_worse: bool = ...) -> Any: ...
+
+    def unload_adapter(self) -> Any: ...
 
     def load(self, folder: str | None, device: Any = ...) -> Any: ...
 
@@ -184,7 +194,19 @@ class Run:
 
     def _begin(self, loaded: Loaded) -> None:
         self.targets = self._targets_of(tuple(loaded.vocabulary))
-        self._next_frame()
+        folder = self.request.adapter_folder or None
+        # Asked for each time: one that was tuned again lies in the same folder. The worker knows what it holds.
+        if folder is not None:
+            self._progress(_LOADED, _("loading the adapter"), None)
+            call = self._client.load_adapter(folder, self.request.adapter_even_if_worse)
+            self._follow(call, self._on_loading, self._on_adapter)
+        elif self._client.adapter is not None:
+            self._follow(self._client.unload_adapter(), self._on_loading, self._on_adapter)
+        else:
+            self._next_frame()
+
+    def _on_adapter(self, _reply: Any) -> None:
+        self._attempt(self._next_frame)
 
     def _next_frame(self) -> None:
         self.job = self._prepare(self._frames[self._position])

@@ -218,6 +218,7 @@ class ProposalSession:
             store = ProposalStore(job.image, run.targets, run.request.prompt, job.slices)
             store.request = run.request
             store.model_id = "" if self._client.loaded is None else self._client.loaded.model_id
+            store.adapter_id = "" if self._client.adapter is None else self._client.adapter.adapter_id
             self._arriving = store
 
     def _on_event(self, event: Event) -> None:

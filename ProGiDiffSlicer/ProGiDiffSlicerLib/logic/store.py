@@ -43,7 +43,7 @@ class ProposalStore:
         plan: how the volume is cut into slices.
         targets, prompt: as given.
         slices: the slices that were asked for.
-        request, model_id: the run that made them, and its model; ``None`` and "" where that is not told.
+        request, model_id, adapter_id: the run that made them, its model and adapter; ``None`` and "" where not told.
         revision: grows with everything that arrives.
     """
 
@@ -62,6 +62,7 @@ class ProposalStore:
         self.slices = range(*(slices or (0, self.plan.count)))
         self.request: RunRequest | None = None
         self.model_id = ""
+        self.adapter_id = ""
         self.revision = 0
         self._slices: dict[str, dict[int, SliceVotes]] = {target: {} for target in targets}
         self._rankings: dict[str, RankingEvent] = {}

@@ -16,17 +16,18 @@ from ProGiDiffSlicerLib.panels.review import ReviewPanel
 from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.panels.slice_watch import SliceWatch
 from ProGiDiffSlicerLib.panels.status_line import StatusLine
+from ProGiDiffSlicerLib.panels.tuning import TuningPanel
 from ProGiDiffSlicerLib.parameters import Parameters
 from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 
 class ModulePanels:
-    """Setup, Prompt, Proposals and Review in a layout.
+    """Setup, Prompt, Proposals, Review and Tuning in a layout.
 
     Attributes:
         widget: the widget that holds them.
-        setup, prompt, proposals, review: the panels.
+        setup, prompt, proposals, review, tuning: the panels.
         status: the line that says how things stand.
     """
 
@@ -40,11 +41,14 @@ class ModulePanels:
         self.prompt = PromptPanel(services, self.status, self.widget)
         self.proposals = ProposalsPanel(services, self.status, self._watch)
         self.review = ReviewPanel(services, self.status, self.widget, self._selection)
+        curating = self.review.curating.curating
+        self.tuning = TuningPanel(services, self.status, lambda: curating.contents, lambda: self.prompt.line.text)
         for section, panel in (
             (self.ui.setupSection, self.setup),
             (self.ui.promptSection, self.prompt),
             (self.ui.proposalsSection, self.proposals),
             (self.ui.reviewSection, self.review),
+            (self.ui.tuningSection, self.tuning),
         ):
             section.layout().addWidget(panel.widget)
             panel.widget.setMRMLScene(slicer.mrmlScene)
@@ -57,6 +61,8 @@ class ModulePanels:
             (self.proposals.acceptRequested, self.review.accept),
             (services.session.finished, self._on_finished),
             (services.client.failed, self._on_worker_failed),
+            (curating.changed, self.tuning.show_cases),
+            (self.tuning.next.loaded, self.prompt.ui.volumeSelector.setCurrentNode),
         )
         for signal, listener in self._listeners:
             signal.connect(listener)
@@ -64,19 +70,19 @@ class ModulePanels:
 
     def connectGui(self, parameters: Parameters) -> None:
         """Show the scene's parameters."""
-        for panel in (self.prompt, self.proposals, self.review):
+        for panel in (self.prompt, self.proposals, self.review, self.tuning):
             panel.connectGui(parameters)
 
     def disconnectGui(self) -> None:
         """Let go of the scene's parameters."""
-        for panel in (self.prompt, self.proposals, self.review):
+        for panel in (self.prompt, self.proposals, self.review, self.tuning):
             panel.disconnectGui()
 
     def enter(self) -> None:
         """The module is shown."""
         self._watch.start()
         self.setup.refresh()
-        for panel in (self.prompt, self.proposals, self.review):
+        for panel in (self.prompt, self.proposals, self.review, self.tuning):
             panel.enter()
 
     def exit(self) -> None:
@@ -89,7 +95,7 @@ class ModulePanels:
         """Let go of everything outside the panels."""
         for signal, listener in self._listeners:
             signal.disconnect(listener)
-        for panel in (self.setup, self.prompt, self.proposals, self.review):
+        for panel in (self.setup, self.prompt, self.proposals, self.review, self.tuning):
             panel.cleanup()
         self._hider.cleanup()
         self._watch.cleanup()

@@ -130,6 +130,8 @@ class PromptPanel:
             model_folder=self._settings.modelFolder or None,
             device=self._settings.device,
             frames=parameters.frames.value,
+            adapter_folder=parameters.adapterFolder or None,
+            adapter_even_if_worse=parameters.adapterEvenIfWorse,
         )
 
     def _on_button(self) -> None:

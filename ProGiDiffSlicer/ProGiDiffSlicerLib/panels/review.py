@@ -10,10 +10,12 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from ProGiDiffSlicerLib.logic.accept import Accepted
+from ProGiDiffSlicerLib.logic.curating_example import remember_volume
 from ProGiDiffSlicerLib.logic.editing import Editing, begin_edit
 from ProGiDiffSlicerLib.logic.labelmaps import segments_of
 from ProGiDiffSlicerLib.logic.rows import Row
 from ProGiDiffSlicerLib.panels.binding import Binding
+from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.loading import load_panel
 from ProGiDiffSlicerLib.panels.node_choices import is_own
 from ProGiDiffSlicerLib.panels.origin import describe_segment
@@ -31,6 +33,7 @@ class ReviewPanel:
 
     Attributes:
         widget: the panel, to be placed in a layout.
+        curating: the panel in it that saves training examples.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class ReviewPanel:
         """``scope``: the widget within which the undo keys work. ``selection``: target and row of what is selected."""
         self.widget, self.ui = load_panel("ReviewPanel")
         self._acceptance = services.acceptance
+        self._session = services.session
         self._workflow = services.workflow
         self._status = status
         self._selection = selection
@@ -52,6 +56,8 @@ class ReviewPanel:
         self._shortcuts.add(scope, "Ctrl+Y", self.redo)
         self.ui.segmentEditor.setSegmentationNodeSelectorVisible(False)
         self.ui.segmentEditor.setSourceVolumeNodeSelectorVisible(False)
+        self.curating = CuratingPanel(services, status, self._chosen, self._complete)
+        self.ui.examplesSection.layout().addWidget(self.curating.widget)
         self._connections = (
             (self.ui.acceptButton, "clicked()", self.accept),
             (self.ui.editButton, "clicked()", self.edit),
@@ -82,11 +88,13 @@ class ReviewPanel:
     def enter(self) -> None:
         """The module is shown: its keys work."""
         self._shortcuts.install()
+        self.curating.activate(True)
         self.refresh()
 
     def exit(self) -> None:
         """Another module is shown: no effect of the editor stays active behind it."""
         self._shortcuts.remove()
+        self.curating.activate(False)
         self.end_edit()
 
     def cleanup(self) -> None:
@@ -97,6 +105,7 @@ class ReviewPanel:
             widget.disconnect(signature, slot)
         self._acceptance.undo.changed.disconnect(self.refresh)
         self._acceptance.save_editor_state = None
+        self.curating.cleanup()
         self.widget.setMRMLScene(None)
 
     # What the user does ---------------------------------------------------------------------------------------------------
@@ -123,6 +132,9 @@ class ReviewPanel:
         except ProGiDiffError as error:
             self._status.say(str(error))
             return None
+        store = self._session.store
+        if store is not None:
+            remember_volume(accepted.segmentation_node, accepted.segment_id, store.volume_id)
         parameters.targetSegmentation = accepted.segmentation_node
         parameters.targetSegment = accepted.segment_id
         # The next proposal is a new segment again, unless the user says otherwise.
@@ -196,6 +208,7 @@ class ReviewPanel:
         text = "" if segment is None else describe_segment(segment)
         self.ui.provenanceLabel.setText(text)
         self.ui.provenanceLabel.setVisible(bool(text))
+        self.curating.refresh()
 
     def _fill_segments(self) -> None:
         node = self._segmentation
@@ -251,6 +264,18 @@ class ReviewPanel:
             self.end_edit()
         elif self._editing is None and self._segment() is not None:
             self.edit()
+
+    def _chosen(self) -> Chosen:
+        """What would be saved as a training example."""
+        parameters = self._binding.parameters
+        if parameters is None:
+            return Chosen(None, "", None)
+        return Chosen(self._segmentation, parameters.targetSegment, parameters.inputVolume)
+
+    def _complete(self) -> None:
+        """What is saved now is what was edited, with its Dice to the proposal."""
+        self.end_edit()
+        self._acceptance.tracker.update_all()
 
     def _save_editor_state(self) -> None:
         """Make an accept a state of the editor too, so that the editor's own undo does not step over it."""

@@ -26,9 +26,10 @@ class StatusLine:
         """What the line says."""
         return str(self._label.text)
 
-    def say(self, sentence: str) -> None:
-        """Show a sentence."""
+    def say(self, sentence: str, details: str = "") -> None:
+        """Show a sentence; ``details`` for who points at it."""
         self._show(sentence, False)
+        self._label.setToolTip(details)
 
     def say_failure(self, sentence: str, details: str = "") -> None:
         """Show what went wrong, with the offer to start the worker again; ``details`` for who points at the sentence."""

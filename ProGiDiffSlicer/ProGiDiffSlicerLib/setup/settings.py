@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import Any, Protocol, get_args
 
 import slicer
@@ -102,6 +103,34 @@ class Settings:
     def wheelFolder(self, folder: str) -> None:
         self._set("wheelFolder", folder.strip())
 
+    @property
+    def curatedFolder(self) -> str:
+        """Folder of the set of training examples; "" as long as none was chosen."""
+        return self._text("curatedFolder")
+
+    @curatedFolder.setter
+    def curatedFolder(self, folder: str) -> None:
+        self._set("curatedFolder", folder.strip())
+
+    @property
+    def adaptersFolder(self) -> str:
+        """Folder of the adapters that were tuned here; "" as long as none was chosen."""
+        return self._text("adaptersFolder")
+
+    @adaptersFolder.setter
+    def adaptersFolder(self, folder: str) -> None:
+        self._set("adaptersFolder", folder.strip())
+
+    @property
+    def annotatorId(self) -> str:
+        """A random text that stands for this user in training examples; made when it is first needed."""
+        return self._random("annotatorId", 8)
+
+    @property
+    def annotatorSecret(self) -> str:
+        """With which IDs of patients are hashed; made when it is first needed, and never written anywhere else."""
+        return self._random("annotatorSecret", 32)
+
     def command(self) -> WorkerCommand:
         """The command that starts the worker.
 
@@ -139,6 +168,11 @@ class Settings:
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Store a JSON object; an empty one removes the entry."""
         self._set(name, json.dumps(record, sort_keys=True) if record else "")
+
+    def _random(self, name: str, size: int) -> str:
+        if not self._text(name):
+            self._set(name, secrets.token_hex(size))
+        return self._text(name)
 
     def _text(self, name: str) -> str:
         value = self._store.value(PREFIX + name, "")

@@ -13,6 +13,8 @@ from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest
 from progidiff.protocol import (
     FINAL,
     Accepted,
+    AdapterLoaded,
+    AdapterUnloaded,
     Cancel,
     Cancelled,
     Device,
@@ -20,10 +22,12 @@ from progidiff.protocol import (
     HelloReply,
     ImageReply,
     Load,
+    LoadAdapter,
     Loaded,
     Propose,
     Reply,
     Request,
+    UnloadAdapter,
 )
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.signals import Signal
@@ -56,14 +60,16 @@ class WorkerState(Enum):
 class WorkerClient:
     """Starts a worker when it is needed and asks it for proposals.
 
-    ``load``, ``set_image`` and ``propose`` return at once; their calls run in order, so that a whole run can be submitted
-    at a time. Where a call fails, the calls behind it fail with it, because they build on it; calls submitted while it
-    was being cancelled are a new run and stay. A worker that ended takes all calls along; the next call starts a new one.
+    ``load``, ``load_adapter``, ``set_image`` and ``propose`` return at once; their calls run in order, so that a whole run
+    can be submitted at a time. Where a call fails, the calls behind it fail with it, because they build on it; calls
+    submitted while it was being cancelled are a new run and stay. A worker that ended takes all calls along; the next call
+    starts a new one.
 
     Attributes:
         state: a :class:`WorkerState`.
         hello, loaded, image: the worker's last replies of these kinds, ``None`` while a running worker has none.
         loaded_from: (folder, device) of the call that loaded the model.
+        adapter, adapter_from: the adapter in use and its folder, ``None`` for the base model.
         failure: why the state is ``CRASHED``.
         stateChanged: Signal(WorkerState).
         failed: Signal(WorkerFailure): the worker itself failed, not only a call.
@@ -84,6 +90,8 @@ class WorkerClient:
         self.hello: HelloReply | None = None
         self.loaded: Loaded | None = None
         self.loaded_from: tuple[str | None, str] | None = None
+        self.adapter: AdapterLoaded | None = None
+        self.adapter_from: str | None = None
         self.image: ImageReply | None = None
         self.stateChanged = Signal()
         self.failed = Signal()
@@ -141,6 +149,17 @@ class WorkerClient:
     def load(self, folder: str | None, device: Device = "auto") -> Call:
         """Load a model folder of the worker's machine (``None``: the bundled model); succeeds with ``Loaded``."""
         return self._submit(Job(Call("load", self._cancel_call), Loaded, Load(folder, device)))
+
+    def load_adapter(self, folder: str, even_if_worse: bool = False) -> Call:
+        """Use an adapter's folder of the worker's machine on the loaded model; succeeds with ``AdapterLoaded``.
+
+        Where it is refused, what was in use stays in use.
+        """
+        return self._submit(Job(Call("load_adapter", self._cancel_call), AdapterLoaded, LoadAdapter(folder, even_if_worse)))
+
+    def unload_adapter(self) -> Call:
+        """Go back to the base model; succeeds with ``AdapterUnloaded``."""
+        return self._submit(Job(Call("unload_adapter", self._cancel_call), AdapterUnloaded, UnloadAdapter()))
 
     def set_image(self, array_kji: Array, affine: Array, modality: str | None = None, plane: str | None = None) -> Call:
         """Make a volume the worker's image; succeeds with ``ImageReply``.
@@ -226,7 +245,7 @@ class WorkerClient:
             # Until the worker has answered, nobody knows which one it holds.
             self.image = None
         elif isinstance(request, Load):
-            self.loaded = self.loaded_from = None
+            self.loaded = self.loaded_from = self.adapter = self.adapter_from = None
         if request is not None and self._send(link, job, request):
             self._set_state(WorkerState.BUSY)
 
@@ -306,6 +325,10 @@ class WorkerClient:
     def _keep(self, job: Job, reply: Any) -> None:
         if isinstance(reply, Loaded) and isinstance(job.request, Load):
             self.loaded, self.loaded_from = reply, (job.request.folder, job.request.device)
+        elif isinstance(reply, AdapterLoaded) and isinstance(job.request, LoadAdapter):
+            self.adapter, self.adapter_from = reply, job.request.folder
+        elif isinstance(reply, AdapterUnloaded):
+            self.adapter = self.adapter_from = None
         elif isinstance(reply, ImageReply):
             self.image = reply
 
@@ -356,6 +379,7 @@ class WorkerClient:
 
     def _forget(self) -> None:
         self.hello = self.loaded = self.loaded_from = self.image = None
+        self.adapter = self.adapter_from = None
 
     def _set_state(self, state: WorkerState) -> None:
         if state is not self.state:

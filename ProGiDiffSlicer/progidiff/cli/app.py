@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from progidiff import __version__
-from progidiff.cli import accuracy, bench, doctor, info, propose, train, worker
+from progidiff.cli import accuracy, adapt, bench, curate, doctor, evaluate, info, next, propose, table, train, worker
 from progidiff.cli.failures import FriendlyGroup
 
 # The order of the help. A command's module has register(app: typer.Typer) and imports only what its options
 # need.
-COMMANDS = (propose, train, accuracy, bench, info, doctor, worker)
+COMMANDS = (propose, next, curate, train, adapt, accuracy, evaluate, table, bench, info, doctor, worker)
 
 app = typer.Typer(
     name="progidiff",

@@ -78,6 +78,9 @@ def propose(
         str | None,
         typer.Option(metavar="DIR", help="Model folder, as the worker's machine sees it (default: the bundled one)."),
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="DIR", help='Adapter made by "progidiff adapt", as the worker\'s machine sees it.')
+    ] = None,
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="Stop before --proposals once the consensus has settled.")
     ] = False,
@@ -121,6 +124,7 @@ def propose(
         slices=slices,
         device=device.value,
         model=model,
+        adapter=adapter,
         adaptive=adaptive,
         ranking=ranking.value,
         batch_size=batch_size,

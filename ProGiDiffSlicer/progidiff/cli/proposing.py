@@ -40,6 +40,7 @@ class ProposeOptions:
     slices: str = "all"
     device: Device = "auto"
     model: str | None = None
+    adapter: str | None = None
     adaptive: bool = False
     ranking: RankingMethod = "soft_dice"
     batch_size: int | None = None
@@ -71,6 +72,8 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
     ):
         loaded = client.load(options.model, options.device, view.show)
         wanted = understand(options.prompts, loaded.vocabulary)
+        if options.adapter is not None:
+            _use_adapter(client, options.adapter, view)
         image = client.set_image(volume.array, volume.geometry.affine, modality, plan.plane)
         request = ProposeRequest(
             targets=names(wanted),
@@ -114,6 +117,13 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         if warning.message not in told:
             view.warn(warning.message)
     return document
+
+
+def _use_adapter(client: WorkerClient, folder: str, view: ProgressView) -> None:
+    """Use an adapter. Naming it is insistence enough to take one that was worse than its base, but not in silence."""
+    card = client.load_adapter(folder, even_if_worse=True).card
+    if not card.get("better"):
+        view.warn(f"The adapter is used although nothing shows that it helps: {card.get('reason', '')}")
 
 
 def understand(prompts: Sequence[str], vocabulary: Sequence[str]) -> tuple[Wanted, ...]:

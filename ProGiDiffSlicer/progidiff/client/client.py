@@ -25,6 +25,8 @@ from progidiff.events import ImageInfo, ProgressEvent, ProposeRequest
 from progidiff.protocol import (
     MAX_PAYLOAD,
     Accepted,
+    AdapterLoaded,
+    AdapterUnloaded,
     Array,
     Cancel,
     Device,
@@ -32,6 +34,7 @@ from progidiff.protocol import (
     HelloReply,
     ImageReply,
     Load,
+    LoadAdapter,
     Loaded,
     Ping,
     Pong,
@@ -41,6 +44,7 @@ from progidiff.protocol import (
     Shutdown,
     Status,
     StatusReply,
+    UnloadAdapter,
     image_key,
 )
 
@@ -161,6 +165,22 @@ class WorkerClient:
         """
         request = Load(None if folder is None else str(folder), device)
         return self._converse(request, Loaded, on_progress)
+
+    def load_adapter(self, folder: Path | str, even_if_worse: bool = False) -> AdapterLoaded:
+        """Use a LoRA adapter on the loaded model, in place of the one in use.
+
+        Args:
+            folder: the adapter's folder, of the worker's machine.
+            even_if_worse: also one that was not better than its base on its held-out cases.
+
+        Raises:
+            RemoteError: it cannot be used (code ``"adapter"``), or it is worse (``"adapter_worse"``); what was in use stays.
+        """
+        return self._converse(LoadAdapter(str(folder), even_if_worse), AdapterLoaded)
+
+    def unload_adapter(self) -> None:
+        """Go back to the base model."""
+        self._converse(UnloadAdapter(), AdapterUnloaded)
 
     def set_image(self, array: Array, affine: Array, modality: str | None = None, plane: str | None = None) -> ImageInfo:
         """Make a volume the current image; its pixels are only sent if the worker does not hold them.

@@ -49,6 +49,7 @@ class NnUNetDataset:
         cases: the labelled cases, by name.
         modality: ``"CT"`` or ``"MR"``.
         labels: target key -> the values that mean it.
+        ignored_values: values of the "ignore" label; nothing is known about their voxels.
         labelled_targets: the targets that this set labels (with unions such as "kidneys"); all others are
             unknown in it, never background.
         warnings: sentences about labels that were left out.
@@ -71,7 +72,7 @@ class NnUNetDataset:
         self.warnings: list[str] = []
         self._patient_of = patient_of or (lambda name: name)
         description = _read_description(self.folder)
-        self.labels, self._ignored_values = self._read_labels(description)
+        self.labels, self.ignored_values = self._read_labels(description)
         if not self.labels:
             raise DatasetError(
                 f"No label of '{self.folder.name}' names a known organ; check the names under 'labels' in dataset.json."
@@ -98,12 +99,11 @@ class NnUNetDataset:
         """Patient of a case."""
         return self._patient_of(case.name)
 
-    def slices(self, case: Case) -> Iterator[LabelledSlice]:
-        """The slices of one case, in canonical orientation; slices with voxels of the "ignore" label are
-        left out.
+    def volume(self, case: Case) -> tuple[Volume, Volume]:
+        """Image and label map of one case, on one grid; the label map holds whole numbers.
 
         Raises:
-            DatasetError: an image or a label map that cannot be read, or that do not lie on the same grid.
+            DatasetError: one of them cannot be read, or they do not fit each other.
         """
         image, label = self._read(case.image), self._read(case.label)
         if not image.geometry.is_close(label.geometry):
@@ -112,10 +112,20 @@ class NnUNetDataset:
             )
         if not np.array_equal(label.array, np.rint(label.array)):
             raise DatasetError(f"The label map of case '{case.name}' holds values that are no whole numbers; check it.")
+        return image, label
+
+    def slices(self, case: Case) -> Iterator[LabelledSlice]:
+        """The slices of one case, in canonical orientation; slices with voxels of the "ignore" label are
+        left out.
+
+        Raises:
+            DatasetError: an image or a label map that cannot be read, or that do not lie on the same grid.
+        """
+        image, label = self.volume(case)
         plan = plan_slices(image.geometry, self.plane)
         for index in range(plan.count):
             values = extract_slice(label.array, plan, index)
-            if self._ignored_values and np.isin(values, self._ignored_values).any():
+            if self.ignored_values and np.isin(values, self.ignored_values).any():
                 continue
             masks = {target: np.isin(values, ids) for target, ids in self.labels.items()}
             yield LabelledSlice(

@@ -7,7 +7,9 @@ Distances come from MONAI (see :func:`metric_library`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +52,9 @@ def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
         return float("nan") if a.any() == b.any() else float("inf")
     from monai.metrics import compute_hausdorff_distance
 
-    return float(compute_hausdorff_distance(*_tensors(a, b), include_background=True, percentile=95, spacing=list(spacing)))
+    with _quiet_monai():
+        distance = compute_hausdorff_distance(*_tensors(a, b), include_background=True, percentile=95, spacing=list(spacing))
+    return float(distance)
 
 
 def nsd(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float) -> float:
@@ -64,15 +68,23 @@ def nsd(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float],
         return float("nan") if a.any() == b.any() else 0.0
     from monai.metrics import compute_surface_dice
 
-    return float(
-        compute_surface_dice(
+    with _quiet_monai():
+        dice_of_surfaces = compute_surface_dice(
             *_tensors(a, b),
             class_thresholds=[float(tolerance_mm)],
             include_background=True,
             spacing=list(spacing),
             use_subvoxels=True,
         )
-    )
+    return float(dice_of_surfaces)
+
+
+@contextmanager
+def _quiet_monai() -> Iterator[None]:
+    """MONAI speaks of its own next versions, to whoever uses this program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def metric_library() -> str:

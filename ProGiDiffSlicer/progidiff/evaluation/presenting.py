@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.model.card import ModelCard
+from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.intensity import normaliser
 
 #: Direction (RAS) of growing columns, rows and slices for a canonical view of each plane.
 _DIRECTIONS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
@@ -37,3 +41,13 @@ def as_volume(item: LabelledSlice, card: ModelCard) -> tuple[np.ndarray, np.ndar
     for axis, (direction, step) in enumerate(zip(_DIRECTIONS[item.plane], steps, strict=True)):
         affine[:3, axis] = np.array(direction) * step
     return pixels[None], affine
+
+
+def on_grid(item: LabelledSlice, card: ModelCard) -> tuple[ModelGrid, Tensor]:
+    """A slice as the networks see it: the model's grid, and the pixels on it, float32 (1, 1, S, S) in [0, 1] on the CPU."""
+    array, _ = as_volume(item, card)
+    image = normaliser(array, card, item.modality)(array[0])
+    shape = (image.shape[0], image.shape[1])
+    centre = body_centre([image], item.spacing_rc)
+    grid = ModelGrid(card.image_size, card.spacing_mm, shape, item.spacing_rc, centre)
+    return grid, grid.to_model(torch.from_numpy(image))

@@ -13,11 +13,9 @@ from torch.nn import functional as F
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
-from progidiff.evaluation.presenting import as_volume
+from progidiff.evaluation.presenting import on_grid
 from progidiff.model.card import ModelCard
 from progidiff.model.networks import ImageEncoder
-from progidiff.sampling.grid import ModelGrid, body_centre
-from progidiff.sampling.intensity import normaliser
 
 TWIN_NAME = "image_only_twin.safetensors"
 
@@ -45,12 +43,8 @@ class PlainSegmenter:
     def __call__(self, item: LabelledSlice, target: str) -> np.ndarray:
         """Mask bool (H, W) of a target on a slice, at the slice's own pixels."""
         if self._last is None or self._last[0] is not item:
-            array, _ = as_volume(item, self._card)
-            image = normaliser(array, self._card, item.modality)(array[0])
-            shape = (image.shape[0], image.shape[1])
-            centre = body_centre([image], item.spacing_rc)
-            grid = ModelGrid(self._card.image_size, self._card.spacing_mm, shape, item.spacing_rc, centre)
-            logits = self._logits(grid.to_model(torch.from_numpy(image)))[0]
+            grid, pixels = on_grid(item, self._card)
+            logits = self._logits(pixels)[0]
             self._last = item, (grid.from_model(logits, outside=-20.0) > 0).numpy()
         return self._last[1][self._card.vocabulary.index(target)]
 

@@ -65,6 +65,7 @@ class StatusReply:
     memory_mb: float | None
     device_memory_mb: float | None
     uptime_s: float
+    adapter_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,19 @@ class Loaded:
     vocabulary: tuple[str, ...]
     device: str | None
     card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterLoaded:
+    """An adapter is in use; ``card`` is its card as JSON."""
+
+    adapter_id: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterUnloaded:
+    """The base model is in use."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,8 @@ Reply = (
     | StatusReply
     | Acknowledged
     | Loaded
+    | AdapterLoaded
+    | AdapterUnloaded
     | ImageReply
     | Accepted
     | Cancelled
@@ -140,6 +156,8 @@ FINAL = (
     StatusReply,
     Acknowledged,
     Loaded,
+    AdapterLoaded,
+    AdapterUnloaded,
     ImageReply,
     DoneEvent,
     Cancelled,
@@ -208,6 +226,7 @@ def _read_status(fields: Fields, arrays: dict[str, Array]) -> StatusReply:
         fields.number("memory_mb", default=None),
         fields.number("device_memory_mb", default=None),
         fields.number("uptime_s"),
+        fields.text("adapter_id", default=None),
     )
 
 
@@ -246,6 +265,8 @@ _NAMES: dict[type[Any], str] = {
     StatusReply: "status",
     Acknowledged: "acknowledged",
     Loaded: "loaded",
+    AdapterLoaded: "adapter_loaded",
+    AdapterUnloaded: "adapter_unloaded",
     ImageReply: "image",
     Accepted: "accepted",
     Cancelled: "cancelled",
@@ -262,6 +283,8 @@ _READERS: dict[str, Callable[[Fields, dict[str, Array]], Reply]] = {
     "status": _read_status,
     "acknowledged": lambda fields, arrays: Acknowledged(fields.boolean("running")),
     "loaded": _read_loaded,
+    "adapter_loaded": lambda fields, arrays: AdapterLoaded(fields.text("adapter_id"), fields.mapping("card")),
+    "adapter_unloaded": lambda fields, arrays: AdapterUnloaded(),
     "image": _read_image,
     "accepted": lambda fields, arrays: Accepted(fields.texts("targets", 1000)),
     "cancelled": lambda fields, arrays: Cancelled(),

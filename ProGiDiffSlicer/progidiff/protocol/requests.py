@@ -88,14 +88,20 @@ class Propose:
 
 @dataclass(frozen=True)
 class LoadAdapter:
-    """Reserved for LoRA adapters."""
+    """Use a LoRA adapter on the loaded model, in place of the one in use.
+
+    Attributes:
+        folder: the adapter's folder, of the worker's machine.
+        even_if_worse: also one that was not better than its base on the cases held out from its training.
+    """
 
     folder: str
+    even_if_worse: bool = False
 
 
 @dataclass(frozen=True)
 class UnloadAdapter:
-    """Reserved for LoRA adapters."""
+    """Go back to the base model."""
 
 
 Request = Hello | Ping | Status | Shutdown | Cancel | Load | SetImage | Propose | LoadAdapter | UnloadAdapter
@@ -258,7 +264,9 @@ _READERS: dict[str, Callable[[Fields, dict[str, Array]], Request]] = {
     "load": _read_load,
     "set_image": _read_set_image,
     "propose": _read_propose,
-    "load_adapter": lambda fields, arrays: LoadAdapter(fields.text("folder")),
+    "load_adapter": lambda fields, arrays: LoadAdapter(
+        fields.text("folder"), fields.boolean("even_if_worse", default=False)
+    ),
     "unload_adapter": lambda fields, arrays: UnloadAdapter(),
 }
-CAPABILITIES = tuple(sorted(set(_READERS) - {"load_adapter", "unload_adapter"}))
+CAPABILITIES = tuple(sorted(_READERS))

@@ -10,9 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from progidiff.errors import InputError, ModelError
+from progidiff.errors import AdapterError, InputError, ModelError, WorseAdapterError
 from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, WarningEvent
 from progidiff.memory import peak_memory_mb
+from progidiff.model.adapter import AppliedAdapter, apply_adapter
+from progidiff.model.adapter_card import AdapterCard, load_adapter_card
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.ranking.stopping import AdaptiveStopping
@@ -45,6 +47,7 @@ class Engine:
         self.device = str(model.device)
         self._conditioner = Conditioner(model)
         self._image: LoadedImage | None = None
+        self._applied: AppliedAdapter | None = None
 
     @classmethod
     def load(
@@ -71,6 +74,51 @@ class Engine:
     def card(self) -> ModelCard:
         """Card of the loaded model."""
         return self.model.card
+
+    @property
+    def adapter(self) -> AdapterCard | None:
+        """Card of the adapter in use."""
+        return None if self._applied is None else self._applied.card
+
+    def load_adapter(self, folder: Path, even_if_worse: bool = False) -> AdapterCard:
+        """Use an adapter on the loaded model, in place of the one in use; the model is not loaded again.
+
+        Args:
+            folder: the adapter's folder.
+            even_if_worse: also take one that was not better than its base on the cases held out from its training.
+
+        Raises:
+            AdapterError: it cannot be used; what was in use stays in use.
+            WorseAdapterError: it was not better than its base, and ``even_if_worse`` is false.
+        """
+        folder = Path(folder)
+        card = load_adapter_card(folder)
+        if not card.better and not even_if_worse:
+            raise WorseAdapterError(
+                f'The adapter "{card.name}" was not taken into use: {card.reason} Choose another one, or insist on it.'
+            )
+        before = self._applied
+        if before is not None and before.card == card:
+            return card
+        if before is not None:
+            before.remove()
+            self._applied = None
+        try:
+            self._applied = apply_adapter(self.model, folder)
+        except AdapterError:
+            if before is not None:
+                self._applied = before.again()
+            raise
+        finally:
+            self._conditioner.forget_slices()
+        return card
+
+    def unload_adapter(self) -> None:
+        """Go back to the base model, bit for bit."""
+        if self._applied is not None:
+            self._applied.remove()
+            self._applied = None
+            self._conditioner.forget_slices()
 
     def set_image(
         self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None = None
@@ -128,7 +176,8 @@ class Engine:
                 message = f"{target}: the proposals do not agree on any place; it may not be in these slices."
                 emit(WarningEvent("disagreement", message))
         count = max(stack.count for stack in run.stacks.values())
-        emit(DoneEvent(self.card.model_id, count, run.timing(), peak_memory_mb()))
+        adapter = None if self.adapter is None else self.adapter.adapter_id
+        emit(DoneEvent(self.card.model_id, count, run.timing(), peak_memory_mb(), adapter))
 
     def _checked(self, request: ProposeRequest, image: LoadedImage) -> ProposeRequest:
         """The request with repeated targets removed.

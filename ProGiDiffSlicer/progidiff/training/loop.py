@@ -17,11 +17,14 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from progidiff.errors import CancelledError
+from progidiff.training.best import BestWeights
 from progidiff.training.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 Progress = Callable[[str, int, int], None]
 """Told the stage's name, the steps done and the steps in all."""
+Observer = Callable[[str, dict[str, float]], None]
+"""Told what happened, ``"step"`` or ``"validation"``, and its figures."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class LoopSettings:
         validate_every: steps between validations.
         log_every: steps between log lines.
         seed: seed of everything random in the stage.
+        best: name of the validation figure whose highest value decides which weights are kept; ``None`` keeps the last ones.
+            The weights before the first step take part.
+        patience: validations without a new best after which training ends early.
+        cpu_seconds: ends training when this process has computed for so long in it, validations left out; for comparisons
+            on equal terms. The learning rate then follows the time instead of the steps.
     """
 
     steps: int
@@ -51,6 +59,9 @@ class LoopSettings:
     validate_every: int = 500
     log_every: int = 50
     seed: int = 0
+    best: str | None = None
+    patience: int | None = None
+    cpu_seconds: float | None = None
 
 
 class Stage(Protocol):
@@ -76,11 +87,17 @@ class Stage(Protocol):
         ...
 
 
-def learning_rate_at(step: int, settings: LoopSettings) -> float:
-    """Learning rate of a step (0-based): linear warm-up, then a cosine to 2 % of the peak."""
+def learning_rate_at(step: int, settings: LoopSettings, share: float | None = None) -> float:
+    """Learning rate of a step (0-based): linear warm-up, then a cosine to 2 % of the peak over the steps, or over the time.
+
+    Args:
+        step: the step.
+        settings: the stage's settings.
+        share: share of the time that has passed, where time decides.
+    """
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1) if share is None else share
     return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -91,10 +108,11 @@ def run_stage(
     log: Callable[[str], None] = print,
     cancelled: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
+    observe: Observer | None = None,
 ) -> list[dict[str, float]]:
     """Train a stage to its last step, resuming from ``folder`` if it holds a checkpoint of this stage.
 
-    On return the stage's modules hold the averaged (EMA) weights.
+    On return the stage's modules hold the averaged (EMA) weights: the best ones if the settings say by what, else the last.
 
     Args:
         stage: the stage.
@@ -103,12 +121,15 @@ def run_stage(
         log: receives one line per report.
         cancelled: asked after each step; when true a checkpoint is written and training ends.
         progress: told the stage's name, the steps done and the steps in all, at the start and after each step.
+        observe: told ``"step"`` with its figures after each step, and ``"validation"`` with its figures and whether they are
+            the best (1.0 or 0.0).
 
     Returns:
         The validation curve: one dictionary per validation, with ``step``.
 
     Raises:
-        CancelledError: it was cancelled before its last step; the checkpoint is written.
+        CancelledError: it was cancelled before its last step; the checkpoint is written, and the modules hold the
+            averaged weights, the best ones where the settings say by what.
         ModelError: the checkpoint in ``folder`` is of another stage or network, or damaged.
         OutputError: a checkpoint cannot be written.
     """
@@ -121,17 +142,35 @@ def run_stage(
     curve: list[dict[str, float]] = []
     start = load_checkpoint(folder / CHECKPOINT_NAME, stage, parameters, optimizer, ema)
     if start:
-        curve = _read_curve(folder / "curve.json", start)
+        curve = read_curve(folder, start)
         log(f"{stage.name}: resumed at step {start} of {settings.steps}")
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
     recent: dict[str, list[float]] = {}
+    best = BestWeights(folder)
+    if start:
+        best.resume()
+    computed = 0.0
+
+    def validated(done: int) -> None:
+        figures = validate_averaged(stage, ema, parameters)
+        curve.append({"step": float(done), **figures})
+        (folder / "curve.json").write_text(json.dumps(curve, indent=1))
+        log(f"{stage.name} {done} validation  " + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+        new_best = settings.best is not None and best.offer(figures.get(settings.best, math.nan), done, ema.shadow_params)
+        if observe is not None:
+            observe("validation", {**curve[-1], "best": float(new_best)})
+
+    if settings.best is not None and not start:
+        validated(0)
     began, last = time.monotonic(), start
     stage.trainable.train()
     if progress is not None:
         progress(stage.name, start, settings.steps)
     for step in range(start, settings.steps):
+        clock = time.process_time()
+        share = None if settings.cpu_seconds is None else min(computed / settings.cpu_seconds, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, settings)
+            group["lr"] = learning_rate_at(step, settings, share)
         with accelerator.autocast():
             loss, numbers = stage.loss(settings.images)
         optimizer.zero_grad(set_to_none=True)
@@ -139,9 +178,14 @@ def run_stage(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         ema.step(parameters)
-        for key, value in {"loss": float(loss.detach()), **numbers}.items():
+        shown_now = {"loss": float(loss.detach()), **numbers}
+        for key, value in shown_now.items():
             recent.setdefault(key, []).append(value)
         done = step + 1
+        computed += time.process_time() - clock
+        spent = settings.cpu_seconds is not None and computed >= settings.cpu_seconds
+        if observe is not None:
+            observe("step", {"step": float(done), **shown_now})
         if done % settings.log_every == 0:
             pace = (time.monotonic() - began) / (done - last)
             shown = "  ".join(f"{k} {sum(v) / len(v):.4f}" for k, v in recent.items())
@@ -151,17 +195,22 @@ def run_stage(
         if progress is not None:
             progress(stage.name, done, settings.steps)
         stop = cancelled() and done < settings.steps
-        if done % settings.validate_every == 0 or done == settings.steps:
-            curve.append({"step": float(done), **validate_averaged(stage, ema, parameters)})
-            (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-            log(f"{stage.name} {done} validation  " + "  ".join(f"{k} {v:.3f}" for k, v in curve[-1].items() if k != "step"))
+        if done % settings.validate_every == 0 or done == settings.steps or spent:
+            validated(done)
+        tired = settings.patience is not None and best.since >= settings.patience
         if done % settings.checkpoint_every == 0 or done == settings.steps or stop:
             save_checkpoint(folder / CHECKPOINT_NAME, done, stage, parameters, optimizer, ema)
         if stop:
+            ema.copy_to(parameters)
+            best.copy_to(parameters)
             raise CancelledError(
                 f"Stopped at step {done} of {settings.steps} of the stage {stage.name}; the checkpoint is kept."
             )
+        if spent or tired:
+            log(f"{stage.name}: ended at step {done}, " + ("the time is spent" if spent else "no better for a while"))
+            break
     ema.copy_to(parameters)
+    best.copy_to(parameters)
     stage.trainable.eval()
     draw_curve(curve, folder / "curve.png", stage.name)
     return curve
@@ -196,8 +245,9 @@ def stage_clock(folder: Path) -> Iterator[None]:
         path.write_text(json.dumps(before + time.monotonic() - began))
 
 
-def _read_curve(path: Path, start: int) -> list[dict[str, float]]:
+def read_curve(folder: Path, start: int) -> list[dict[str, float]]:
     """The validation curve up to the checkpoint's step; what an interrupted run added after it is measured again."""
+    path = folder / "curve.json"
     if not path.exists():
         return []
     return [point for point in json.loads(path.read_text()) if point["step"] <= start]

@@ -128,7 +128,7 @@ class TrainingRun:
         self.card = parts.card
         for modality in self.opened.stored_modalities:
             self.card.window(modality)
-        _claim(
+        claim(
             self.work,
             {
                 "kind": self.kind,
@@ -219,7 +219,7 @@ class TrainingRun:
         parts.card = ModelCard.model_validate(
             {
                 **card.model_dump(exclude={"created", "accuracy", "sha256"}),
-                "model_id": f"{_slug(self.out.name)}-{self.kind}",
+                "model_id": f"{slug(self.out.name)}-{self.kind}",
                 "name": f"ProGiDiff {self.out.name}",
                 "modalities": modalities,
                 "planes": planes,
@@ -252,7 +252,7 @@ def _check_out(out: Path) -> None:
         raise OutputError(f'"{out}" holds something that is not a model; choose a new or empty folder for the model.')
 
 
-def _claim(work: Path, run: dict[str, Any]) -> None:
+def claim(work: Path, run: dict[str, Any]) -> None:
     """Mark a work folder as this run's; a folder of another run is refused, because its checkpoints would not fit.
 
     Raises:
@@ -277,5 +277,5 @@ def _claim(work: Path, run: dict[str, Any]) -> None:
         )
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "model"

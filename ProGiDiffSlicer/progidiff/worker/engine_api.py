@@ -22,11 +22,29 @@ class Card(Protocol):
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
+class AdapterCard(Protocol):
+    """The part of an adapter's card that the worker speaks of."""
+
+    @property
+    def adapter_id(self) -> str: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
 class Engine(Protocol):
-    """One loaded model and its current image."""
+    """One loaded model, maybe with an adapter, and its current image."""
 
     @property
     def card(self) -> Card: ...
+
+    @property
+    def adapter(self) -> AdapterCard | None: ...
+
+    def load_adapter(self, folder: Path, even_if_worse: bool = False) -> AdapterCard:
+        """Use an adapter; where it is refused (``AdapterError``), what was in use stays in use."""
+
+    def unload_adapter(self) -> None:
+        """Go back to the base model."""
 
     def set_image(self, array_kji: Array, affine: Array, modality: str | None, plane: str | None = None) -> ImageInfo:
         """Make a volume the current image."""

@@ -142,9 +142,12 @@ class Server:
         elif isinstance(request, Propose):
             propose = request
             self._submit(request_id, "propose", lambda run: session.propose(propose, run))
-        elif isinstance(request, LoadAdapter | UnloadAdapter):
-            message = "Adapters are not available in this version; use a model that was trained for the data."
-            post(ErrorReply("unavailable", message), request_id)
+        elif isinstance(request, LoadAdapter):
+            adapter = request
+            self._submit(request_id, "load adapter", lambda run: session.load_adapter(adapter, run))
+        elif isinstance(request, UnloadAdapter):
+            unload = request
+            self._submit(request_id, "unload adapter", lambda run: session.unload_adapter(unload, run))
 
     def _submit(self, request_id: int, name: str, work: Work) -> None:
         if not self._compute.submit(request_id, name, work):
@@ -175,6 +178,7 @@ class Server:
             memory_mb=process_memory_mb(),
             device_memory_mb=device_memory_mb(),
             uptime_s=time.monotonic() - self._start,
+            adapter_id=session.adapter_id,
         )
 
     def _beat(self) -> None:

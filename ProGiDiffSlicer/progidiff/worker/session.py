@@ -9,14 +9,18 @@ from pathlib import Path
 from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent
 from progidiff.protocol import (
     Accepted,
+    AdapterLoaded,
+    AdapterUnloaded,
     Array,
     Cancelled,
     ImageReply,
     Load,
+    LoadAdapter,
     Loaded,
     Propose,
     Reply,
     SetImage,
+    UnloadAdapter,
     image_key,
 )
 from progidiff.worker.compute import RequestFailed, Run
@@ -52,6 +56,11 @@ class Session:
         return None if engine is None else engine.card.model_id
 
     @property
+    def adapter_id(self) -> str | None:
+        adapter = getattr(self._engine, "adapter", None)
+        return None if adapter is None else adapter.adapter_id
+
+    @property
     def image_key(self) -> str | None:
         image = self._image
         return None if image is None else image.key
@@ -73,6 +82,20 @@ class Session:
         card = engine.card
         LOG.info("model loaded on %s, %d targets", self.device, len(card.vocabulary))
         return Loaded(card.model_id, tuple(card.vocabulary), self.device, card.model_dump(mode="json"))
+
+    def load_adapter(self, request: LoadAdapter, run: Run) -> Reply:
+        """Use an adapter on the loaded model, which is not loaded again; the image stays."""
+        engine = self._need_engine()
+        run.emit(ProgressEvent("loading the adapter", 0.0))
+        card = engine.load_adapter(Path(request.folder), request.even_if_worse)
+        LOG.info("adapter in use")
+        return AdapterLoaded(card.adapter_id, card.model_dump(mode="json"))
+
+    def unload_adapter(self, request: UnloadAdapter, run: Run) -> Reply:
+        """Go back to the base model; nothing happens where no adapter is in use."""
+        self._need_engine().unload_adapter()
+        LOG.info("base model in use")
+        return AdapterUnloaded()
 
     def set_image(self, request: SetImage, run: Run) -> Reply:
         """Make an image the current one; an image that is the current one already costs nothing."""

@@ -1,0 +1,313 @@
+"""What a training example is made of: the voxels of a segment and of its volume, and where they come from.
+
+:func:`examine` looks at the nodes and says what stands in the way; :func:`collect` copies the voxels in portions.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from progidiff.errors import InputError
+from progidiff.volumes.slicing import plan_slices
+from ProGiDiffSlicerLib.logic.curating_facts import likely_modality, target_of
+from ProGiDiffSlicerLib.logic.labelmaps import (
+    Index,
+    between_nodes,
+    grid_of,
+    segment_labelmap,
+    step_between,
+    values_of,
+    volume_grid,
+)
+from ProGiDiffSlicerLib.logic.provenance import Provenance, earlier_provenance, read_provenance
+from ProGiDiffSlicerLib.logic.sequences import frames
+from ProGiDiffSlicerLib.logic.volumes import Modality, VolumeImage, still_same, volume_image
+
+# Slices around a segment that say where it ends.
+MARGIN = 2
+# What is copied or hashed between two events of the application.
+_PORTION = 1 << 20
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Slices(enum.Enum):
+    """Which slices of the volume an example holds."""
+
+    PROPOSED = "proposed"
+    SEGMENT = "segment"
+    VOLUME = "volume"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            Slices.PROPOSED: _("Slices that were proposed for"),
+            Slices.SEGMENT: _("Slices of the segment and 2 around it"),
+            Slices.VOLUME: _("Whole volume"),
+        }[self]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A segment that can be saved.
+
+    Attributes:
+        segmentation, segment_id, segment: where it is.
+        volume_node: the volume on whose voxels it lies.
+        volume: that volume as it is now.
+        target: key of the target that it shows.
+        modality: "CT" or "MR".
+        slices: which slices are saved.
+        asked: slices that were proposed for, all where that was the whole volume; ``None`` for a segment made by hand.
+        facts: where it comes from; ``None`` for a segment made by hand.
+        step: whole-number (4, 4), indices of the segment's labelmap to those of the volume.
+    """
+
+    segmentation: Any
+    segment_id: str
+    segment: Any
+    volume_node: Any
+    volume: VolumeImage
+    target: str
+    modality: Modality
+    slices: Slices
+    asked: range | None
+    facts: Provenance | None
+    step: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Voxels:
+    """What :func:`collect` copied.
+
+    Attributes:
+        image: (K, J, I) of the volume's own values.
+        mask: bool (K, J, I).
+        affine: float64 (4, 4), IJK of ``image`` to RAS of the world.
+        slices: the slices, counted from 0 along the slice axis of the volume.
+        volume_key: the same text for the same volume, whatever part of it is saved; for all frames of a sequence.
+    """
+
+    image: Array
+    mask: Array
+    affine: Array
+    slices: range
+    volume_key: str
+
+
+def volume_role(segment_id: str) -> str:
+    """Role of a segmentation's reference to the volume for which a segment was accepted."""
+    return f"ProGiDiff.Volume.{segment_id}"
+
+
+def remember_volume(segmentation: Any, segment_id: str, volume_id: str) -> None:
+    """Note for which volume a segment was accepted: several volumes may share a grid, and a segmentation."""
+    segmentation.SetNodeReferenceID(volume_role(segment_id), volume_id)
+
+
+def examine(
+    segmentation: Any,
+    segment_id: str,
+    input_volume: Any,
+    slices: Slices,
+    target: str | None = None,
+    modality: Modality | None = None,
+) -> Example:
+    """A segment as an example; voxels are looked at later.
+
+    Args:
+        segmentation: the vtkMRMLSegmentationNode, or ``None``.
+        segment_id: the segment; its provenance must be up to date.
+        input_volume: the volume that is chosen, taken where the segment does not say for which it was accepted.
+        slices: which slices.
+        target: what it shows; ``None``: what the segment itself says.
+        modality: of a volume that does not say it.
+
+    Raises:
+        InputError: it cannot be saved; the sentence says why and what to do.
+    """
+    segment = None if segmentation is None else segmentation.GetSegmentation().GetSegment(segment_id)
+    if segment is None:
+        raise InputError(_("Accept a proposal, or choose a segmentation and its segment, to save it as a training example."))
+    name = segment.GetName()
+    if segment_labelmap(segment) is None:
+        raise InputError(_("{segment} is not made of voxels; make Binary labelmap its source.").format(segment=name))
+    target = target or target_of(segment)
+    if target is None:
+        raise InputError(_("Choose under Target what {segment} shows, then save it.").format(segment=name))
+    node, step = _volume_of(segmentation, segment_id, segment, input_volume)
+    playing = frames(node)
+    if playing is not None and playing.browser.GetSequenceNode(segmentation) is None:
+        text = _(
+            "{segmentation} does not change with the frames of {volume}, so that the frame of {segment} is not known; "
+            "accept into a new segmentation."
+        )
+        raise InputError(text.format(segmentation=segmentation.GetName(), volume=node.GetName(), segment=name))
+    volume = volume_image(node)
+    facts = read_provenance(segment)
+    plan = plan_slices(volume.geometry)
+    asked = None if facts is None else _asked([facts, *earlier_provenance(segment)], plan.count)
+    found = volume.modality or modality or likely_modality(node)
+    return Example(segmentation, segment_id, segment, node, volume, target, found, slices, asked, facts, step)
+
+
+def collect(example: Example) -> Generator[None, None, Voxels]:
+    """Copy the voxels of an example, about a megabyte per step.
+
+    Raises:
+        InputError: the segment is empty or reaches outside the volume, or something was changed meanwhile.
+        MemoryError: there is no room for the copy.
+    """
+    volume, name = example.volume, example.segment.GetName()
+    labelmap, before = segment_labelmap(example.segment), _stamp(example.segment)
+    mask, occupied = yield from _mask(example, values_of(labelmap))
+    key = yield from _volume_key(example)
+    plan = plan_slices(volume.geometry)
+    rows = occupied[plan.axis]
+    if not rows.any():
+        raise InputError(_("{segment} is empty; there is nothing to learn from it.").format(segment=name))
+    chosen = _range(example, np.flatnonzero(rows), plan.count)
+    box = tuple(slice(chosen.start, chosen.stop) if axis == plan.axis else slice(None) for axis in range(3))
+    image = yield from _copied(volume.array_kji[box])
+    cut = yield from _copied(mask[box])
+    changed = still_same(example.volume_node.GetScene(), volume.fingerprint) if example.volume_node.GetScene() else ""
+    if changed is not None or _stamp(example.segment) != before or segment_labelmap(example.segment) is not labelmap:
+        raise InputError(_("{segment} or its volume was changed meanwhile; save it again.").format(segment=name))
+    first = np.eye(4)
+    first[2 - plan.axis, 3] = chosen.start
+    return Voxels(image, cut, volume.affine @ first, chosen, key)
+
+
+def _volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: Any) -> tuple[Any, Array]:
+    """The volume on whose voxels a segment lies, and the way there."""
+    found = (
+        segmentation.GetNodeReference(volume_role(segment_id)),
+        input_volume,
+        segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()),
+    )
+    candidates = [node for node in found if node is not None and node.IsA("vtkMRMLScalarVolumeNode")]
+    grid = grid_of(segment_labelmap(segment))
+    for node in candidates:
+        if node.GetImageData() is None:
+            continue
+        step = step_between(grid, between_nodes(node, segmentation) @ volume_grid(node))
+        if step is not None:
+            return node, step
+    name = segment.GetName()
+    if not candidates:
+        text = _("The volume of {segment} is not in the scene; load it and choose it under Prompt.")
+        raise InputError(text.format(segment=name))
+    text = _(
+        "The voxels of {segment} are not those of {volume}, which was moved, resampled or replaced since; "
+        "undo that, or accept a proposal for it again."
+    )
+    raise InputError(text.format(segment=name, volume=candidates[0].GetName()))
+
+
+def _mask(example: Example, labelled: tuple[Array, Index]) -> Generator[None, None, tuple[Array, list[Array]]]:
+    """The segment on the voxels of its volume, and for each axis which planes hold some of it."""
+    values, origin = _turned(*labelled, example.step)
+    label = example.segment.GetLabelValue()
+    shape = example.volume.array_kji.shape
+    mask = np.zeros(shape, dtype=bool)
+    occupied = [np.zeros(size, dtype=bool) for size in shape]
+    first = [max(0, start) for start in origin]
+    last = [min(size, start + count) for size, start, count in zip(shape, origin, values.shape, strict=True)]
+    place = tuple(slice(a, max(a, b)) for a, b in zip(first, last, strict=True))
+    inside = tuple(slice(a - o, max(a, b) - o) for a, b, o in zip(first, last, origin, strict=True))
+    done = 0
+    for k, plane in enumerate(values):
+        found = plane == label
+        if found.any():
+            rows, columns = (np.flatnonzero(found.any(axis=axis)) for axis in (1, 0))
+            within = inside[1].start <= rows[0] and rows[-1] < inside[1].stop
+            within = within and inside[2].start <= columns[0] and columns[-1] < inside[2].stop
+            if not within or not inside[0].start <= k < inside[0].stop:
+                text = _("{segment} reaches outside {volume}; cut that part off, or choose its own volume under Prompt.")
+                raise InputError(text.format(segment=example.segment.GetName(), volume=example.volume.name))
+            mask[k + origin[0], place[1], place[2]] = found[inside[1], inside[2]]
+            occupied[0][k + origin[0]] = True
+            occupied[1][rows + origin[1]] = True
+            occupied[2][columns + origin[2]] = True
+        done += plane.size
+        if done >= _PORTION:
+            done = 0
+            yield
+    return mask, occupied
+
+
+def _turned(values: Array, origin: Index, step: Array) -> tuple[Array, Index]:
+    """A labelmap's voxels as a view in the axis order of the volume, and the volume's index of the first one."""
+    turn, shift = step[:3, :3], step[:3, 3]
+    source = [int(np.abs(row).argmax()) for row in turn]  # by axis i, j, k of the volume: that of the labelmap
+    signs = [int(turn[axis, of]) for axis, of in enumerate(source)]
+    counts, starts = values.shape[::-1], origin[::-1]
+    first = [
+        int(shift[axis]) + (starts[of] if sign > 0 else -(starts[of] + counts[of] - 1))
+        for axis, (of, sign) in enumerate(zip(source, signs, strict=True))
+    ]
+    turned = values.transpose([2 - of for of in source[::-1]])
+    turned = turned[tuple(slice(None, None, sign) for sign in signs[::-1])]
+    return turned, (first[2], first[1], first[0])
+
+
+def _volume_key(example: Example) -> Generator[None, None, str]:
+    playing = frames(example.volume_node)
+    array = example.volume.array_kji
+    if playing is not None:
+        array = slicer.util.arrayFromVolume(playing.data_node(0))
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    for portion in _portions(array):
+        digest.update(np.ascontiguousarray(array[portion]).reshape(-1).view(np.uint8).data)
+        yield
+    return digest.hexdigest()[:32]
+
+
+def _copied(source: Array) -> Generator[None, None, Array]:
+    copy = np.empty(source.shape, source.dtype.newbyteorder("<"))
+    for portion in _portions(source):
+        copy[portion] = source[portion]
+        yield
+    return copy
+
+
+def _portions(array: Array) -> Generator[tuple[Any, ...], None, None]:
+    """Places of an array (k, j, i) that hold about a megabyte each."""
+    rows = max(1, _PORTION // max(1, array.shape[2] * array.itemsize))
+    planes = max(1, rows // max(1, array.shape[1]))
+    for k in range(0, array.shape[0], planes):
+        for j in range(0, array.shape[1], rows):
+            yield slice(k, k + planes), slice(j, j + rows)
+
+
+def _range(example: Example, filled: Array, count: int) -> range:
+    """The slices to save; those in which there is something of the segment always belong to them."""
+    if example.slices is Slices.VOLUME:
+        return range(count)
+    first, last = int(filled[0]), int(filled[-1])
+    if example.slices is Slices.PROPOSED and example.asked is not None:
+        return range(min(first, example.asked.start), max(last + 1, example.asked.stop))
+    return range(max(0, first - MARGIN), min(count, last + 1 + MARGIN))
+
+
+def _asked(origins: list[Provenance], count: int) -> range:
+    """All slices that were proposed for, one or several times."""
+    ranges = []
+    for facts in origins:
+        first, _dash, last = facts.slices.partition("-")
+        known = first.isdecimal() and last.isdecimal()
+        ranges.append(range(max(0, int(first) - 1), min(count, int(last))) if known else range(count))
+    return range(min(each.start for each in ranges), max(each.stop for each in ranges))
+
+
+def _stamp(segment: Any) -> tuple[Any, ...]:
+    image = segment_labelmap(segment)
+    return (None,) if image is None else (image.GetMTime(), tuple(image.GetExtent()), segment.GetLabelValue())

@@ -1,0 +1,221 @@
+"""Labelled images to evaluate on: volumes of nnU-Net folders and curated sets, slices of slice folders and public sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from progidiff.curation import CuratedCase, CuratedSet, patient_groups
+from progidiff.datasets.manifest import MANIFEST_NAME
+from progidiff.datasets.naming import with_unions
+from progidiff.datasets.nnunet import Case, NnUNetDataset
+from progidiff.datasets.shared_slices import load_shared
+from progidiff.datasets.slices import LabelledSlice, SliceFolder
+from progidiff.errors import DatasetError
+from progidiff.evaluation.presenting import as_volume
+from progidiff.model.card import ModelCard
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan, plan_slices
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """An image with its reference masks.
+
+    Attributes:
+        array: numeric (K, J, I), HU for CT.
+        geometry: its grid.
+        modality: "CT" or "MR".
+        plan: how it is cut into slices; a single slice is a volume of one.
+        labelled: targets that are labelled; any other target is unknown, never background.
+        reference: target -> bool (K, J, I).
+        ignored: bool (K, J, I), voxels of which nothing is known, or ``None``.
+    """
+
+    array: np.ndarray
+    geometry: Geometry
+    modality: str
+    plan: SlicePlan
+    labelled: frozenset[str]
+    reference: Callable[[str], np.ndarray]
+    ignored: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationCase:
+    """A labelled image that is read when it is needed.
+
+    Attributes:
+        set: name of its set.
+        name: its name, unique within the set.
+        patient: the unit of confidence intervals.
+        labelled: targets that may be labelled in it.
+        fingerprint: digest of image and labels, to know whether a result that is kept still fits.
+        read: reads it.
+        spacing_exact: whether the pixel size is known and not only typical.
+    """
+
+    set: str
+    name: str
+    patient: str
+    labelled: frozenset[str]
+    fingerprint: Callable[[], str]
+    read: Callable[[], LabelledImage]
+    spacing_exact: bool = True
+
+
+def cases_of_folder(folder: Path, card: ModelCard) -> list[EvaluationCase]:
+    """The cases of a curated set, an nnU-Net raw folder (volumes) or a slice folder (slices).
+
+    Raises:
+        DatasetError: it is none of these, or damaged.
+    """
+    folder = Path(folder)
+    name = folder.name or folder.resolve().name
+    if CuratedSet.is_set(folder):
+        curated = CuratedSet(folder).list()
+        if not curated:
+            raise DatasetError(f"The curated set '{folder}' holds no case yet; save some training examples first.")
+        groups = patient_groups(curated)
+        return [_curated(case, name, groups[case.id]) for case in curated]
+    if CuratedSet.is_set(folder.parent):
+        raise DatasetError(
+            f"'{folder}' is a part of a curated set, whose cases label single organs only; name '{folder.parent}' instead."
+        )
+    if (folder / MANIFEST_NAME).is_file():
+        data = SliceFolder(folder)
+        return [
+            EvaluationCase(
+                name,
+                entry.id or entry.image,
+                entry.patient,
+                data.labelled_in(entry),
+                partial(_slice_fingerprint, partial(data.read, entry)),
+                partial(_slice, partial(data.read, entry), card),
+                data.manifest.settings(entry).spacing_exact,
+            )
+            for entry in data.manifest.slices
+        ]
+    if (folder / "dataset.json").is_file():
+        volumes = NnUNetDataset(folder)
+        return [
+            EvaluationCase(
+                name,
+                case.name,
+                volumes.patient_of(case),
+                volumes.labelled_targets,
+                partial(_files_fingerprint, (case.image, case.label), repr((volumes.labels, volumes.ignored_values))),
+                partial(_volume, volumes, case),
+            )
+            for case in volumes.cases
+        ]
+    raise DatasetError(
+        f"'{folder}' is no labelled set; name a curated set, an nnU-Net raw folder (with dataset.json) or a slice folder"
+        f" (with {MANIFEST_NAME})."
+    )
+
+
+def cases_of_shared(folder: Path, name: str, card: ModelCard) -> list[EvaluationCase]:
+    """The slices of one of the public sets of :func:`progidiff.datasets.shared_slices.load_shared`.
+
+    Raises:
+        DatasetError: there is no such set.
+    """
+    return cases_of_slices(load_shared(folder, name), name, card)
+
+
+def cases_of_slices(items: Iterable[LabelledSlice], name: str, card: ModelCard) -> list[EvaluationCase]:
+    """Slices in memory as cases of a set ``name``."""
+    return [
+        EvaluationCase(
+            name,
+            item.slice_id,
+            item.patient,
+            item.labelled,
+            partial(_slice_fingerprint, partial(_given, item)),
+            partial(_slice, partial(_given, item), card),
+            item.spacing_exact,
+        )
+        for item in items
+    ]
+
+
+def _given(item: LabelledSlice) -> LabelledSlice:
+    return item
+
+
+def _slice(read: Callable[[], LabelledSlice], card: ModelCard) -> LabelledImage:
+    item = read()
+    array, affine = as_volume(item, card)
+    geometry = Geometry((array.shape[2], array.shape[1], 1), affine)
+    plan = plan_slices(geometry, item.plane)
+    labels = item.labels
+    return LabelledImage(array, geometry, item.modality, plan, item.labelled, lambda target: labels[target][None])
+
+
+def _volume(data: NnUNetDataset, case: Case) -> LabelledImage:
+    image, label = data.volume(case)
+    values = label.array
+    ids = _ids_with_unions(data.labels)
+    ignored = np.isin(values, data.ignored_values) if data.ignored_values else None
+    return LabelledImage(
+        image.array,
+        image.geometry,
+        data.modality,
+        plan_slices(image.geometry, data.plane),
+        data.labelled_targets,
+        lambda target: np.isin(values, ids[target]),
+        ignored if ignored is not None and ignored.any() else None,
+    )
+
+
+def _ids_with_unions(labels: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Values of every target and of unions such as "kidneys", without a mask of the volume for each."""
+    values = np.array(sorted({value for ids in labels.values() for value in ids}))
+    flags = with_unions({target: np.isin(values, ids) for target, ids in labels.items()})
+    return {target: values[flag].tolist() for target, flag in flags.items()}
+
+
+def _curated(case: CuratedCase, name: str, patient: str) -> EvaluationCase:
+    labelled = frozenset(with_unions({target: np.zeros(1, dtype=bool) for target in case.targets}))
+    mark, read = partial(_curated_fingerprint, case), partial(_read_curated, case)
+    return EvaluationCase(name, case.id, patient, labelled, mark, read)
+
+
+def _read_curated(case: CuratedCase) -> LabelledImage:
+    array, affine, masks = case.read()
+    every = with_unions(masks)
+    geometry = Geometry(array.shape[::-1], affine)
+    plan = plan_slices(geometry, case.plane)
+    return LabelledImage(array, geometry, case.modality, plan, frozenset(every), every.__getitem__)
+
+
+def _curated_fingerprint(case: CuratedCase) -> str:
+    image = _read_curated(case)
+    digest = hashlib.blake2b(np.ascontiguousarray(image.array).tobytes(), digest_size=16)
+    for target in sorted(image.labelled):
+        digest.update(target.encode() + np.packbits(image.reference(target)).tobytes())
+    return digest.hexdigest()
+
+
+def _slice_fingerprint(read: Callable[[], LabelledSlice]) -> str:
+    item = read()
+    facts = repr((item.image.shape, item.spacing_rc, item.modality, item.window, item.plane, sorted(item.labelled)))
+    digest = hashlib.blake2b(facts.encode() + np.ascontiguousarray(item.image).tobytes(), digest_size=16)
+    for target in sorted(item.labels):
+        digest.update(target.encode() + np.packbits(item.labels[target]).tobytes())
+    return digest.hexdigest()
+
+
+def _files_fingerprint(paths: Sequence[Path], more: str) -> str:
+    from progidiff.active.finding import fingerprint
+
+    digest = hashlib.blake2b(more.encode(), digest_size=16)
+    for path in paths:
+        digest.update(fingerprint(path).encode())
+    return digest.hexdigest()

@@ -1,0 +1,316 @@
+"""From a team's own cases to an adapter: split by patient, LoRA, early stop, before and after on held-out cases, card."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from progidiff.datasets.slices import LabelledSlice
+from progidiff.errors import CancelledError, DatasetError
+from progidiff.evaluation.phantom_set import held_out_phantoms
+from progidiff.locations import weights_hash
+from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
+from progidiff.model.adapter_card import AdapterCard, Counts, Retention, TargetScore
+from progidiff.model.folder import ProGiDiffModel, load_model
+from progidiff.sampling.engine import Engine
+from progidiff.training.curated import open_cases
+from progidiff.training.datasets import split_stacks
+from progidiff.training.held_out import FirstRanked, before_after_png, choose_slices, first_ranked, mean_score, scores
+from progidiff.training.session import Watch, claim, slug, training_device
+from progidiff.training.stacks import Stack
+from progidiff.training.tuning import TuneSettings, tune
+
+#: Told everything that happens, as objects that can be written as JSON.
+Report = Callable[[dict[str, Any]], None]
+#: Proposals of each target on a phantom that retention is measured on.
+_PHANTOM_PROPOSALS = 3
+_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """Settings of an adaptation.
+
+    Attributes:
+        tuning: of the training; always LoRA.
+        targets: targets to tune; all that the cases label by default.
+        validation_share: share of the patients that are held out; with a single patient nobody is.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        name: shown to users; by default that of the folder.
+        phantoms: held-out phantoms that retention is measured on.
+    """
+
+    tuning: TuneSettings = field(default_factory=TuneSettings)
+    targets: tuple[str, ...] = ()
+    validation_share: float = 0.25
+    device: str = "auto"
+    name: str = ""
+    phantoms: int = 5
+
+
+def adapt(
+    cases: Sequence[Path],
+    model: Path | None,
+    out: Path,
+    work: Path | None = None,
+    settings: AdaptSettings | None = None,
+    watch: Watch | None = None,
+    report: Report = lambda event: None,
+) -> AdapterCard:
+    """Tune a model on cases with LoRA and write the adapter.
+
+    A training that was interrupted in ``work`` goes on. A cancelled one keeps the best adapter so far; the same call goes on
+    from there.
+
+    Args:
+        cases: curated sets, nnU-Net raw folders or slice folders.
+        model: model folder; the bundled one by default.
+        out: the adapter's folder; an earlier adapter there is replaced at the end.
+        work: checkpoints; beside ``out`` by default. It is removed when the training has run to its end.
+        settings: see :class:`AdaptSettings`.
+        watch: log, progress and cancellation.
+        report: told ``start``, ``step``, ``validation``, ``pictures`` and ``done`` events.
+
+    Returns:
+        the card as written.
+
+    Raises:
+        CancelledError: cancelled before anything was better than the base; the checkpoint is kept.
+        DatasetError, ModelError, OutputError: the cases, the model or a folder cannot be used.
+    """
+    settings, watch, began = settings or AdaptSettings(), watch or Watch(), time.monotonic()
+    out = Path(out)
+    check_adapter_folder(out)
+    work = Path(work) if work is not None else out.with_name(f"{out.name}-training")
+    device = training_device(settings.device)
+    stacks, modalities = open_cases(cases)
+    parts = load_model(model, device)
+    stacks = _wanted(stacks, parts.card.vocabulary, settings.targets)
+    train, held_out = _split(stacks, settings, watch)
+    counts = _count(train, held_out, parts.card.vocabulary)
+    for known in modalities:
+        parts.card.window(known)
+    adapter_id = _claim_run(work, parts, stacks, settings, out)
+    tuning = replace(settings.tuning, method="lora")
+    report(
+        {
+            "event": "start",
+            "adapter_id": adapter_id,
+            "steps": tuning.steps,
+            "cases": {"training": len(train), "validation": len(held_out)},
+            "targets": {target: count.model_dump() for target, count in counts.items()},
+        }
+    )
+    vocabulary = list(counts)
+    items = choose_slices(held_out, vocabulary, tuning.validation_images)
+    phantoms = held_out_phantoms(settings.phantoms, parts.card.image_size, parts.card.spacing_mm)
+    watch.log("measuring the base model on the held-out cases")
+    base = _Measured.of(parts, items, vocabulary, phantoms)
+    modality = modalities[0] if len(modalities) == 1 else None
+    tuned = tune(parts, train, held_out, work, tuning, watch, modality, _Steps(report, tuning.steps, counts))
+    if tuned.cancelled and (tuned.best_step == 0 or tuned.steps == 0):
+        raise CancelledError(
+            f"Stopped at step {tuned.steps}, before anything beat the base model; the same command goes on from here."
+        )
+    watch.log("measuring the adapter on the held-out cases")
+    now = _Measured.of(parts, items, vocabulary, phantoms)
+    better, reason = _verdict(base.by_target, now.by_target)
+    card = save_adapter(
+        lora_state(parts),
+        {
+            "adapter_id": adapter_id,
+            "name": settings.name or out.name,
+            "base_model_id": parts.card.model_id,
+            "base_sha256": weights_hash(parts.card.sha256),
+            "rank": tuning.rank,
+            "alpha": tuning.alpha or float(tuning.rank),
+            "layers": tuning.layers,
+            "modalities": modalities,
+            "vocabulary": vocabulary,
+            "cases": Counts(training=len(train), validation=len(held_out)),
+            "patients": Counts(training=_patients(train), validation=_patients(held_out)),
+            "targets": counts,
+            "steps": tuned.steps,
+            "best_step": tuned.best_step,
+            "seconds": round(time.monotonic() - began, 1),
+            "device": str(device),
+            "seed": tuning.seed,
+            "settings": {**asdict(tuning), "torch": torch.__version__},
+            "before": base.by_target,
+            "after": now.by_target,
+            "mean_before": mean_score(base.by_target),
+            "mean_after": mean_score(now.by_target),
+            "retention": Retention(set="held-out phantoms", n=len(phantoms), before=base.phantoms, after=now.phantoms),
+            "better": better,
+            "reason": reason,
+        },
+        out,
+    )
+    _keep_curve(work, out)
+    if not tuned.cancelled:
+        shutil.rmtree(work, ignore_errors=True)
+    report({"event": "pictures", "items": _pictures(base.first, now.first)})
+    report(
+        {
+            "event": "done",
+            "folder": str(out),
+            "adapter_id": adapter_id,
+            "better": better,
+            "cancelled": tuned.cancelled,
+            "reason": reason,
+            "card": card.model_dump(mode="json"),
+        }
+    )
+    return card
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """First-ranked proposals on the held-out slices, their Dice by target, and the mean on phantoms."""
+
+    first: list[FirstRanked]
+    by_target: dict[str, TargetScore]
+    phantoms: float
+
+    @classmethod
+    def of(
+        cls,
+        model: ProGiDiffModel,
+        items: Sequence[LabelledSlice],
+        vocabulary: Sequence[str],
+        phantoms: Sequence[LabelledSlice],
+    ) -> _Measured:
+        engine = Engine(model)
+        first = first_ranked(engine, items, vocabulary)
+        kept = first_ranked(engine, phantoms, model.card.vocabulary, _PHANTOM_PROPOSALS)
+        return cls(first, scores(first), mean_score(scores(kept)) or 0.0)
+
+
+class _Steps:
+    """Turns what the loop tells into events, with the time that is left."""
+
+    def __init__(self, report: Report, steps: int, targets: dict[str, Counts]) -> None:
+        self._report, self._steps, self._targets = report, steps, targets
+        self._began, self._first = time.monotonic(), -1
+
+    def __call__(self, event: str, figures: dict[str, float]) -> None:
+        step = int(figures["step"])
+        if event == "step":
+            if self._first < 0:
+                self._began, self._first = time.monotonic(), step
+            pace = (time.monotonic() - self._began) / max(step - self._first, 1)
+            eta = round(pace * (self._steps - step), 1) if step > self._first else None
+            self._report({"event": "step", "step": step, "steps": self._steps, "loss": figures["loss"], "eta_s": eta})
+        elif "dice" in figures:
+            per_target = {t: figures[t] for t in self._targets if t in figures}
+            best = bool(figures["best"])
+            self._report(
+                {"event": "validation", "step": step, "dice": figures["dice"], "per_target": per_target, "best": best}
+            )
+
+
+def _wanted(stacks: Sequence[Stack], vocabulary: Sequence[str], targets: tuple[str, ...]) -> list[Stack]:
+    """Stacks that label something to tune, and nothing else of it."""
+    unknown = sorted(set(targets).difference(vocabulary))
+    if unknown:
+        raise DatasetError(f"This model does not know {', '.join(unknown)}; it knows {', '.join(vocabulary)}.")
+    wanted = frozenset(targets or vocabulary)
+    found = [_narrowed(s, s.labelled & wanted) for s in stacks if s.labelled & wanted]
+    if not found:
+        raise DatasetError("No case labels a target that is to be tuned; save training examples of it first.")
+    return found
+
+
+def _narrowed(stack: Stack, targets: frozenset[str]) -> Stack:
+    def read() -> list[LabelledSlice]:
+        return [replace(item, labelled=item.labelled & targets) for item in stack.read()]
+
+    return replace(stack, labelled=targets, read=read)
+
+
+def _split(stacks: Sequence[Stack], settings: AdaptSettings, watch: Watch) -> tuple[list[Stack], list[Stack]]:
+    if settings.validation_share and len({s.patient for s in stacks}) < 2:
+        watch.log("All cases are of one patient: nobody is held out, and nobody knows whether the adapter is better.")
+        return list(stacks), []
+    return split_stacks(stacks, settings.validation_share, settings.tuning.seed)
+
+
+def _count(train: Sequence[Stack], held_out: Sequence[Stack], vocabulary: Sequence[str]) -> dict[str, Counts]:
+    labelled = frozenset[str]().union(*(s.labelled for s in (*train, *held_out)))
+    return {
+        target: Counts(
+            training=sum(target in s.labelled for s in train), validation=sum(target in s.labelled for s in held_out)
+        )
+        for target in vocabulary
+        if target in labelled
+    }
+
+
+def _patients(stacks: Sequence[Stack]) -> int:
+    return len({s.patient for s in stacks})
+
+
+def _claim_run(work: Path, parts: ProGiDiffModel, stacks: Sequence[Stack], settings: AdaptSettings, out: Path) -> str:
+    """Mark the work folder as this run's; the adapter's id, which stays the same when it goes on."""
+    tuning = {k: v for k, v in asdict(settings.tuning).items() if k not in ("steps", "patience", "cache_mb")}
+    claim(
+        work,
+        {
+            "kind": "adapter",
+            "model": weights_hash(parts.card.sha256),
+            # a digest: names of cases and patients have no place in a file of checkpoints
+            "data": hashlib.sha256(json.dumps(sorted((s.name, s.patient) for s in stacks)).encode()).hexdigest(),
+            "settings": tuning,
+            "validation share": settings.validation_share,
+        },
+    )
+    path = work / "adapter_id.json"
+    if not path.exists():
+        path.write_text(json.dumps(f"{slug(out.name)}-{uuid.uuid4().hex[:8]}"), encoding="utf-8")
+    return str(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _verdict(before: dict[str, TargetScore], after: dict[str, TargetScore]) -> tuple[bool, str]:
+    """Whether the adapter is better on the held-out cases, and a sentence on it."""
+    first, second = mean_score(before), mean_score(after)
+    if first is None or second is None:
+        return False, "No case was held out, so nobody knows whether it is better than the base model."
+    patients = max(s.n_patients for s in after.values())
+    slices = sum(s.n_slices for s in after.values())
+    word = "better" if second > first else "not better"
+    return second > first, (
+        f"On held-out cases it is {word} than the base model: mean Dice {first:.3f} before, {second:.3f} after"
+        f" ({slices} slices, {patients} patient{'s' if patients > 1 else ''})."
+    )
+
+
+def _keep_curve(work: Path, out: Path) -> None:
+    for name in ("curve.png", "curve.json"):
+        if (work / name).exists():
+            shutil.copyfile(work / name, out / name)
+
+
+def _pictures(before: Sequence[FirstRanked], after: Sequence[FirstRanked]) -> list[dict[str, Any]]:
+    """Pictures spread over the held-out slices, in memory only."""
+    step = max(1, -(-len(before) // _PICTURES))
+    pairs = list(zip(before, after, strict=True))[::step]
+    return [
+        {
+            "case": b.item.slice_id,
+            "target": b.target,
+            "before": round(b.dice, 4),
+            "after": round(a.dice, 4),
+            "png": base64.b64encode(before_after_png(b, a)).decode("ascii"),
+        }
+        for b, a in pairs
+    ]

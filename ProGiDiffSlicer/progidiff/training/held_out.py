@@ -1,0 +1,107 @@
+"""What a model is worth on held-out slices before and after tuning: the first-ranked proposals, as a user gets them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from progidiff.datasets.slices import LabelledSlice
+from progidiff.evaluation.metrics import dice
+from progidiff.evaluation.presenting import as_volume
+from progidiff.events import Event, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.model.adapter_card import TargetScore
+from progidiff.sampling.engine import Engine
+from progidiff.training.stacks import Stack
+
+#: Smallest labelled area that counts as present, in mm².
+_MIN_AREA_MM2 = 100.0
+
+
+@dataclass(frozen=True)
+class FirstRanked:
+    """The first-ranked proposal of a target on a held-out slice: bool (H, W), and its Dice."""
+
+    item: LabelledSlice
+    target: str
+    mask: np.ndarray
+    dice: float
+
+
+def choose_slices(stacks: Sequence[Stack], vocabulary: Sequence[str], most: int) -> list[LabelledSlice]:
+    """Slices that show labelled targets, spread over the stacks and within each."""
+    share = -(-most // max(len(stacks), 1))
+    chosen: list[LabelledSlice] = []
+    for stack in stacks:
+        shown = [item for item in stack.read() if present_targets(item, vocabulary)]
+        places = np.linspace(0, len(shown) - 1, min(share, len(shown)) + 2)[1:-1].round().astype(int)
+        chosen += [shown[int(place)] for place in places]
+    return chosen[:most]
+
+
+def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:
+    """Targets of the vocabulary that are labelled and visible on a slice."""
+    pixel = item.spacing_rc[0] * item.spacing_rc[1]
+    return [t for t in vocabulary if t in item.labelled and item.labels[t].sum() * pixel >= _MIN_AREA_MM2]
+
+
+def first_ranked(
+    engine: Engine, items: Sequence[LabelledSlice], vocabulary: Sequence[str], proposals: int = 8, seed: int = 0
+) -> list[FirstRanked]:
+    """Propose on every slice what it shows, and keep the proposal that is ranked first without ground truth."""
+    found: list[FirstRanked] = []
+    for item in items:
+        targets = tuple(present_targets(item, vocabulary))
+        if not targets:
+            continue
+        engine.set_image(*as_volume(item, engine.card), item.modality, item.plane)
+        masks: dict[str, list[np.ndarray]] = {t: [] for t in targets}
+        order: dict[str, int] = {}
+
+        def collect(event: Event, masks: dict[str, list[np.ndarray]] = masks, order: dict[str, int] = order) -> None:
+            if isinstance(event, SliceEvent):
+                masks[event.target].append(event.masks)
+            elif isinstance(event, RankingEvent):
+                order[event.target] = event.order[0]
+
+        engine.propose(ProposeRequest(targets, proposals=proposals, seed=seed), collect, lambda: False)
+        for target in targets:
+            mask = np.concatenate(masks[target])[order[target]]
+            found.append(FirstRanked(item, target, mask, dice(mask, item.labels[target])))
+    return found
+
+
+def scores(found: Sequence[FirstRanked]) -> dict[str, TargetScore]:
+    """Mean Dice by target, with numbers of slices and patients."""
+    result = {}
+    for target in dict.fromkeys(f.target for f in found):
+        own = [f for f in found if f.target == target]
+        patients = len({f.item.patient for f in own})
+        result[target] = TargetScore(dice=float(np.mean([f.dice for f in own])), n_slices=len(own), n_patients=patients)
+    return result
+
+
+def mean_score(by_target: dict[str, TargetScore]) -> float | None:
+    """Mean over targets; ``None`` where there are none."""
+    return float(np.mean([s.dice for s in by_target.values()])) if by_target else None
+
+
+def before_after_png(before: FirstRanked, after: FirstRanked) -> bytes:
+    """The slice twice side by side, first-ranked proposal of the base and of the adapter; reference dashed."""
+    from PIL import Image
+
+    from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
+
+    item = before.item
+    window = (0.0, 1.0) if item.window else display_window(item.image, item.modality)
+    frame = Frame(windowed(item.image, window), item.spacing_rc)
+    reference = item.labels[before.target]
+    halves = [Image.open(io.BytesIO(outlines_png(frame, [f.mask, reference]))) for f in (before, after)]
+    joined = Image.new("RGB", (sum(h.width for h in halves) + 6, halves[0].height), "white")
+    joined.paste(halves[0], (0, 0))
+    joined.paste(halves[1], (halves[0].width + 6, 0))
+    buffer = io.BytesIO()
+    joined.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,231 @@
+"""``progidiff next``: ranking a folder, going on, changed and unreadable volumes, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import progidiff
+from progidiff.active.finding import find_volumes, fingerprint
+from progidiff.active.measuring import NextSettings, measure
+from progidiff.active.record import NextDocument
+from progidiff.active.search import rank_folder
+from progidiff.cli.app import app
+from progidiff.errors import InputError, OutputError
+from progidiff.outputs.volumes_out import write_volume
+from progidiff.sampling.engine import Engine
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.reading import read_volume
+
+SETTINGS = NextSettings(proposals=3, steps=1, slices=2, closer=1, modality="CT")
+OPTIONS = ["--proposals", "3", "--steps", "1", "--slices", "2", "--closer", "1", "--device", "cpu"]
+
+
+def write(path: Path, phantom: tuple[np.ndarray, np.ndarray], shift: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array, affine = phantom
+    write_volume(path, (array + shift).astype(np.float32), Geometry(array.shape[::-1], affine))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_phantom: Callable[..., Any]) -> Path:
+    home = tmp_path / "Bäuche"
+    write(home / "a.nii.gz", make_phantom(4))
+    write(home / "unter" / "b.nrrd", make_phantom(6), 10)
+    return home
+
+
+@pytest.fixture(scope="module")
+def loaded(responsive_folder: Path) -> Engine:
+    return Engine.load(responsive_folder, "cpu")
+
+
+def search(engine: Engine, folder: Path, out: Path, **more: Any) -> tuple[NextDocument, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    settings = more.pop("settings", SETTINGS)
+    targets = more.pop("targets", ["liver", "spleen"])
+    return rank_folder(engine, folder, targets, out, settings, events.append, **more), events
+
+
+def test_volumes_are_found_below_and_label_maps_are_not(folder: Path, make_phantom: Callable[..., Any]) -> None:
+    write(folder / "labelsTr" / "a.nii.gz", make_phantom())
+    write(folder / ".hidden" / "c.nii.gz", make_phantom())
+    write(folder / "a.seg.nrrd", make_phantom())
+    (folder / "notes.txt").write_text("nothing")
+    assert [c.name for c in find_volumes(folder)] == ["a.nii.gz", "unter/b.nrrd"]
+    empty = folder / "leer"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no volumes"):
+        find_volumes(empty)
+
+
+def test_a_dicom_series_is_one_volume(tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
+    import SimpleITK as sitk
+
+    series = tmp_path / "all" / "series"
+    series.mkdir(parents=True)
+    array = make_phantom(3)[0].astype(np.int16)
+    for k, plane in enumerate(array):
+        image = sitk.GetImageFromArray(plane[None])
+        image.SetSpacing((4.0, 4.0, 7.0))
+        tags = {"0008|0060": "CT", "0020|000e": "1.2.3.4", "0020|000d": "1.2.3", "0008|0016": "1.2.840.10008.5.1.4.1.1.2"}
+        tags |= {"0020|0032": f"0\\0\\{7 * k}", "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(k)}
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(series / f"{k}.dcm"))
+        writer.Execute(image)
+    (candidate,) = find_volumes(tmp_path / "all")
+    assert candidate.name == "series"
+    assert read_volume(candidate.path).array.shape == array.shape
+    before = fingerprint(series)
+    (series / "2.dcm").write_bytes((series / "2.dcm").read_bytes()[:-2] + b"xx")
+    assert fingerprint(series) != before
+
+
+def test_the_ranking_and_its_file(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    document, events = search(loaded, folder, tmp_path / "new" / "next.json")
+    assert [e["event"] for e in events] == ["start", "volume", "volume", "done"]
+    assert events[0] == {"event": "start", "volumes": 2, "known": 0, "message": ""}
+    values = [item["disagreement"] for item in events[-1]["ranking"]]
+    assert values == sorted(values, reverse=True)
+    assert {item["path"] for item in events[-1]["ranking"]} == {"a.nii.gz", "unter/b.nrrd"}
+    assert not events[-1]["cancelled"]
+    for item in document.volumes:
+        worst = item.per_target[item.target]
+        assert item.disagreement == max(t.disagreement for t in item.per_target.values()) == worst.disagreement
+        assert set(item.per_target) == {"liver", "spleen"}
+        assert item.slice in worst.slices
+    text = (tmp_path / "new" / "next.json").read_text(encoding="utf-8")
+    assert NextDocument.model_validate_json(text) == document
+    assert document.complete
+    assert str(tmp_path) not in text  # relative paths only
+
+
+def test_the_place_of_the_doubt_lies_on_its_slice(loaded: Engine, folder: Path) -> None:
+    volume = read_volume(folder / "a.nii.gz")
+    item = measure(loaded, volume, ["liver"], SETTINGS)
+    i, j, k, _ = np.linalg.inv(volume.geometry.affine) @ np.array([*item.ras, 1.0])
+    assert k == pytest.approx(item.slice)
+    assert 0 <= i < volume.array.shape[2]
+    assert 0 <= j < volume.array.shape[1]
+
+
+def test_only_what_is_new_or_changed_is_measured_again(
+    loaded: Engine, folder: Path, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    out = tmp_path / "next.json"
+    first, _ = search(loaded, folder, out)
+    again, events = search(loaded, folder, out)
+    assert events[0]["known"] == 2
+    assert [e["event"] for e in events] == ["start", "done"]
+    assert again.volumes == first.volumes
+
+    write(folder / "a.nii.gz", make_phantom(4), 40)  # changed
+    (folder / "unter" / "b.nrrd").rename(folder / "moved.nrrd")  # the same content elsewhere
+    _, events = search(loaded, folder, out)
+    assert events[0]["known"] == 1
+    assert [e["item"]["path"] for e in events if e["event"] == "volume"] == ["a.nii.gz"]
+    assert {item["path"] for item in events[-1]["ranking"]} == {"a.nii.gz", "moved.nrrd"}
+
+
+def test_another_prompt_starts_anew_and_keeps_the_earlier_result(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next.json"
+    search(loaded, folder, out)
+    before = out.read_text(encoding="utf-8")
+    _, events = search(loaded, folder, out, targets=["liver"])
+    assert events[0]["known"] == 0
+    assert "another prompt" in events[0]["message"]
+    (kept,) = tmp_path.glob("next-*.json")
+    assert kept.read_text(encoding="utf-8") == before
+    assert kept.name in events[0]["message"]
+
+
+def test_a_file_of_something_else_is_not_overwritten(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "precious.json"
+    out.write_text('{"mine": 1}')
+    with pytest.raises(OutputError, match="not a result of this command"):
+        search(loaded, folder, out)
+    assert out.read_text() == '{"mine": 1}'
+
+
+def test_unreadable_volumes_are_listed_and_tried_again(
+    loaded: Engine, folder: Path, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    (folder / "broken.nii.gz").write_bytes(b"no image")
+    write(folder / "flat.nii.gz", (np.zeros((4, 8, 8), np.float32), make_phantom()[1]))
+    document, events = search(loaded, folder, tmp_path / "next.json")
+    assert {f.path for f in document.failures} == {"broken.nii.gz", "flat.nii.gz"}
+    assert all(f.reason.endswith(".") for f in document.failures)
+    assert len(document.volumes) == 2
+    assert document.complete
+    assert len(events[-1]["failures"]) == 2
+    write(folder / "broken.nii.gz", make_phantom(4), 5)
+    document, _ = search(loaded, folder, tmp_path / "next.json")
+    assert [f.path for f in document.failures] == ["flat.nii.gz"]
+    assert len(document.volumes) == 3
+
+
+def test_stopping_keeps_what_was_measured(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next.json"
+    measured: list[str] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        measured.extend([event["item"]["path"]] if event["event"] == "volume" else [])
+
+    document = rank_folder(loaded, folder, ["liver"], out, SETTINGS, tell, cancelled=lambda: bool(measured))
+    assert len(document.volumes) == 1
+    assert not document.complete
+    finished, events = search(loaded, folder, out, targets=["liver"])
+    assert events[0]["known"] == 1
+    assert finished.complete
+    assert len(finished.volumes) == 2
+
+
+def test_a_single_proposal_cannot_disagree(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        search(loaded, folder, tmp_path / "o.json", settings=NextSettings(proposals=1))
+
+
+def test_the_command_prints_a_table_and_no_names_into_logs(responsive_folder: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.nii.gz").write_bytes(b"no image")
+    arguments = ["next", "--folder", str(folder), "--model", str(responsive_folder), "--prompt", "liver"]
+    ran = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "o.json"), *OPTIONS, "--modality", "CT"])
+    assert ran.exit_code == 0, ran.output
+    assert "unter/b.nrrd" in ran.stdout
+    assert "Not measured: broken.nii.gz" in ran.stdout
+    assert "volume 3 of 3" in ran.stderr
+    for name in ("b.nrrd", "a.nii", "broken"):
+        assert name not in ran.stderr
+
+
+def test_errors_are_one_json_line(responsive_folder: Path, folder: Path, tmp_path: Path) -> None:
+    arguments = ["next", "--folder", str(folder), "--model", str(responsive_folder), "--prompt", "unicorn", "--json"]
+    ran = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "o.json"), *OPTIONS])
+    assert ran.exit_code == 2
+    (line,) = ran.stdout.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["code"]) == ("error", "prompt")
+    assert "unicorn" in event["message"]
+
+
+def test_the_word_stop_on_standard_input_ends_early(responsive_folder: Path, folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "progidiff", "next", "--folder", str(folder), "--model", str(responsive_folder)]
+    command += ["--prompt", "liver", "--out", str(tmp_path / "o.json"), "--json", *OPTIONS]
+    env = {**os.environ, "PYTHONPATH": str(Path(progidiff.__file__).parents[1])}
+    ran = subprocess.run(command, input="stop\n", capture_output=True, text=True, encoding="utf-8", env=env, check=False)
+    assert ran.returncode == 0, ran.stderr
+    events = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "done"]
+    assert events[-1]["cancelled"]

@@ -1,0 +1,327 @@
+"""From cases to an adapter: split by patient, early stop, cancel that keeps the best, resume, card, command line."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from progidiff.cli.app import app
+from progidiff.curation import CuratedSet, NewCase
+from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
+from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
+from progidiff.model.adapter_card import load_adapter_card
+from progidiff.model.folder import load_model
+from progidiff.sampling.engine import Engine
+from progidiff.training.adapt import AdaptSettings, adapt
+from progidiff.training.curated import open_cases
+from progidiff.training.run import train_base
+from progidiff.training.session import RunSettings, Watch
+from progidiff.training.sources import TrainingData
+from progidiff.training.tuning import TuneSettings, TuneStage, tune
+
+TINY_MODEL = RunSettings(
+    steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
+    log_every=1, image_size=32, spacing_mm=11.0,
+)  # fmt: skip
+TINY = TuneSettings(
+    steps=4,
+    rank=2,
+    learning_rate=1e-2,
+    images=2,
+    prompts_per_image=1,
+    validate_every=2,
+    validation_images=4,
+    replay_share=0.3,
+)
+SETTINGS = AdaptSettings(tuning=TINY, validation_share=0.34, device="cpu", phantoms=1)
+QUIET = Watch(log=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model that was hardly trained."""
+    folder = tmp_path_factory.mktemp("base")
+    train_base(TrainingData(synthetic="phantoms"), folder / "model", folder / "work", TINY_MODEL, QUIET)
+    return folder / "model"
+
+
+def block(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """CT (K, J, I) with a bright block, and the block."""
+    image = np.random.default_rng(number).normal(20, 10, (3, 36, 40)).astype(np.float32)
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[:, 10:24, 20:34] = True
+    return image + 80 * mask, mask
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nnU-Net raw: three patients."""
+    folder = tmp_path_factory.mktemp("raw") / "Dataset007_Livers"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number in range(3):
+        image, mask = block(number)
+        affine = np.diag([8.0, 8.0, 20.0, 1.0])
+        nib.save(nib.Nifti1Image(image.T, affine), folder / "imagesTr" / f"secret{number}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(mask.T.astype(np.uint8), affine), folder / "labelsTr" / f"secret{number}.nii.gz")
+    content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def add_case(folder: Path, number: int, target: str = "liver", **other: Any) -> str:
+    """Save a block as a training example."""
+    image, mask = block(number)
+    new = NewCase(
+        **{
+            "image": image, "affine": np.diag([-8.0, -8.0, 20.0, 1.0]), "masks": {target: mask}, "modality": "CT",
+            "plane": "axial", "prompt": target, "code": None, "proposal": None, "edited": True, "editor": "",
+            "model_id": "m", "adapter_id": None, "dice_to_proposal": None, "volume_key": f"{number:032x}",
+            "patient_key": None, **other,
+        }
+    )  # fmt: skip
+    return CuratedSet(folder).add(new)
+
+
+def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lines: list[str] = []
+    card = adapt([cases], model, tmp_path / "mine", None, SETTINGS, Watch(lines.append), events.append)
+    assert card == load_adapter_card(tmp_path / "mine")
+    assert (card.cases.training, card.cases.validation, card.patients.training) == (2, 1, 2)
+    assert card.targets.keys() == {"liver"}
+    assert card.vocabulary == ["liver"]
+    assert card.modalities == ["CT"]
+    assert (card.rank, card.alpha, card.layers) == (2, 2.0, "all")
+    assert card.before["liver"].n_slices == card.after["liver"].n_slices == 3
+    assert card.retention is not None
+    assert card.retention.n == 1
+    assert card.better == (card.after["liver"].dice > card.before["liver"].dice)
+    assert ("not better" in card.reason) != card.better
+    assert not (tmp_path / "mine-training").exists()
+    assert (tmp_path / "mine" / "curve.png").is_file()
+
+    kinds = [e["event"] for e in events]
+    assert kinds[0] == "start"
+    assert kinds[-2:] == ["pictures", "done"]
+    assert events[0]["targets"] == {"liver": {"training": 2, "validation": 1}}
+    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2, 3, 4]
+    assert [e["step"] for e in events if e["event"] == "validation"] == [0, 2, 4]
+    assert events[-1]["adapter_id"] == card.adapter_id == events[0]["adapter_id"]
+    picture = Image.open(io.BytesIO(base64.b64decode(events[-2]["items"][0]["png"])))
+    assert picture.width > 1.5 * picture.height
+    json.dumps(events)
+    # names of cases are known to the user's own set and to nobody else
+    written = b"".join(p.read_bytes() for p in (tmp_path / "mine").rglob("*") if p.is_file())
+    assert b"secret" not in written
+    assert not any("secret" in line for line in lines)
+
+
+def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path, tmp_path: Path) -> None:
+    adapt([cases], model, tmp_path / "a", None, replace(SETTINGS, tuning=replace(TINY, steps=2)), QUIET)
+    engine = Engine.load(model, "cpu")
+    card = engine.load_adapter(tmp_path / "a", even_if_worse=True)
+    assert engine.adapter == card
+
+
+def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_path: Path) -> None:
+    """A learning rate that ruins the model: the untouched base, step 0, has to win or tie, and training to end early."""
+    wild = replace(TINY, learning_rate=1.0, steps=40, validate_every=1, patience=2)
+    tuned = []
+    stacks, _ = open_cases([cases])
+    parts = load_model(model)
+    before = {k: v.clone() for k, v in parts.controlnet.state_dict().items()}
+    tuned = tune(parts, stacks[:2], stacks[2:], tmp_path / "work", wild, QUIET)
+    assert tuned.steps < 40
+    best = max(tuned.curve, key=lambda point: (point["dice"], -point["step"]))
+    assert tuned.best_step == best["step"]
+    after = {k.replace(".base_layer", ""): v for k, v in parts.controlnet.state_dict().items() if ".lora_" not in k}
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_cancel_keeps_the_best_so_far_and_the_same_call_goes_on(
+    model: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validations of a made-up course: the second one, at step 1, is the best; after the fourth one it is cancelled."""
+    course = [0.1, 0.5, 0.3, 0.2, 0.4, 0.4]
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(TuneStage, "validate", lambda stage: {"dice": course.pop(0)})
+    watch = Watch(log=lambda line: None, cancelled=lambda: len(course) <= 2)
+    eager = replace(SETTINGS, tuning=replace(TINY, steps=40, validate_every=1, patience=40))
+    card = adapt([cases], model, tmp_path / "a", tmp_path / "work", eager, watch, seen.append)
+    assert seen[-1]["cancelled"]
+    assert (card.best_step, card.steps) == (1, 4)
+    kept = load_file(tmp_path / "a" / ADAPTER_WEIGHTS_NAME)
+    best = load_file(tmp_path / "work" / "best.safetensors")
+    assert sorted(float(t.sum()) for t in kept.values()) == pytest.approx(sorted(float(t.sum()) for t in best.values()))
+    assert (tmp_path / "work" / "checkpoint.safetensors").is_file()
+
+    more: list[dict[str, Any]] = []
+    on = replace(eager, tuning=replace(eager.tuning, steps=5))
+    again = adapt([cases], model, tmp_path / "a", tmp_path / "work", on, QUIET, more.append)
+    assert [e["step"] for e in more if e["event"] == "step"] == [5]
+    assert (again.adapter_id, again.best_step) == (card.adapter_id, 1)  # what came later was not better
+    assert not (tmp_path / "work").exists()
+
+
+def test_cancel_before_anything_is_better_writes_no_adapter(model: Path, cases: Path, tmp_path: Path) -> None:
+    watch = Watch(log=lambda line: None, cancelled=lambda: True)
+    with pytest.raises(CancelledError, match="goes on from here"):
+        adapt([cases], model, tmp_path / "a", tmp_path / "work", SETTINGS, watch)
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "work" / "checkpoint.safetensors").is_file()
+
+
+def test_one_patient_alone_leaves_the_question_open(model: Path, tmp_path: Path) -> None:
+    add_case(tmp_path / "set", 1)
+    add_case(tmp_path / "set", 2, volume_key=f"{1:032x}")
+    lines: list[str] = []
+    few = replace(SETTINGS, tuning=replace(TINY, steps=2))
+    card = adapt([tmp_path / "set"], model, tmp_path / "a", None, few, Watch(lines.append))
+    assert not card.better
+    assert "nobody knows" in card.reason
+    assert any("one patient" in line for line in lines)
+    assert (card.cases.training, card.cases.validation) == (2, 0)
+    assert card.before == card.after == {}
+
+
+def test_curated_cases_are_split_by_patient(tmp_path: Path) -> None:
+    for number, volume in enumerate((1, 1, 2, 3)):
+        add_case(tmp_path / "set", number, volume_key=f"{volume:032x}", patient_key="f" * 32 if volume > 1 else None)
+    stacks, modalities = open_cases([tmp_path / "set"])
+    assert modalities == ["CT"]
+    assert len(stacks) == 4
+    assert sorted(sum(s.patient == p for s in stacks) for p in {s.patient for s in stacks}) == [2, 2]
+
+
+def test_a_curated_case_reads_back_slice_by_slice(tmp_path: Path) -> None:
+    add_case(tmp_path / "set", 5, target="left kidney")
+    (stack,), _ = open_cases([tmp_path / "set"])
+    assert stack.labelled == {"left kidney"}
+    slices = stack.read()
+    image, mask = block(5)
+    assert len(slices) == 3
+    np.testing.assert_allclose(slices[1].image, image[1], atol=1e-3)
+    assert np.array_equal(slices[1].labels["left kidney"], mask[1])
+    assert slices[1].spacing_rc == (8.0, 8.0)
+
+
+def refusals(tmp_path: Path, cases: Path) -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    return {
+        "a folder of something else": ({"out": tmp_path / "notes"}, OutputError, "no adapter"),
+        "no cases": ({"cases": [tmp_path / "empty"]}, DatasetError, "no data set"),
+        "an unknown target": ({"settings": replace(SETTINGS, targets=("spline",))}, DatasetError, "does not know spline"),
+        "a target without labels": (
+            {"settings": replace(SETTINGS, targets=("spleen",))},
+            DatasetError,
+            "No case labels",
+        ),
+        "no steps": ({"settings": replace(SETTINGS, tuning=replace(TINY, steps=0))}, ModelError, "at least one step"),
+        "no model": ({"model": tmp_path / "nowhere"}, ModelError, "no model folder"),
+    }
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["a folder of something else", "no cases", "an unknown target", "a target without labels", "no steps", "no model"],
+)
+def test_what_cannot_be_done_is_said_at_once(what: str, model: Path, cases: Path, tmp_path: Path) -> None:
+    change, kind, reason = refusals(tmp_path, cases)[what]
+    call: dict[str, Any] = {
+        "cases": [cases],
+        "model": model,
+        "out": tmp_path / "a",
+        "settings": SETTINGS,
+        "watch": QUIET,
+        **change,
+    }
+    with pytest.raises(kind, match=reason):
+        adapt(**call)
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_runs_work_folder_is_refused(model: Path, cases: Path, tmp_path: Path) -> None:
+    watch = Watch(log=lambda line: None, cancelled=lambda: True)
+    with pytest.raises(CancelledError):
+        adapt([cases], model, tmp_path / "a", tmp_path / "work", SETTINGS, watch)
+    with pytest.raises(ModelError, match="another settings"):
+        adapt([cases], model, tmp_path / "a", tmp_path / "work", replace(SETTINGS, tuning=replace(TINY, rank=3)), QUIET)
+
+
+def command(*arguments: object) -> list[str]:
+    return [
+        "adapt", "--steps", "2", "--rank", "2", "--validate-every", "1", "--images", "2", "--device", "cpu",
+        *map(str, arguments),
+    ]  # fmt: skip
+
+
+def test_the_command_prints_before_and_after(model: Path, cases: Path, tmp_path: Path) -> None:
+    arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--pictures", tmp_path / "seen")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Dice of the first-ranked proposal on held-out cases, a" in result.output
+    assert "Retention on 5 held-out phantoms" in result.output
+    assert list((tmp_path / "seen").glob("*.png"))
+
+
+def test_json_lines_are_one_object_each(model: Path, cases: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--json"))
+    assert result.exit_code == 0, result.output
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "done"]
+    assert (tmp_path / "a" / ADAPTER_WEIGHTS_NAME).is_file()
+    refused = CliRunner().invoke(app, command("--cases", tmp_path, "--model", model, "--out", tmp_path / "b", "--json"))
+    assert refused.exit_code == 2
+    last = json.loads(refused.stdout.splitlines()[-1])
+    assert (last["event"], last["code"]) == ("error", "dataset")
+
+
+@pytest.mark.parametrize("how", ["stop", "end of input"])
+def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: Path, cases: Path, tmp_path: Path) -> None:
+    arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--validation-share", 0, "--json")
+    arguments[arguments.index("--steps") + 1] = "100000"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "progidiff", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if json.loads(line)["event"] == "step":
+                break
+        if how == "stop":
+            process.stdin.write("stop\n")
+            process.stdin.flush()
+        else:
+            process.stdin.close()
+        began = time.monotonic()
+        events = [json.loads(line) for line in process.stdout]
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert time.monotonic() - began < 120
+    assert events[-1]["event"] == "done"
+    assert events[-1]["cancelled"]
+    assert (tmp_path / "a" / ADAPTER_CARD_NAME).is_file()

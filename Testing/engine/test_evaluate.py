@@ -1,0 +1,342 @@
+"""``progidiff evaluate``: volumes in 3-D, slices in 2-D, kept results, report and files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from progidiff.cli.app import app
+from progidiff.curation import CuratedSet, NewCase
+from progidiff.errors import CancelledError, DatasetError
+from progidiff.evaluation.cases import EvaluationCase, cases_of_folder, cases_of_shared
+from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases, to_csv
+from progidiff.evaluation.examples import around, draw_examples
+from progidiff.evaluation.measuring import EvaluationSettings, measure_case
+from progidiff.evaluation.metrics import dice, hd95, metric_library
+from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
+from progidiff.outputs.evaluation_report import render_evaluation
+from progidiff.outputs.volumes_out import write_volume
+from progidiff.sampling.engine import Engine
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.reading import read_volume
+
+SETTINGS = EvaluationSettings(proposals=3, steps=1, k=2)
+
+
+def reference(shape: tuple[int, ...]) -> np.ndarray:
+    """Labels of the phantom: 1 liver, 2 left kidney; every slice is another."""
+    label = np.zeros(shape, np.uint8)
+    y, x = np.mgrid[: shape[1], : shape[2]]
+    for k in range(shape[0]):
+        label[k][((y - 11 - k / 2) / 5) ** 2 + ((x - 10) / 6) ** 2 < 1] = 1
+        label[k][((y - 20) / 3) ** 2 + ((x - 23 + k / 2) / 4) ** 2 < 1] = 2
+    return label
+
+
+def write_set(folder: Path, make_phantom: Callable[..., Any], cases: int = 2, **more: int) -> Path:
+    """nnU-Net raw set of phantoms with liver, left kidney and an absent spleen."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number in range(cases):
+        array, affine = make_phantom(3 + number)
+        geometry = Geometry(array.shape[::-1], affine)
+        write_volume(folder / "imagesTr" / f"c{number}_0000.nii.gz", array, geometry)
+        label = reference(array.shape)
+        if more:
+            label[0, :4] = more["ignore"]
+        write_volume(folder / "labelsTr" / f"c{number}.nii.gz", label, geometry)
+    labels = {"background": 0, "liver": 1, "left kidney": 2, "spleen": 3, "pancreas": 4, **more}
+    content = {"labels": labels, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def write_slices(folder: Path, make_phantom: Callable[..., Any]) -> Path:
+    """Slice folder of three slices of two patients."""
+    array, _ = make_phantom(3)
+    folder.mkdir()
+    entries = []
+    for k, label in enumerate(reference(array.shape)):
+        np.save(folder / f"i{k}.npy", array[k])
+        Image.fromarray(label).save(folder / f"m{k}.png")
+        entries.append({"image": f"i{k}.npy", "mask": f"m{k}.png", "patient": f"p{k // 2}"})
+    labels = {"1": "liver", "2": "left kidney", "3": "spleen"}
+    settings = {"modality": "CT", "spacing_mm": [4.0, 3.5], "labels": labels, "spacing_exact": False}
+    (folder / "manifest.json").write_text(json.dumps({**settings, "slices": entries}), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(responsive_folder: Path) -> Engine:
+    return Engine.load(responsive_folder, "cpu")
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory, make_phantom: Callable[..., Any]) -> Path:
+    return write_set(tmp_path_factory.mktemp("Daten") / "Dataset001_Phantome", make_phantom)
+
+
+def measured(engine: Engine, folder: Path, **more: Any) -> EvaluationDocument:
+    return evaluate_cases(engine, cases_of_folder(folder, engine.card), SETTINGS, **more)
+
+
+def test_volumes_are_measured_in_3d_like_the_proposals_themselves(loaded: Engine, volumes: Path) -> None:
+    case = cases_of_folder(volumes, loaded.card)[1]
+    result = measure_case(loaded, case, SETTINGS)
+    assert (result.dimensions, result.slices, result.patient) == (3, 4, "c1")
+    targets = {t.target: t for t in result.targets}
+    assert set(targets) == {"liver", "left kidney", "spleen"}  # the model knows no pancreas
+
+    volume, label = read_volume(case_path(volumes, "imagesTr/c1_0000")), read_volume(case_path(volumes, "labelsTr/c1")).array
+    loaded.set_image(volume.array, volume.geometry.affine, "CT")
+    parts: dict[int, list[np.ndarray]] = {}
+    order: list[int] = []
+    means: dict[int, np.ndarray] = {}
+
+    def collect(event: object) -> None:
+        if isinstance(event, SliceEvent):
+            parts.setdefault(event.slice_index, []).append(event.masks)
+            if event.mean_probability is not None:
+                means[event.slice_index] = event.mean_probability
+        elif isinstance(event, RankingEvent):
+            order.extend(event.order)
+
+    loaded.propose(ProposeRequest(("liver",), proposals=3, steps=1, batch_size=8), collect, lambda: False)
+    stack = np.stack([np.concatenate(parts[k]) for k in range(4)], axis=1)  # canonical slices
+    truth = canonical(label == 1)
+    liver = targets["liver"]
+    values = [dice(mask, truth) for mask in stack]
+    assert [p.dice for p in liver.proposals] == pytest.approx(values)
+    assert liver.first == order[0]
+    assert liver.answers["rank1"].dice == pytest.approx(values[order[0]])
+    assert liver.answers["rank1"].hd95_mm == pytest.approx(hd95(stack[order[0]], truth, (7.0, 4.0, 3.5)))
+    assert liver.answers["ensemble"].dice == pytest.approx(dice(np.stack([means[k] for k in range(4)]) > 0.5, truth))
+    assert liver.answers["mean"].dice == pytest.approx(np.mean(values))
+    assert liver.answers["best"].dice == pytest.approx(max(values))
+    assert liver.answers["rand_top_k"].dice == pytest.approx(np.mean(sorted(values)[1:]))
+    assert liver.size == pytest.approx(truth.sum() * 0.098)  # 3.5 x 4 x 7 mm
+    spleen = targets["spleen"]
+    assert not spleen.present
+    assert set(spleen.answers) == {"rank1", "medoid", "ensemble"}
+    assert spleen.answers["rank1"].presence in ("FP", "TN")
+
+
+def case_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.nii.gz"
+
+
+def canonical(kji_ras: np.ndarray) -> np.ndarray:
+    """Axial slices as they are read, of an array with axes R, A, S: rows from anterior, columns from the right."""
+    return np.asarray(kji_ras[:, ::-1, ::-1])
+
+
+def test_voxels_of_the_ignore_label_count_neither_way(
+    loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    folder = write_set(tmp_path / "Dataset002_Ignore", make_phantom, 1, ignore=9)
+    image = cases_of_folder(folder, loaded.card)[0].read()
+    assert image.ignored is not None
+    assert image.ignored.sum() == 4 * image.array.shape[2]
+    result = measure_case(loaded, cases_of_folder(folder, loaded.card)[0], SETTINGS)
+    assert sum(next(t for t in result.targets if t.target == "liver").calibration.pixels) > 0
+
+
+def test_a_curated_case_labels_its_own_targets_only(
+    loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    kept = CuratedSet(tmp_path / "Beispiele")
+    array, affine = make_phantom(3)
+    label = reference(array.shape)
+    for target, value, patient in (("liver", 1, "p"), ("left kidney", 2, "p"), ("liver", 1, "q")):
+        facts = {"volume_key": f"{target} {patient}", "patient_key": patient, "prompt": target}
+        kept.add(NewCase(array, affine, {target: label == value}, "CT", "axial", **facts))
+    document = measured(loaded, tmp_path / "Beispiele")
+    assert sorted([t.target for t in c.targets] for c in document.cases) == [["left kidney"], ["liver"], ["liver"]]
+    assert all(t.present for c in document.cases for t in c.targets)
+    assert len({c.patient for c in document.cases}) == 2
+    part = next((tmp_path / "Beispiele").glob("Dataset*"))
+    with pytest.raises(DatasetError, match="part of a curated set"):
+        cases_of_folder(part, loaded.card)
+
+
+def test_slices_are_measured_in_2d(loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
+    document = measured(loaded, write_slices(tmp_path / "Scheiben", make_phantom))
+    assert [c.dimensions for c in document.cases] == [2, 2, 2]
+    row = next(r for r in document.summary if r.target == "liver")
+    assert (row.cases, row.slices, row.patients) == (3, 3, 2)
+    assert row.answers["rank1"].dice.low is not None
+    assert "typical" in document.notes[0]
+    assert next(t for t in document.cases[0].targets if t.target == "liver").answers["rank1"].dice is not None
+
+
+def test_absent_organs_are_asked_for_unless_unwanted(loaded: Engine, volumes: Path) -> None:
+    cases = cases_of_folder(volumes, loaded.card)[:1]
+    settings = EvaluationSettings(proposals=2, steps=1, absent=False, tolerance_mm=None)
+    document = evaluate_cases(loaded, cases, settings)
+    assert [t.target for t in document.cases[0].targets] == ["liver", "left kidney"]
+    assert document.cases[0].targets[0].answers["rank1"].nsd is None
+    only = EvaluationSettings(proposals=2, steps=1, targets=("left kidney",))
+    assert [t.target for t in evaluate_cases(loaded, cases, only).cases[0].targets] == ["left kidney"]
+
+
+def test_finished_cases_are_kept_and_changed_ones_measured_again(
+    loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from progidiff.evaluation import evaluate
+
+    asked: list[str] = []
+
+    def watched(engine: Engine, case: EvaluationCase, *more: Any) -> Any:
+        asked.append(case.name)
+        return measure_case(engine, case, *more)
+
+    monkeypatch.setattr(evaluate, "measure_case", watched)
+    folder, cache = write_set(tmp_path / "Dataset003_Kept", make_phantom), tmp_path / "kept"
+    with pytest.raises(CancelledError):
+        measured(loaded, folder, cache=cache, cancelled=lambda: bool(asked) and len(list(cache.rglob("*.json"))) > 0)
+    assert asked == ["c0"]
+    first = measured(loaded, folder, cache=cache)
+    assert asked == ["c0", "c1"]
+    again = measured(loaded, folder, cache=cache)
+    assert asked == ["c0", "c1"]
+    assert again.cases == first.cases
+    assert again.summary == first.summary
+    label = read_volume(folder / "labelsTr" / "c0.nii.gz")
+    write_volume(folder / "labelsTr" / "c0.nii.gz", np.roll(label.array, 3, axis=2), label.geometry)
+    measured(loaded, folder, cache=cache)
+    assert asked == ["c0", "c1", "c0"]
+    evaluate_cases(loaded, cases_of_folder(folder, loaded.card), EvaluationSettings(proposals=2, steps=1), cache)
+    assert len(asked) == 5
+    for file in cache.rglob("*.json"):
+        file.write_bytes(file.read_bytes()[:40])
+    measured(loaded, folder, cache=cache)
+    assert len(asked) == 7
+
+
+def test_a_case_that_cannot_be_read_is_listed(loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
+    folder = write_set(tmp_path / "Dataset004_Broken", make_phantom)
+    (folder / "imagesTr" / "c0_0000.nii.gz").write_bytes(b"no image")
+    document = measured(loaded, folder)
+    assert [(f.name, f.set) for f in document.failures] == [("c0", "Dataset004_Broken")]
+    assert [c.name for c in document.cases] == ["c1"]
+    assert "Not measured: c0" in render_evaluation(document, [])
+
+
+def test_what_is_no_set_is_refused(loaded: Engine, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no labelled set"):
+        cases_of_folder(tmp_path, loaded.card)
+
+
+def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volumes: Path) -> None:
+    cases = cases_of_folder(volumes, loaded.card)
+    document = evaluate_cases(loaded, cases, SETTINGS)
+    examples = draw_examples(loaded, cases, document)
+    kinds = [(e.target, e.kind) for e in examples]
+    assert kinds == [(t, k) for t in ("liver", "left kidney") for k in ("best", "worst")]
+    dices = {e.kind: e.dice for e in examples if e.target == "liver"}
+    assert dices["best"] >= dices["worst"]
+    assert all(e.png.startswith(b"\x89PNG") for e in examples)
+    page = render_evaluation(document, examples)
+    assert page.count("data:image/png") == 4 + len(examples)
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "<script" not in page
+
+
+def test_pictures_keep_to_the_organ() -> None:
+    mask = np.zeros((400, 400), bool)
+    mask[10:20, 200:210] = True
+    assert around(mask, (1.0, 2.0)) == (slice(0, 70), slice(175, 235))
+
+
+def test_the_table_of_cases_has_a_row_for_each_target(loaded: Engine, volumes: Path) -> None:
+    document = measured(loaded, volumes)
+    rows = list(csv.DictReader(to_csv(document).splitlines()))
+    assert [(r["case"], r["target"]) for r in rows][:3] == [("c0", "liver"), ("c0", "spleen"), ("c0", "left kidney")]
+    assert rows[0]["rank1_dice"] == f"{document.cases[0].targets[0].answers['rank1'].dice:.5g}"
+    spleen = next(r for r in rows if r["target"] == "spleen")
+    assert spleen["best_dice"] == ""
+
+
+def test_from_the_command_line(responsive_folder: Path, volumes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "Ergebnis"
+    arguments = ["evaluate", "--data", str(volumes), "--model", str(responsive_folder), "--out", str(out), "--limit", "1"]
+    arguments += ["--proposals", "2", "--steps", "1", "--device", "cpu"]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert metric_library() in ran.stdout
+    assert "1 volume (3 slices), 1 patient" in ran.stdout
+    assert "c0" not in ran.stderr
+    text = (out / "evaluation.json").read_text(encoding="utf-8")
+    document = EvaluationDocument.model_validate_json(text)
+    assert [c.name for c in document.cases] == ["c0"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "only case" in page.lower()
+    assert len((out / "evaluation.csv").read_text(encoding="utf-8").splitlines()) == 4
+
+    again = CliRunner().invoke(app, [*arguments, "--no-pictures", "--json"])
+    assert again.exit_code == 0, again.output
+    assert EvaluationDocument.model_validate_json(again.stdout).cases == document.cases  # kept, not measured again
+    assert (out / "report.html").read_text(encoding="utf-8").count("data:image/png") == 4
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_stopping_says_what_is_kept(
+    responsive_folder: Path, volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from progidiff.evaluation import evaluate
+
+    def stopped(*ignored: Any) -> None:
+        raise CancelledError("by the user")
+
+    monkeypatch.setattr(evaluate, "measure_case", stopped)
+    arguments = ["evaluate", "--data", str(volumes), "--model", str(responsive_folder), "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, [*arguments, "--json"])
+    assert ran.exit_code == 130
+    assert "finished cases are kept" in ran.stderr
+    assert json.loads(ran.stdout)["error"]["code"] == "cancelled"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "nothing to measure"), (["--set", "amos"], "--shared"), (["--data", "{set}", "--data", "{set}"], "same name")],
+)
+def test_what_cannot_be_measured_ends_in_one_sentence(
+    responsive_folder: Path, volumes: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    given = [option.replace("{set}", str(volumes)) for option in options]
+    arguments = ["evaluate", "--model", str(responsive_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    ran = CliRunner().invoke(app, [*arguments, *given])
+    assert ran.exit_code == 2
+    assert message in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_refused_before_the_work(
+    responsive_folder: Path, volumes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    arguments = ["evaluate", "--data", str(volumes), "--model", str(responsive_folder), "--out", str(tmp_path)]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 2
+    assert "not an empty folder" in ran.stderr
+
+
+def test_public_slices_with_the_bundled_model(shared_data: Path) -> None:
+    engine = Engine.load(None, "cpu")
+    cases = cases_of_shared(shared_data, "amos", engine.card)[:1]
+    settings = EvaluationSettings(proposals=2, steps=2, targets=("liver", "spleen"), absent=False)
+    document = evaluate_cases(engine, cases, settings)
+    liver = next(row for row in document.summary if row.target == "liver")
+    assert liver.answers["rank1"].dice.mean is not None
+    assert liver.answers["rank1"].dice.mean > 0.6
+    assert 0 < (liver.answers["rank1"].nsd.mean or 0) < 1
