@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ from progidiff.training.run import train_base
 from progidiff.training.session import RunSettings, Watch
 from progidiff.training.sources import TrainingData
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
+from Testing.alone import alone
 
 TINY_MODEL = RunSettings(
     steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
@@ -83,6 +85,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
     return folder
+
+
+@pytest.fixture
+def requirements() -> list[str]:
+    """Names of the packages that Setup sees to."""
+    path = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer" / "Resources" / "requirements.txt"
+    return [Requirement(line).name for line in path.read_text("utf-8").splitlines() if line and not line.startswith("#")]
 
 
 def add_case(folder: Path, number: int, target: str = "liver", **other: Any) -> str:
@@ -325,3 +334,30 @@ def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: P
     assert events[-1]["event"] == "done"
     assert events[-1]["cancelled"]
     assert (tmp_path / "a" / ADAPTER_CARD_NAME).is_file()
+
+
+def test_what_slicer_installs_is_enough_to_tune_and_to_choose(
+    model: Path, cases: Path, tmp_path: Path, requirements: list[str]
+) -> None:
+    """The panel's second process runs in a Python that has the packages of Resources/requirements.txt alone."""
+    out = tmp_path / "mine"
+    options = ["--steps", "1", "--images", "1", "--rank", "2", "--validate-every", "1", "--device", "cpu", "--json"]
+    for number in (1, 2):
+        add_case(tmp_path / "set", number)
+    command = alone(
+        requirements, "adapt", "--cases", str(tmp_path / "set"), "--model", str(model), "--out", str(out), *options
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "done"
+    assert (out / "curve.png").is_file()
+    folder = cases / "imagesTr"
+    options = ["--prompt", "liver", "--proposals", "2", "--steps", "1", "--slices", "1", "--closer", "0", "--modality", "CT"]
+    command = alone(
+        requirements, "next", "--folder", str(folder), "--model", str(model), "--out", str(tmp_path / "next.json")
+    )
+    done = subprocess.run(
+        [*command, *options, "--device", "cpu"], capture_output=True, text=True, timeout=300, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -119,7 +119,8 @@ def test_ablations(tables: TableSetup) -> None:
     for variant, steps in (("as it is", 2), ("1 step", 1), ("8 steps", 8)):
         expected, absent = accuracy(tables, "curvas", 4, steps)
         for figure in ("rank1", "best", "rand_top_3", "mean"):
-            assert facts[variant][MEAN][figure]["mean"] == pytest.approx(expected[MEAN][figure]), (variant, figure)
+            # other proposals in the batch, other rounding: a pixel on the edge may turn
+            assert facts[variant][MEAN][figure]["mean"] == pytest.approx(expected[MEAN][figure], abs=2e-3), (variant, figure)
         if variant == "as it is":
             (found,) = result.also[0].facts["curvas"].values()
             assert found["share_full"]["mean"] == pytest.approx(1 - absent[0]["empty_share"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import tomllib
 from pathlib import Path
 
@@ -15,52 +13,13 @@ from packaging.utils import canonicalize_name
 from progidiff.client import WorkerClient
 from progidiff.events import DoneEvent, ProposeRequest
 from ProGiDiffSlicerLib.setup.requirements import Need, read_needs
+from Testing.alone import alone
 
 pytestmark = pytest.mark.usefixtures("app")
 ROOT = Path(__file__).resolve().parents[2]
 
 # numpy and scipy as Slicer's own build files pin them.
 SLICERS = {"5.10": {"numpy": "2.0.2", "scipy": "1.13.1"}, "5.12": {"numpy": "2.4.6", "scipy": "1.17.1"}}
-
-_ALONE = '''
-import importlib.metadata as metadata, json, sys
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name as canonical
-
-waiting, allowed = list(json.loads(sys.argv[1])), set()
-while waiting:
-    name = canonical(waiting.pop())
-    if name not in allowed:
-        allowed.add(name)
-        for line in metadata.requires(name) or []:
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-                waiting.append(needed.name)
-owners = metadata.packages_distributions()
-refused = {module for module, names in owners.items() if not {canonical(n) for n in names} & allowed} - {"progidiff"}
-
-class Without:
-    """A finder that does not find the refused packages, neither their modules nor their metadata."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in refused else self.finder.find_spec(name, path, target)
-
-    def find_distributions(self, *context):
-        found = getattr(self.finder, "find_distributions", lambda *context: ())(*context)
-        return (each for each in found if canonical(each.metadata["Name"] or "") in allowed)
-
-sys.meta_path[:] = map(Without, sys.meta_path)
-assert {"nibabel", "matplotlib"} <= refused, "nothing is refused, so this would show nothing"
-
-from progidiff.worker.server import main
-main([])
-'''
 
 
 @pytest.fixture
@@ -71,7 +30,7 @@ def needs() -> tuple[Need, ...]:
 def test_windows_are_those_of_the_project(needs: tuple[Need, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     windows = {canonicalize_name(r.name): r.specifier for r in map(Requirement, project["dependencies"])}
-    assert len(needs) == 10
+    assert len(needs) == 14
     for need in needs:
         assert Requirement(need.text).specifier == windows[need.key], need.name
 
@@ -80,7 +39,9 @@ def test_each_package_comes_by_its_own_way(needs: tuple[Need, ...]) -> None:
     by = {source: {need.name for need in needs if need.source == source} for source in ("slicer", "torch", "pip")}
     assert by["slicer"] == {"numpy", "scipy", "SimpleITK"}
     assert by["torch"] == {"torch"}
-    assert by["pip"] == {"diffusers", "psutil", "pydantic", "safetensors", "tokenizers", "transformers"}
+    assert by["pip"] == {
+        "diffusers", "matplotlib", "nibabel", "peft", "psutil", "pydantic", "safetensors", "tokenizers", "transformers", "typer",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("slicer_version", sorted(SLICERS))
@@ -102,7 +63,7 @@ def test_development_versions_count_by_their_number_and_nonsense_does_not_fit(ne
 
 def test_a_worker_that_has_nothing_else_makes_proposals(needs: tuple[Need, ...]) -> None:
     """The real worker with the bundled model, in a process where every other package is refused."""
-    command = [sys.executable, "-c", _ALONE, json.dumps([need.name for need in needs])]
+    command = alone([need.name for need in needs], "worker")
     rng = np.random.default_rng(1)
     with WorkerClient(command) as client:
         client.load(None, "cpu")

@@ -77,7 +77,7 @@ class Transfer:
 
     def __init__(self, setup: TableSetup) -> None:
         self.setup = setup
-        self.seconds = setup.number("seconds", 40, 0.01, 1e5)
+        self.seconds = setup.number("seconds", 20, 0.01, 1e5)
         self.draws = setup.whole("draws", 3, 1, 100)
         self.sizes = _numbers(setup, "sizes", SIZES)
         self.retention = _numbers(setup, "retention", (self.sizes[0], self.sizes[-1]))

@@ -45,10 +45,10 @@ ARMS = {
     "pretrained": "custom image encoder, pre-trained as a segmenter",
 }
 OPTIONS = {
-    "minutes": "CPU minutes of training per arm and seed (default 12)",
+    "minutes": "CPU minutes of training per arm and seed (default 10)",
     "seeds": "number of seeds, counted from --seed (default 1)",
     "arms": f"arms to measure, separated by commas, of {','.join(ARMS)} (default stock,custom)",
-    "every": "measure every n-th slice of CURVAS; AMOS is measured whole (default 1)",
+    "every": "measure every n-th slice of CURVAS; AMOS is measured whole (default 2)",
 }
 PROPOSALS = 8
 SETS = ("curvas", "amos")
@@ -173,10 +173,10 @@ def _samples(setup: TableSetup, arm: str, seed: int, seconds: float, every: int)
 
 def run(setup: TableSetup) -> TableResult:
     """Train what is missing, sample what is missing, and compare."""
-    minutes = setup.number("minutes", 12, 0.01, 1e4)
+    minutes = setup.number("minutes", 10, 0.01, 1e4)
     seeds = [setup.seed + i for i in range(setup.whole("seeds", 1, 1, 100))]
     arms = [arm for arm in setup.names("arms", ("stock", "custom")) if arm in ARMS]
-    every = setup.whole("every", 1, 1, 1000)
+    every = setup.whole("every", 2, 1, 1000)
     found: dict[str, list[Record]] = {}
     trained: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:

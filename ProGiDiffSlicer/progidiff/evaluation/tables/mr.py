@@ -14,7 +14,7 @@ from progidiff.evaluation.transfer import METHODS, RETENTION_EVERY, RETENTION_PR
 NAME = "mr"
 TITLE = "From CT to MR with few cases, all methods trained for the same CPU time"
 OPTIONS = {
-    "seconds": "CPU seconds of training per run (default 40)",
+    "seconds": "CPU seconds of training per run (default 20)",
     "draws": "random draws of training and test patients (default 3)",
     "sizes": "numbers of training cases, separated by commas (default 1,2,5,10)",
     "sets": f"sets, separated by commas (default {','.join(SETS)})",

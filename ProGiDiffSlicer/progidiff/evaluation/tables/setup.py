@@ -81,7 +81,7 @@ class TableSetup:
         """
         text = self.options.get(name)
         try:
-            value = default if text is None else float(text)
+            value = float(default if text is None else text)  # keys of what is kept hold it: 60 and 60.0 must not differ
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
