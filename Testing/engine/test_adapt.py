@@ -20,6 +20,7 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image
 from safetensors.torch import load_file
+from Testing.alone import alone
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
@@ -35,7 +36,6 @@ from progidiff.training.run import train_base
 from progidiff.training.session import RunSettings, Watch
 from progidiff.training.sources import TrainingData
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
-from Testing.alone import alone
 
 TINY_MODEL = RunSettings(
     steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from Testing.alone import alone
 
 from progidiff.client import WorkerClient
 from progidiff.events import DoneEvent, ProposeRequest
 from ProGiDiffSlicerLib.setup.requirements import Need, read_needs
-from Testing.alone import alone
 
 pytestmark = pytest.mark.usefixtures("app")
 ROOT = Path(__file__).resolve().parents[2]
