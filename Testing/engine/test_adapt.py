@@ -344,20 +344,18 @@ def test_what_slicer_installs_is_enough_to_tune_and_to_choose(
     options = ["--steps", "1", "--images", "1", "--rank", "2", "--validate-every", "1", "--device", "cpu", "--json"]
     for number in (1, 2):
         add_case(tmp_path / "set", number)
-    command = alone(
-        requirements, "adapt", "--cases", str(tmp_path / "set"), "--model", str(model), "--out", str(out), *options
-    )
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL)
+    given = ["--cases", str(tmp_path / "set"), "--model", str(model), "--out", str(out), *options]
+    done = run_alone(requirements, "adapt", *given)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "done"
     assert (out / "curve.png").is_file()
-    folder = cases / "imagesTr"
+    given = ["--folder", str(cases / "imagesTr"), "--model", str(model), "--out", str(tmp_path / "next.json")]
     options = ["--prompt", "liver", "--proposals", "2", "--steps", "1", "--slices", "1", "--closer", "0", "--modality", "CT"]
-    command = alone(
-        requirements, "next", "--folder", str(folder), "--model", str(model), "--out", str(tmp_path / "next.json")
-    )
-    done = subprocess.run(
-        [*command, *options, "--device", "cpu"], capture_output=True, text=True, timeout=300, check=False,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    done = run_alone(requirements, "next", *given, *options, "--device", "cpu")
     assert done.returncode == 0, done.stderr
+
+
+def run_alone(packages: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program where there is nothing but ``packages`` and what they require."""
+    command = alone(packages, *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL)
