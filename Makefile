@@ -1,12 +1,16 @@
 # Everything starts here: `make demo` shows the module at work, `make test` runs every check.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo screenshots stall test lint format bench default-model accuracy clean
+.PHONY: help setup demo screenshots stall test lint format bench default-model accuracy kills clean
+TABLES := cross-validation n-curve encoder mr raters ranking ablations
+.PHONY: $(TABLES:%=evaluate-%)
 
 BIN := .venv/bin
 # Passed to the recipes through the environment, so that spaces, semicolons and quotes in them need no escaping.
 PROMPT ?= liver; left kidney; pancreas
 OUT ?= demo-output
-export INPUT PROMPT OUT
+DATA ?= ../shared/data
+WORK ?= evaluation-work
+export INPUT PROMPT OUT DATA WORK
 
 help:
 	@echo 'make setup           make .venv (Python 3.11 to 3.13); quick when nothing changed'
@@ -18,6 +22,9 @@ help:
 	@echo 'make stall           longest pause of the window while a volume is proposed; 50 proposals in 512x512x100: ARGS="..."'
 	@echo 'make default-model   train the bundled model again (long; resumes): ARGS="..."'
 	@echo 'make accuracy        measure the bundled model: ARGS="..."'
+	@echo 'make evaluate-TABLE  print a table of docs/results.md; long; resumes: $(TABLES)'
+	@echo '                     DATA=folder of the labelled images WORK=folder of what is kept ARGS="..."'
+	@echo 'make kills           kill processes that write into a curated set, and count what is lost: ARGS="--kills 300"'
 	@echo 'make clean           remove caches, builds and demo-output'
 
 setup:
@@ -52,6 +59,12 @@ default-model: setup
 
 accuracy: setup
 	$(BIN)/progidiff accuracy $(ARGS)
+
+$(TABLES:%=evaluate-%): evaluate-%: setup
+	@$(BIN)/progidiff table $* --data "$$DATA" --work "$$WORK" $(ARGS)
+
+kills: setup
+	@$(BIN)/python -m Testing.engine.curation_kills $(ARGS)
 
 clean:
 	rm -rf build dist demo-output screenshots .mypy_cache .pytest_cache .ruff_cache

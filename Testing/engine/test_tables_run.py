@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
@@ -18,7 +19,9 @@ from progidiff.evaluation.accuracy import mean_over_targets, score_slices, summa
 from progidiff.evaluation.tables import controls, cross_validation, load_table, setup
 from progidiff.evaluation.tables.records import MEAN
 from progidiff.evaluation.tables.setup import TableSetup, plain
+from progidiff.evaluation.twin import TWIN_NAME, save_twin
 from progidiff.sampling.engine import Engine
+from progidiff.training.small import make_encoder
 
 PROPOSALS = 6
 
@@ -157,6 +160,34 @@ def test_raters(tables: TableSetup) -> None:
     assert facts[alone]["best_first"] == facts[alone]["rank1_first"] == facts[f"proposals, {n}"]["rank1_first"]
     assert facts[f"proposals, {n}"]["best_first"]["mean"] >= facts[alone]["best_first"]["mean"]
     assert plain(load_table("raters").run(quick).facts) == plain(result.facts)  # nothing is trained or drawn again
+
+
+def a_twin(work: Path) -> None:
+    """A twin of the tiny model's vocabulary that marks the whole picture as liver."""
+    encoder = make_encoder()
+    channels = encoder(torch.zeros(1, 1, 32, 32)).shape[1]
+    head = torch.nn.Conv2d(channels, 3 * encoder.config.stride**2, 1)
+    torch.nn.init.zeros_(head.weight)
+    assert head.bias is not None
+    torch.nn.init.constant_(head.bias, -5.0)
+    head.bias.data[: encoder.config.stride**2] = 5.0
+    save_twin(encoder, head, work / TWIN_NAME)
+
+
+def test_the_twin_gets_a_row(tables: TableSetup) -> None:
+    a_twin(tables.work)
+    result = load_table("raters").run(replace(tables, options={"unet-minutes": "0.02"}))
+    found = result.facts["liver"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
+    # it marks all of the picture as liver and none of it as spleen, however the picture is turned
+    assert 0.05 < found["rank1_first"]["mean"] < 0.4
+    assert found["ged"]["mean"] > 0.5
+    spleen = result.facts["spleen"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
+    assert spleen["best_first"]["mean"] == 0.0
+    table = load_table("cross-validation").run(replace(tables, options={"methods": "zero-shot"}))
+    assert table.facts["methods"][cross_validation.TWIN]["spleen"]["best"]["mean"] == 0.0
+    assert table.facts["methods"][cross_validation.TWIN]["liver"]["rank1"]["mean"] == pytest.approx(
+        found["rank1_first"]["mean"], abs=0.1
+    )
 
 
 def test_out_of_fold_samples_get_a_row(tables: TableSetup) -> None:

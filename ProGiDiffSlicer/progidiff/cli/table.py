@@ -44,7 +44,9 @@ def table(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=100, help="Denoising steps.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    twin: Annotated[Path | None, typer.Option(metavar="FILE", help="Image-only twin (ablations).")] = None,
+    twin: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Image-only twin (cross-validation, raters, ablations).")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="An option of this table; name any to see which there are."),

@@ -49,8 +49,22 @@ class PlainSegmenter:
         return self._last[1][self._card.vocabulary.index(target)]
 
 
+class TwinNetwork(nn.Module):
+    """The encoder with its head: images (B, 1, S, S) to logits (B, V, S, S)."""
+
+    def __init__(self, encoder: ImageEncoder, head: nn.Conv2d) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.head(self.encoder(images)), self.encoder.config.stride)
+
+
 class ImageOnlyTwin(PlainSegmenter):
     """The encoder with its head.
+
+    Attributes:
+        network: the network itself.
 
     Args:
         path: file of :func:`save_twin`.
@@ -69,5 +83,5 @@ class ImageOnlyTwin(PlainSegmenter):
         head = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
         head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
         encoder.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")})
-        encoder.eval()
-        super().__init__(lambda images: F.pixel_shuffle(head(encoder(images)), encoder.config.stride), card)
+        self.network = TwinNetwork(encoder, head).eval()
+        super().__init__(self.network, card)

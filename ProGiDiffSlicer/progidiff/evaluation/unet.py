@@ -38,7 +38,7 @@ _OUTSIDE = -20.0
 
 #: Samples of a network on a slice: masks bool (n, V, H, W) and mean probability float32 (V, H, W), at the slice's pixels.
 Drawn = tuple[np.ndarray, np.ndarray]
-Sampling = Callable[[BasicUNet, LabelledSlice, ModelCard, int, int], Drawn]
+Sampling = Callable[[nn.Module, LabelledSlice, ModelCard, int, int], Drawn]
 
 
 def make_unet(classes: int, dropout: float = DROPOUT, seed: int = 0) -> BasicUNet:
@@ -164,14 +164,14 @@ def _claim(path: Path, run: dict[str, float]) -> None:
 
 
 @torch.inference_mode()
-def unet_probability(network: BasicUNet, item: LabelledSlice, card: ModelCard) -> np.ndarray:
+def unet_probability(network: nn.Module, item: LabelledSlice, card: ModelCard) -> np.ndarray:
     """Probability per target without dropout or augmentation, float32 (V, H, W) at the slice's pixels."""
     grid, pixels = on_grid(item, card)
     return np.asarray(torch.sigmoid(grid.from_model(network.eval()(pixels)[0], _OUTSIDE)).numpy())
 
 
 @torch.inference_mode()
-def mc_dropout_samples(network: BasicUNet, item: LabelledSlice, card: ModelCard, count: int, seed: int) -> Drawn:
+def mc_dropout_samples(network: nn.Module, item: LabelledSlice, card: ModelCard, count: int, seed: int) -> Drawn:
     """Masks with dropout left on (Gal and Ghahramani, arXiv 1506.02142); every sample drops activations of its own."""
     grid, pixels = on_grid(item, card)
     with torch.random.fork_rng(devices=[]):
@@ -187,7 +187,7 @@ def mc_dropout_samples(network: BasicUNet, item: LabelledSlice, card: ModelCard,
 
 
 @torch.inference_mode()
-def tta_samples(network: BasicUNet, item: LabelledSlice, card: ModelCard, count: int, seed: int) -> Drawn:
+def tta_samples(network: nn.Module, item: LabelledSlice, card: ModelCard, count: int, seed: int) -> Drawn:
     """Masks of randomly altered copies of the slice, brought back to it (test-time augmentation, arXiv 1807.07356).
 
     Rotation within 8 degrees, scale within 7 %, shift within 4 % of the width, gamma 0.75 to 1.33 and noise of 0.02. No
@@ -228,7 +228,7 @@ def _collect(grid: ModelGrid, logits: Iterable[Tensor]) -> Drawn:
 
 def sample_unet_into(
     store: SampleStore,
-    network: BasicUNet,
+    network: nn.Module,
     card: ModelCard,
     items: Iterable[LabelledSlice],
     targets: Callable[[LabelledSlice], Sequence[str]],
@@ -239,7 +239,7 @@ def sample_unet_into(
 
     Args:
         store: where the samples go; its settings give their number and seed.
-        network: the trained network; its classes are the card's vocabulary.
+        network: the trained network, a U-Net or the image-only twin; its classes are the card's vocabulary.
         card: card of the diffusion model that it is compared with: same grid, window and vocabulary.
         items: labelled slices.
         targets: the targets wanted on a slice.

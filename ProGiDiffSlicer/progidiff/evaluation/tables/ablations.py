@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ from progidiff.evaluation.ablation import Ablation, disturbed_state
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.evaluation.presenting import as_volume
 from progidiff.evaluation.samples import Samples, SampleStore, absent_targets, present_targets, propose_into
+from progidiff.evaluation.tables.controls import TWIN_OPTION, given_twin
 from progidiff.evaluation.tables.proposals import SETS, SETS_OPTION, main_proposals, pairs, shared_store, thinned
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.twin import TWIN_NAME, ImageOnlyTwin
+from progidiff.evaluation.twin import TWIN_NAME
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.sampling.engine import Engine
 from progidiff.sampling.image import load_image
@@ -31,7 +31,7 @@ OPTIONS = {
     **SETS_OPTION,
     "every": "measure every n-th slice of each set (default 1)",
     "number": "proposals per pair of slice and target (default 10)",
-    "twin": f"file of the image-only twin; by default {TWIN_NAME} in the work folder, where there is one",
+    **TWIN_OPTION,
     "mr": "set to present as CT (default totalsegmentator_mr; none for none)",
 }
 NUMBER = 10
@@ -102,19 +102,11 @@ class _Ablations:
         self.vocabulary = self.engine.card.vocabulary
         self.every = setup.whole("every", 1, 1, 1000)
         self.number = setup.whole("number", min(NUMBER, main_proposals(setup)), 1, main_proposals(setup))
-        self.twin = self._twin()
+        twin = given_twin(setup, self.engine.card)
+        self.twin = None if twin is None else twin[0]
         self.records: dict[tuple[str, str], list[Record]] = {}
         self.absent: list[Record] = []
         self.refused: dict[str, int] = {}
-
-    def _twin(self) -> ImageOnlyTwin | None:
-        given = self.setup.file("twin")
-        path: Path = self.setup.work / TWIN_NAME if given is None else given
-        if not path.is_file():
-            return None
-        from progidiff.training.small import make_encoder
-
-        return ImageOnlyTwin(path, make_encoder(), self.engine.card)
 
     def around(self, how: Ablation) -> Callable[[LabelledSlice], AbstractContextManager[None]]:
         """The ablation with a seed of its own per slice, so that a resumed run gives the same samples."""

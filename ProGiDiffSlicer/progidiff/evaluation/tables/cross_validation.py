@@ -31,6 +31,7 @@ from progidiff.evaluation.samples import (
     propose_into,
     weights_key,
 )
+from progidiff.evaluation.tables.controls import TWIN_OPTION, given_twin
 from progidiff.evaluation.tables.proposals import MAIN
 from progidiff.evaluation.tables.records import Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
@@ -46,6 +47,7 @@ TITLE = "CT per organ: 3-fold cross-validation by patient on CURVAS"
 SET = "curvas"
 FOLDS = 3
 DIFFUSION = {"zero-shot": "bundled model, zero-shot", "full": "ProGiDiff, tuned", "lora": "ProGiDiff, LoRA"}
+TWIN = "image-only twin, zero-shot, test-time augmentation"
 UNETS = {"unet": "U-Net from scratch", "unet-tuned": "U-Net, pre-trained, then tuned"}
 SAMPLERS = {"mc-dropout": ("MC dropout", mc_dropout_samples), "tta": ("test-time augmentation", tta_samples)}
 DEFAULT_METHODS = ("zero-shot", "full", "unet", "unet-tuned")
@@ -55,6 +57,7 @@ OPTIONS = {
     "methods": f"of {', '.join([*DIFFUSION, *UNETS])}, separated by commas (default {','.join(DEFAULT_METHODS)})",
     "every": "measure (and train on) every n-th slice (default 1)",
     **UNET_OPTIONS,
+    **TWIN_OPTION,
 }
 
 
@@ -117,6 +120,16 @@ class CrossValidation:
             return records_of(shared, SET, self.items, self.targets, self.count)
         self._propose(engine, own, self.items, DIFFUSION["zero-shot"])
         return self.records(own)
+
+    def twin(self) -> list[Record] | None:
+        """Figures of the image-only twin's test-time augmentation; ``None`` without a twin."""
+        given = given_twin(self.setup, self.card)
+        if given is None:
+            return None
+        store = SampleStore(self.setup.work, SampleSettings(SET, f"twin {given[1]}", self.count, 0, self.setup.seed, "tta"))
+        told = self.setup.counted(TWIN, len(self.items))
+        sample_unet_into(store, given[0].network, self.card, self.items, self.targets, tta_samples, told)
+        return self.records(store)
 
     def _propose(self, engine: Engine, store: SampleStore, items: Sequence[LabelledSlice], what: str) -> None:
         propose_into(store, engine, items, self.targets, progress=self.setup.counted(what, len(items)))
@@ -196,6 +209,8 @@ def run(setup: TableSetup) -> TableResult:
     for method in methods:
         if method == "zero-shot":
             found[DIFFUSION[method]] = shared.zero_shot()
+            twin = shared.twin()
+            found |= {} if twin is None else {TWIN: twin}
         else:
             step = shared.unet if method in UNETS else shared.diffusion
             images[method] = [step(method, fold)["images"] for fold in range(FOLDS)]
@@ -218,6 +233,8 @@ def run(setup: TableSetup) -> TableResult:
         " Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
+    if TWIN in found:
+        notes.append("The image-only twin: the model's image encoder with a convolution on top, trained beside the model.")
     if "unet-tuned" in methods:
         notes.append(f"The U-Net's pre-training: {shared.start[2]}.")
     facts = {"methods": facts, "images": images, "seconds": shared.seconds, "proposals": shared.count}

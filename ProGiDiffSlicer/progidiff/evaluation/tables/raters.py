@@ -13,6 +13,7 @@ from progidiff.evaluation.matched import UNET_OPTIONS, pretrained_unet
 from progidiff.evaluation.metrics import dice, generalized_energy_distance
 from progidiff.evaluation.samples import Samples, SampleSettings, SampleStore, present_targets
 from progidiff.evaluation.tables import cross_validation
+from progidiff.evaluation.tables.controls import TWIN_OPTION, given_twin
 from progidiff.evaluation.tables.proposals import kept_numbers, main_proposals, pairs, shared_store
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
@@ -23,7 +24,11 @@ from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 
 NAME = "raters"
 TITLE = "Proposals against two radiologists (CURVAS)"
-OPTIONS = {**UNET_OPTIONS, "seconds": "as given to the table cross-validation, whose models get rows of their own"}
+OPTIONS = {
+    **UNET_OPTIONS,
+    **TWIN_OPTION,
+    "seconds": "as given to the table cross-validation, whose models get rows of their own",
+}
 SET = "curvas"
 #: Samples of every method that is compared.
 COMPARED = 20
@@ -141,6 +146,13 @@ def run(setup: TableSetup) -> TableResult:
         for target in present_targets(item, card.vocabulary):
             one = probability[card.vocabulary.index(target)]
             add("U-Net, one mask", item, target, Samples(one[None] > 0.5, {1: one}, item.spacing_rc))
+    twin = given_twin(setup, card)
+    if twin is not None:
+        drawn = SampleStore(setup.work, SampleSettings(SET, f"twin {twin[1]}", compared, 0, setup.seed, "tta"))
+        told = setup.counted("image-only twin, tta", len(items))
+        sample_unet_into(drawn, twin[0].network, card, items, _wanted(card), tta_samples, told)
+        for item, target, samples in pairs(drawn, items, card.vocabulary):
+            add(f"image-only twin, {_LONG['tta']}, N = {compared}", item, target, samples)
     for method, kept in out_of_fold(setup):
         for item in items:
             for target in present_targets(item, card.vocabulary):
@@ -154,7 +166,8 @@ def run(setup: TableSetup) -> TableResult:
         "with at least 1 cm² by rater 1. n counts pairs of slice and target, and patients.",
         numbers(first),
         f"U-Net: MONAI BasicUNet, dropout {DROPOUT:g}, {how_trained}, seed {setup.seed}; the same grid and window as the "
-        "model. Nothing was trained on CURVAS except where the row says out of fold: there by models of other patients.",
+        "model. Image-only twin: the model's encoder with a convolution on top, trained beside it."
+        " Nothing was trained on CURVAS except where the row says out of fold: there by models of other patients.",
         "GED: squared generalised energy distance, d = 1 - IoU, all pairs with themselves included; lower is better, and a "
         "single mask has no spread to its credit. Disagreement covered: share of the pixels on which the raters differ "
         "where the samples are not unanimous; to be read with the uncertain area (relative to the organ), since a wide band "
