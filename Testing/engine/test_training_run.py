@@ -17,8 +17,8 @@ import torch
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
+from progidiff.cli.stopping import interruptible
 from progidiff.cli.train import _work
-from progidiff.cli.training import ends_cleanly
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
 from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.model.folder import load_model
@@ -234,7 +234,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_ends_with_130(tmp_path: Path, monkeypatch
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     told: list[str] = []
-    with ends_cleanly(told.append) as asked:
+    with interruptible("Stopping.", told.append) as asked:
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert asked()

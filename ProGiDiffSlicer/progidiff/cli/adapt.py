@@ -75,8 +75,8 @@ def adapt(
 
     A quarter of the patients is held out; the adapter's card says what it gives on them, before and after.
     """
-    from progidiff.cli.stopping import StopWord
-    from progidiff.cli.training import TrainingView, ends_cleanly
+    from progidiff.cli.stopping import StopWord, interruptible
+    from progidiff.cli.training import STOPPING, TrainingView
     from progidiff.training.adapt import AdaptSettings
     from progidiff.training.adapt import adapt as run
     from progidiff.training.session import Watch
@@ -102,7 +102,7 @@ def adapt(
     output = _Output(as_json, pictures)
     asked = StopWord(sys.stdin) if as_json else None
     try:
-        with TrainingView() as view, ends_cleanly(view.log) as interrupted:
+        with TrainingView() as view, interruptible(STOPPING, view.log) as interrupted:
 
             def cancelled() -> bool:
                 return interrupted() or (asked is not None and asked.heard)

@@ -42,8 +42,10 @@ def _is_pipe(stream: TextIO) -> bool:
 
 
 @contextmanager
-def interruptible(sentence: str) -> Iterator[Callable[[], bool]]:
+def interruptible(sentence: str, tell: Callable[[str], None] | None = None) -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl+C (or a request to terminate) into a wish to stop, and say ``sentence``; a second one interrupts.
+
+    ``tell`` says it; by default it is printed on standard error.
 
     Yields a function that tells whether stopping was asked for. Outside the main thread, where signals cannot be handled,
     it never turns true.
@@ -54,7 +56,10 @@ def interruptible(sentence: str) -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        print(sentence, file=sys.stderr, flush=True)
+        if tell is None:
+            print(sentence, file=sys.stderr, flush=True)
+        else:
+            tell(sentence)
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

@@ -154,11 +154,12 @@ def default(
 @contextmanager
 def _watch() -> Iterator[Watch]:
     """A view of the run; a run that is stopped ends with one line and exit code 130."""
-    from progidiff.cli.training import TrainingView, ends_cleanly
+    from progidiff.cli.stopping import interruptible
+    from progidiff.cli.training import STOPPING, TrainingView
     from progidiff.training.session import Watch
 
     try:
-        with TrainingView() as view, ends_cleanly(view.log) as cancelled:
+        with TrainingView() as view, interruptible(STOPPING, view.log) as cancelled:
             yield Watch(view.log, view.progress, cancelled)
     except CancelledError as error:
         print(f"{error} Run the same command again to go on.", file=sys.stderr, flush=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+#: Said when a training is asked to stop.
+STOPPING = "Stopping: this step is finished and a checkpoint written. Ctrl+C again ends at once."
 
 
 class TrainingView:
@@ -56,29 +55,3 @@ class TrainingView:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._tasks[stage], completed=done)
-
-
-@contextmanager
-def ends_cleanly(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl+C (or a request to terminate) into a wish to stop; a second Ctrl+C interrupts at once.
-
-    Yields a function that tells whether stopping was asked for. Outside the main thread, where signals cannot be handled, it
-    never turns true.
-    """
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        tell("Stopping: this step is finished and a checkpoint written. Ctrl+C again ends at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
