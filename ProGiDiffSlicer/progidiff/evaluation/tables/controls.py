@@ -17,7 +17,7 @@ from progidiff.synthesis.source import SyntheticSource
 from progidiff.training.batches import SyntheticBatches
 from progidiff.training.small import make_encoder
 
-UNET_MINUTES = 20.0
+UNET_MINUTES = 60.0
 
 
 TWIN_OPTION = {"twin": f"file of the image-only twin; by default {TWIN_NAME} in the work folder, where there is one"}
