@@ -19,7 +19,7 @@ help:
 	@echo 'make test            lint, types and all tests: PYTEST_ARGS="-k ranking"'
 	@echo 'make lint | format   ruff and mypy | let ruff rewrite the files'
 	@echo 'make bench           proposals per second beside the plain diffusers pipeline: ARGS="..."'
-	@echo 'make stall           longest pause of the window while a volume is proposed; 50 proposals in 512x512x100: ARGS="..."'
+	@echo 'make stall           longest pause of the window while a volume is proposed, or saved; 512x512x100: ARGS="..."'
 	@echo 'make default-model   train the bundled model again (long; resumes): ARGS="..."'
 	@echo 'make accuracy        measure the bundled model: ARGS="..."'
 	@echo 'make evaluate-TABLE  print a table of docs/results.md; long; resumes: $(TABLES)'

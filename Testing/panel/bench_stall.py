@@ -1,11 +1,12 @@
-"""How long the window stands still while a whole volume is proposed: ``python -m Testing.panel.bench_stall``.
+"""How long the window stands still while a whole volume is proposed, or saved: ``python -m Testing.panel.bench_stall``.
 
 The module is driven through its own widgets, with the agreement map on, from the click on Propose to the last segment shown.
 A timer in the event loop measures the longest pause; where one is longer than 20 ms, a thread notes in which lines it was
 spent. The painting of slice views is not part of it: off screen it happens only when a picture is taken.
 
 Cases: ``sample`` (the bundled sample volume and model), ``large`` (the same, resampled to 512 x 512 x 100), ``fifty`` (50
-proposals in that volume, from a worker that sends liver-sized ellipsoids as fast as the pipe takes them).
+proposals in that volume, from a worker that sends liver-sized ellipsoids as fast as the pipe takes them), ``save`` (the
+whole large volume is saved as a training example, with a proposal of that worker; from the click to the case on the disk).
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,17 +76,50 @@ def large(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
 def fifty(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
     """Fifty proposals, faster than any model makes them."""
     driver.choose(_large_volume())
+    with _ellipsoids(driver):
+        return _measure(driver, "fifty", 50, 1)
+
+
+def save(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
+    """A large volume saved whole as a training example."""
+    driver.choose(_large_volume())
+    review = driver.panels.review
+    with _ellipsoids(driver), tempfile.TemporaryDirectory() as folder:
+        driver.ask("liver", 2, 1, seed=1)
+        driver.wait(lambda: driver.settled)
+        driver.press_in_table(qt.Qt.Key_Return)
+        review.ui.examplesSection.setCollapsed(False)
+        ui, curating = review.curating.ui, review.curating.curating
+        ui.examplesFolderEdit.setCurrentPath(folder)
+        driver.wait(lambda: not review.curating.looking)
+        ui.exampleSlicesComboBox.setCurrentIndex(ui.exampleSlicesComboBox.count - 1)
+        driver.settle()
+        watch, me = StallWatch(), psutil.Process()
+        before, began = me.memory_info().rss, time.perf_counter()
+        driver.click(ui.saveExampleButton)
+        driver.wait(lambda: not curating.busy)
+        spent = time.perf_counter() - began
+        watch.stop()
+        if curating.contents is None or curating.contents.cases != 1:
+            sys.exit(f"The example was not saved: {driver.said}")
+        driver.services.settings.curatedFolder = ""
+    _print("save", 0, spent, watch, me.memory_info().rss - before)
+    return watch
+
+
+@contextmanager
+def _ellipsoids(driver: Driver) -> Iterator[None]:
+    """The worker that is faster than any model, for a while."""
     driver.open_sections("setup", "prompt", "proposals", "review")
     ui = driver.panels.setup.ui
     ui.workerKindComboBox.setCurrentIndex(2)
     ui.commandEdit.setText(shlex.join([sys.executable, "-c", _ELLIPSOIDS]))
     driver.press(ui.commandEdit, qt.Qt.Key_Return)
-    watch = _measure(driver, "fifty", 50, 1)
+    yield
     ui.workerKindComboBox.setCurrentIndex(0)
-    return watch
 
 
-_CASES = {"sample": sample, "large": large, "fifty": fifty}
+_CASES = {"sample": sample, "large": large, "fifty": fifty, "save": save}
 
 
 def _measure(driver: Driver, case: str, proposals: int, steps: int) -> StallWatch:
@@ -113,15 +149,18 @@ def _measure(driver: Driver, case: str, proposals: int, steps: int) -> StallWatc
     store = driver.session.store
     if driver.session.failure is not None or store is None or not store.ranked("liver"):
         sys.exit(f"The run did not finish: {driver.said}")
-    grown = (max(most[0], me.memory_info().rss) - before) / 2**20
+    _print(case, store.count("liver"), spent, watch, max(most[0], me.memory_info().rss) - before)
+    return watch
+
+
+def _print(case: str, proposals: int, spent: float, watch: StallWatch, grown: float) -> None:
     longest = max(watch.stalls, key=lambda stall: stall.wall_s, default=None)
     work = 0.0 if longest is None else longest.work_s
     print(
-        f"{case:<8}{store.count('liver'):>10}{spent:>7.1f} s{1000 * watch.longest_s:>13.0f} ms{1000 * work:>7.0f} ms"
-        f"{1000 * watch.most_work_s:>8.0f} ms{grown:>+6.0f} MiB",
+        f"{case:<8}{proposals:>10}{spent:>7.1f} s{1000 * watch.longest_s:>13.0f} ms{1000 * work:>7.0f} ms"
+        f"{1000 * watch.most_work_s:>8.0f} ms{grown / 2**20:>+6.0f} MiB",
         flush=True,
     )
-    return watch
 
 
 def _large_volume() -> Any:

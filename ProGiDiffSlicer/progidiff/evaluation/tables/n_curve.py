@@ -186,7 +186,7 @@ def draw(facts: dict[str, Any], counts: Sequence[int], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_xticks(list(counts), [str(n) for n in counts])
         axes.minorticks_off()
-        axes.set_xlabel("proposals N (open: adaptive o, consensus settled □)")
+        axes.set_xlabel("proposals N (open: adaptive o, consensus settled □)", fontsize=8)
         axes.set_ylabel("Dice, mean of targets")
         patients = curve[str(counts[-1])]["rank1"]["patients"]
         axes.set_title(f"{name}, {patients} patient{'s' if patients != 1 else ''}", fontsize=10)
