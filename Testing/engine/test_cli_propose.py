@@ -23,7 +23,7 @@ from progidiff.errors import PromptError, ProtocolError
 from progidiff.events import DoneEvent, RankingEvent, SliceEvent
 from progidiff.outputs.document import ProposalsDocument, read_document
 from progidiff.outputs.volumes_out import write_volume
-from progidiff.ranking.ensembles import staple
+from progidiff.ranking.ensembles import consensus, staple
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import read_volume
@@ -173,6 +173,10 @@ def test_agreement_and_ensemble_fit_each_other_and_the_volumes(result: Path) -> 
         assert not agreement[7:].any()
         assert target.ensembles_ml.majority == pytest.approx((agreement > 0.5).sum() * per_voxel)
         assert target.ensembles_ml.mean_probability == pytest.approx(ensemble.sum() * per_voxel)
+        agreed = voxels(result / target.consensus_file)
+        assert target.ensembles_ml.consensus == pytest.approx(agreed.sum() * per_voxel)
+        if agreed.any():
+            assert agreement[agreed > 0].min() > agreement[agreed == 0].max()
         assert agreement.sum() * per_voxel == pytest.approx(target.volume_ml.mean, rel=1e-5)
         everything = np.max([mask for name, (mask, _) in segments.items() if name.startswith(target.target)], axis=0)
         assert (agreement[everything] > 0).all()
@@ -322,7 +326,10 @@ class TestGathering:
         np.testing.assert_allclose(votes.agreement, masks.mean(axis=0), atol=1e-6)
         assert votes.majority_voxels == np.count_nonzero(masks.sum(axis=0) >= 3)
         np.testing.assert_array_equal(gathered.ensemble.to_array(), masks.mean(axis=0) > 0.5)
+        np.testing.assert_array_equal(votes.consensus(), consensus(masks))
         assert gathered.staple_voxels() == np.count_nonzero(staple(masks).mask)
+        masks[:3] = False
+        assert not self.gather(masks, range(6)).votes().consensus().any()
 
     def test_incomplete_results_are_refused(self) -> None:
         gathered = self.gather(self.masks(), range(5))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from progidiff.ranking.ensembles import agreement, majority, mean_probability, staple, volume_spread
+from progidiff.ranking.ensembles import (
+    agreement,
+    consensus,
+    consensus_level,
+    majority,
+    mean_probability,
+    staple,
+    volume_spread,
+)
 
 
 def raters(seed: int, count: int = 5, shape: tuple[int, ...] = (30, 40)) -> np.ndarray:
@@ -47,6 +55,35 @@ def test_majority_needs_more_than_half(count: int) -> None:
     masks = raters(2, count)
     expected = np.array([sum(votes) > count / 2 for votes in masks.reshape(count, -1).T])
     assert np.array_equal(majority(masks).ravel(), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_the_consensus_has_the_highest_expected_dice(count: int) -> None:
+    masks = raters(9, count)
+    votes = masks.sum(axis=0)
+    mean_size = masks.reshape(count, -1).sum(axis=1).mean()
+
+    def expected_dice(level: int) -> float:
+        mask = votes >= level
+        overlap = np.mean([(mask & proposal).sum() for proposal in masks])
+        return float(2 * overlap / (mask.sum() + mean_size))
+
+    best = max(range(1, count + 1), key=lambda level: (expected_dice(level), level))
+    assert consensus_level(np.bincount(votes.ravel(), minlength=count + 1)) == best
+    assert np.array_equal(consensus(masks), votes >= best)
+
+
+def test_the_consensus_of_scattered_proposals_is_not_empty_but_of_mostly_empty_ones_it_is() -> None:
+    masks = np.zeros((4, 20), dtype=bool)
+    for number in range(4):
+        masks[number, 5 * number : 5 * number + 5] = True
+    assert not majority(masks).any()
+    assert consensus(masks).all()
+    masks[1:] = False
+    assert not consensus(masks).any()
+    masks[1, :5] = True  # two of four
+    assert np.array_equal(consensus(masks), masks[0])
+    assert not consensus(np.zeros((3, 4, 4), dtype=bool)).any()
 
 
 def test_majority_is_itks_label_vote_for_an_odd_number() -> None:

@@ -80,7 +80,7 @@ def test_the_curve_takes_the_first_n() -> None:
     probability = np.where(TRUTH, 0.51, 0.2)
     samples = Samples(PROPOSALS[order], {2: probability}, (10.0, 10.0))
     values = n_curve.measure(samples, TRUTH, (1, 2, 4))
-    for figure in ("rand_top_3", "rank1", "best", "mean", "majority", "medoid", "staple"):
+    for figure in ("rand_top_3", "rank1", "best", "mean", "consensus", "majority", "medoid", "staple"):
         assert values[f"1 {figure}"] == 0.0  # a single one is every ensemble of itself
     assert values["2 best"] == pytest.approx(0.5)
     assert values["2 mean"] == values["2 rand_top_3"] == pytest.approx(0.25)  # a pick among the two there are

@@ -49,7 +49,7 @@ def test_the_best_come_first_and_the_ensembles_last(panel: Opened, spin: Spin) -
     panel.run(spin, 5)
     ranking = panel.session.store.ranking("liver")
     expected = [f"#{place}  Proposal {index + 1}" for place, index in enumerate(ranking.order, start=1)]
-    assert panel.titles() == [*expected, "Mean of all", "Majority of all"]
+    assert panel.titles() == [*expected, "Consensus of all", "Mean of all"]
     scores = [panel.table.item(row, 3).text() for row in range(5)]
     assert scores == [f"{ranking.scores[index]:.2f}" for index in ranking.order]
     assert panel.proposals.ui.summaryLabel.text == "5 distinct of 5, best first."

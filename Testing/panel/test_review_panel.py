@@ -10,6 +10,7 @@ import pytest
 import qt
 import slicer
 
+from progidiff.ranking.ensembles import consensus
 from ProGiDiffSlicerLib.logic.provenance import Provenance, read_provenance, write_provenance
 from ProGiDiffSlicerLib.logic.sequences import frames
 from ProGiDiffSlicerLib.panels.origin import describe_segment
@@ -165,14 +166,14 @@ def test_ctrl_z_in_the_prompt_belongs_to_the_prompt(panel: Opened, spin: Spin) -
 
 def test_an_ensemble_can_be_accepted(panel: Opened, spin: Spin) -> None:
     _node, masks = panel.run(spin, 5)
-    panel.proposals._table.select_key("majority")
+    panel.proposals._table.select_key("consensus")
     accepted = panel.review.accept()
     assert accepted is not None
-    majority = masks.sum(axis=0) * 2 > len(masks)
-    assert np.array_equal(segment_array(accepted.segmentation_node, accepted.segment_id, GRID.shape_kji), majority)
+    found = segment_array(accepted.segmentation_node, accepted.segment_id, GRID.shape_kji)
+    assert np.array_equal(found, consensus(masks))
     facts = read_provenance(accepted.segmentation_node.GetSegmentation().GetSegment(accepted.segment_id))
-    assert (facts.ensemble, facts.proposal) == ("majority", -1)
-    assert panel.review.ui.provenanceLabel.text.startswith("Majority of all of 5")
+    assert (facts.ensemble, facts.proposal) == ("consensus", -1)
+    assert panel.review.ui.provenanceLabel.text.startswith("Consensus of all of 5")
 
 
 def test_nothing_to_accept_is_said_and_the_button_is_off(panel: Opened) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from progidiff.errors import ProtocolError
 from progidiff.events import SliceEvent
-from progidiff.ranking.ensembles import agreement, majority, staple
+from progidiff.ranking.ensembles import agreement, consensus, consensus_level, majority, staple
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import extract_slice, plan_slices
 from ProGiDiffSlicerLib.logic.boxes import Crop
-from ProGiDiffSlicerLib.logic.store import MAJORITY, MEAN, STAPLE, ProposalStore
+from ProGiDiffSlicerLib.logic.store import CONSENSUS, MAJORITY, MEAN, STAPLE, ProposalStore
 from ProGiDiffSlicerLib.logic.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique
@@ -75,6 +75,11 @@ def test_agreement_majority_and_mean(scene: Any, name: str) -> None:
     expected = majority(masks)
     np.testing.assert_array_equal(full(store.masks("liver", MAJORITY), geometry.shape_kji), expected)
     np.testing.assert_array_equal(full(store.masks("liver", MEAN), geometry.shape_kji), share > 0.5)
+    expected = consensus(masks)
+    np.testing.assert_array_equal(full(store.masks("liver", CONSENSUS), geometry.shape_kji), expected)
+    for index in range(store.plan.count):
+        found = store.slice_mask("liver", CONSENSUS, index)
+        np.testing.assert_array_equal(found, extract_slice(expected, store.plan, index))
     uncertainty = store.uncertainty("liver")
     for index in range(store.plan.count):
         part = extract_slice(share, store.plan, index)
@@ -119,11 +124,12 @@ def test_ensembles_have_rows(scene: Any) -> None:
     geometry = GEOMETRIES["PSR"]
     masks = random_masks(geometry, 5, share=0.6)
     store = filled(scene, geometry, masks)
-    mean, most = store.ensembles("liver")
-    assert (mean.kind, mean.index, most.index, mean.rank) == ("ensemble", MEAN, MAJORITY, None)
-    expected = majority(masks)
-    assert most.millilitres == pytest.approx(expected.sum() * geometry.voxel_volume_ml)
-    assert most.agreement == pytest.approx(float(agreement(masks)[expected].mean()), abs=1e-6)
+    best, mean = store.ensembles("liver")
+    assert (mean.kind, mean.index, mean.rank) == ("ensemble", MEAN, None)
+    expected = consensus(masks)
+    assert (best.index, best.empty) == (CONSENSUS, False)
+    assert best.millilitres == pytest.approx(expected.sum() * geometry.voxel_volume_ml)
+    assert best.agreement == pytest.approx(float(agreement(masks)[expected].mean()), abs=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 17])
@@ -141,9 +147,9 @@ def test_staple_in_steps_is_staple(scene: Any, count: int) -> None:
     np.testing.assert_array_equal(found, expected)
     assert row.index == STAPLE
     assert row.millilitres == pytest.approx(expected.sum() * geometry.voxel_volume_ml)
-    assert [r.index for r in store.ensembles("liver")] == [MEAN, MAJORITY, STAPLE]
+    assert [r.index for r in store.ensembles("liver")] == [CONSENSUS, MEAN, STAPLE]
     store.add(slice_event(masks, store.plan, 0))
-    assert [r.index for r in store.ensembles("liver")] == [MEAN, MAJORITY], "of earlier proposals"
+    assert [r.index for r in store.ensembles("liver")] == [CONSENSUS, MEAN], "of earlier proposals"
 
 
 def test_staple_of_nothing_and_of_equals(scene: Any) -> None:
@@ -214,6 +220,14 @@ def test_what_arrived_of_an_unfinished_run_can_be_used(scene: Any) -> None:
     for name in (MEAN, MAJORITY):
         np.testing.assert_array_equal(full(store.masks("liver", name), geometry.shape_kji)[:3], expected)
     assert drain(store.staple_steps("liver")).millilitres > 0
+    # the slice that is half done counts by the share of its votes
+    share = np.concatenate([agreement(masks[:, :2]), agreement(masks[:2, 2:3])])
+    level = consensus_level(np.bincount(np.round(4 * share).astype(int).ravel(), minlength=5))
+    found = full(store.masks("liver", CONSENSUS), geometry.shape_kji)[:3]
+    np.testing.assert_array_equal(found, share >= level / 4)
+    row = store.ensembles("liver")[0]
+    assert row.millilitres == pytest.approx(found.sum() * geometry.voxel_volume_ml)
+    assert row.agreement == pytest.approx(float(share[found.astype(bool)].mean()), abs=1e-6)
 
 
 def test_adaptive_sampling_adds_blocks_to_slices_that_seemed_complete(scene: Any) -> None:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from slicer.i18n import tr as _
 
-#: Ensembles: masks made of all proposals.
-MEAN, MAJORITY, STAPLE = "mean_probability", "majority", "staple"
+#: Ensembles: masks made of all proposals. The majority is not listed: the consensus is nearer to radiologists' outlines.
+CONSENSUS, MEAN, MAJORITY, STAPLE = "consensus", "mean_probability", "majority", "staple"
 
 RowKey = int | str
 """Number of a proposal, from 0, or name of an ensemble."""
@@ -20,7 +20,8 @@ class Row:
 
     Attributes:
         kind: ``"proposal"`` or ``"ensemble"``.
-        index: number of the proposal from 0, or name of the ensemble (``MEAN``, ``MAJORITY``, ``STAPLE``).
+        index: number of the proposal from 0, or name of the ensemble (``CONSENSUS``, ``MEAN``, ``MAJORITY``,
+            ``STAPLE``).
         rank: place from 1; ``None`` for an ensemble, and while there is no ranking.
         score: in [0, 1], or ``None`` likewise.
         millilitres: volume over the requested slices.
@@ -50,7 +51,12 @@ class Row:
 
 def row_name(index: RowKey) -> str:
     """What a proposal or an ensemble is called; a proposal keeps its name whatever its rank."""
-    names = {MEAN: _("Mean of all"), MAJORITY: _("Majority of all"), STAPLE: _("STAPLE of all")}
+    names = {
+        CONSENSUS: _("Consensus of all"),
+        MEAN: _("Mean of all"),
+        MAJORITY: _("Majority of all"),
+        STAPLE: _("STAPLE of all"),
+    }
     if isinstance(index, str):
         return names[index]
     return _("Proposal {number}").format(number=index + 1)

@@ -29,7 +29,9 @@ class SliceVotes:
         shared: float64, one for each proposal: over its voxels, the sum of the proposals that contain them.
         uncertainty: sum of p (1 - p) over the voxels, p being the share of proposals that contain them.
 
-    ``shared`` and ``uncertainty`` hold once it is settled.
+        histogram: int64, by number of votes, the voxels that so many proposals contain; the first entry means nothing.
+
+    ``shared``, ``uncertainty`` and ``histogram`` hold once it is settled.
     """
 
     def __init__(self, preview: bool = False) -> None:
@@ -39,6 +41,8 @@ class SliceVotes:
         self.settled = False
         self.shared = np.zeros(0)
         self.uncertainty = 0.0
+        self.histogram = np.zeros(1, np.int64)
+        self._counts, self._corner = np.zeros((0, 0), np.uint8), (0, 0)
         self._mean: Box | None = None
         self._has_mean = False
         self._ensembles: dict[str, tuple[Box | None, Tally]] = {}
@@ -60,6 +64,8 @@ class SliceVotes:
         count = len(self.boxes)
         self.shared = np.zeros(count)
         self.uncertainty = 0.0
+        self.histogram = np.zeros(count + 1, np.int64)
+        self._counts, self._corner = np.zeros((0, 0), np.uint8), (0, 0)
         around = hull([*self.boxes, self._mean if self._has_mean else None])
         if around is None:
             self._ensembles = {MAJORITY: (None, Tally()), MEAN: (None, Tally())}
@@ -69,6 +75,8 @@ class SliceVotes:
         for number, box in enumerate(self.boxes):
             if box is not None:
                 self.shared[number] = _sum_inside(counts, box, top, left)
+        self.histogram = np.bincount(counts.ravel(), minlength=count + 1)
+        self._counts, self._corner = counts.astype(np.uint8 if count < 256 else np.uint16), (top, left)
         share = counts / count
         self.uncertainty = float((share * (1.0 - share)).sum())
         majority = moved(pack(2 * counts > count), top, left)
@@ -81,6 +89,16 @@ class SliceVotes:
     def ensemble(self, name: str) -> tuple[Box | None, Tally]:
         """The majority, or the mask of the mean probability; settled first."""
         return self._ensembles[name]
+
+    def at_least(self, votes: int) -> Box | None:
+        """The voxels that at least so many proposals contain; settled first."""
+        return moved(pack(self._counts >= votes), *self._corner) if self._counts.size else None
+
+    def at_least_tally(self, votes: int) -> Tally:
+        """Of :meth:`at_least`, without making the mask."""
+        voxels = self.histogram[votes:]
+        agreed = (voxels * np.arange(votes, votes + len(voxels))).sum() / max(1, len(self.boxes))
+        return Tally(int(voxels.sum()), float(agreed))
 
     def tally(self, box: Box | None) -> Tally:
         """Of any mask on this slice."""

@@ -13,9 +13,10 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProtocolError
 from progidiff.events import RankingEvent, SliceEvent
+from progidiff.ranking.ensembles import consensus_level
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices, restore_slice
 from ProGiDiffSlicerLib.logic.boxes import Box, Crop, assemble, hull, unpack, votes
-from ProGiDiffSlicerLib.logic.rows import MAJORITY, MEAN, STAPLE, Row, RowKey
+from ProGiDiffSlicerLib.logic.rows import CONSENSUS, MAJORITY, MEAN, STAPLE, Row, RowKey
 from ProGiDiffSlicerLib.logic.slice_votes import SliceVotes, Tally
 from ProGiDiffSlicerLib.logic.staple import staple_steps
 from ProGiDiffSlicerLib.logic.volumes import VolumeImage
@@ -23,7 +24,7 @@ from ProGiDiffSlicerLib.logic.volumes import VolumeImage
 if TYPE_CHECKING:
     from ProGiDiffSlicerLib.logic.run import RunRequest
 
-__all__ = ["MAJORITY", "MEAN", "STAPLE", "Crop", "ProposalStore", "Row", "RowKey"]
+__all__ = ["CONSENSUS", "MAJORITY", "MEAN", "STAPLE", "Crop", "ProposalStore", "Row", "RowKey"]
 
 
 class ProposalStore:
@@ -161,7 +162,11 @@ class ProposalStore:
 
     def slice_mask(self, target: str, index: RowKey, slice_index: int) -> np.ndarray:
         """Canonical view, bool (rows, columns), of one slice of a mask."""
-        box = self._boxes(target, index).get(slice_index)
+        piece = self._slices[target].get(slice_index)
+        if index == CONSENSUS and piece is not None:  # without making those of the other slices
+            box = piece.at_least(self._consensus_votes(target)[slice_index])
+        else:
+            box = self._boxes(target, index).get(slice_index)
         return self._canonical(unpack(box, self._raw_shape))
 
     def agreement_slice(self, target: str, slice_index: int) -> np.ndarray:
@@ -196,11 +201,27 @@ class ProposalStore:
         pieces = self._slices[target]
         if index == STAPLE:
             return {number: box for number, (box, _tally) in self._staple[target].items()}
+        if index == CONSENSUS:
+            return {number: pieces[number].at_least(votes) for number, votes in self._consensus_votes(target).items()}
         if isinstance(index, str):
             settled = self._settled(target)
             # A slice that the worker did not finish has no mean probability; the majority stands in for it.
             return {number: piece.ensemble(index)[0] for number, piece in settled.items()}
         return {number: piece.boxes[index] for number, piece in pieces.items() if index < len(piece.boxes)}
+
+    def _consensus_votes(self, target: str) -> dict[int, int]:
+        """By slice, how many of its proposals have to contain a voxel of the consensus; more than all where it is empty."""
+        pieces, count = self._settled(target), self.count(target)
+        filled, histogram = np.zeros(count, bool), np.zeros(count + 1, np.int64)
+        for piece in pieces.values():
+            known = len(piece.boxes)
+            filled[:known] |= np.asarray(piece.sizes, bool)
+            # A slice that was not finished has fewer proposals; its votes count by their share.
+            np.add.at(histogram, np.arange(known + 1) * count // max(1, known), piece.histogram)
+        if 2 * np.count_nonzero(filled) < count:
+            return {number: len(piece.boxes) + 1 for number, piece in pieces.items()}
+        level = consensus_level(histogram)
+        return {number: -(-level * len(piece.boxes) // count) for number, piece in pieces.items()}
 
     def _settled(self, target: str) -> dict[int, SliceVotes]:
         for piece in self._slices[target].values():
@@ -252,10 +273,10 @@ class ProposalStore:
         ]
 
     def ensembles(self, target: str) -> list[Row]:
-        """Masks made of all proposals: by mean probability, by majority, and by STAPLE once it has been computed."""
+        """Masks made of all proposals: consensus, mean probability, and STAPLE once it has been computed."""
         if not self._slices[target]:
             return []
-        names = [MEAN, MAJORITY, *([STAPLE] if target in self._staple else [])]
+        names = [CONSENSUS, MEAN, *([STAPLE] if target in self._staple else [])]
         return [self._ensemble_row(target, name) for name in names]
 
     def staple_steps(self, target: str) -> Generator[None, None, Row]:
@@ -276,6 +297,9 @@ class ProposalStore:
     def _ensemble_row(self, target: str, name: str) -> Row:
         if name == STAPLE:
             tallies = [tally for _box, tally in self._staple[target].values()]
+        elif name == CONSENSUS:
+            votes = self._consensus_votes(target)
+            tallies = [piece.at_least_tally(votes[number]) for number, piece in self._slices[target].items()]
         else:
             tallies = [piece.ensemble(name)[1] for piece in self._settled(target).values()]
         voxels = sum(tally.voxels for tally in tallies)

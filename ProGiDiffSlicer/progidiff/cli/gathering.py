@@ -9,7 +9,7 @@ import numpy as np
 
 from progidiff.errors import ProtocolError
 from progidiff.events import DoneEvent, Event, RankingEvent, SliceEvent, WarningEvent
-from progidiff.ranking.ensembles import staple
+from progidiff.ranking.ensembles import consensus_level, staple
 from progidiff.volumes.packed import Bounds, PackedMask
 from progidiff.volumes.slicing import SlicePlan
 
@@ -28,10 +28,18 @@ class Votes:
         agreement: float32 (K, J, I), share of proposals that contain the voxel; 0 outside the requested
             slices.
         majority_voxels: voxels in more than half of the proposals.
+        consensus_share: share of proposals that have to contain a voxel of the consensus; above 1 where it is empty.
     """
 
     agreement: np.ndarray
     majority_voxels: int
+    consensus_share: float
+
+    def consensus(self) -> np.ndarray:
+        """Voxels in enough proposals for the highest expected Dice, uint8 (K, J, I); see
+        :func:`progidiff.ranking.ensembles.consensus`.
+        """
+        return (self.agreement >= self.consensus_share).astype(np.uint8)
 
 
 class GatheredTarget:
@@ -93,19 +101,23 @@ class GatheredTarget:
         return ranking
 
     def votes(self) -> Votes:
-        """Agreement map and majority, made plane by plane."""
+        """Agreement map, majority and consensus, made plane by plane."""
         agreement = np.zeros(self._shape, dtype=np.float32)
-        majority = 0
+        majority, count = 0, len(self.masks)
+        histogram = np.zeros(count + 1, dtype=np.int64)
         bounds = self._union()
         if bounds is not None:
-            count = len(self.masks)
             for k in range(bounds[0][0], bounds[0][1] + 1):
                 votes = np.zeros(self._shape[1:], dtype=np.uint16)
                 for mask in self.masks:
                     votes += mask.plane(k)
                 agreement[k] = votes / count
                 majority += int(np.count_nonzero(2 * votes > count))
-        return Votes(agreement, majority)
+                histogram += np.bincount(votes.ravel(), minlength=count + 1)
+        mostly_empty = 2 * sum(mask.count() > 0 for mask in self.masks) < count
+        # half a vote less, so that rounding decides nothing
+        needed = 2.0 if mostly_empty else (consensus_level(histogram) - 0.5) / max(count, 1)
+        return Votes(agreement, majority, needed)
 
     def staple_voxels(self) -> int | None:
         """Voxels of the STAPLE consensus; ``None`` where the organ is too large to compute it in reasonable

@@ -103,7 +103,7 @@ def write_results(folder: Path, job: Job, gathered: Gathered) -> ProposalsDocume
     write_seg_nrrd(folder / SEGMENTATION_NAME, segments, job.volume.geometry)
 
     records = [result.record for result in results]
-    maps = [name for record in records for name in (record.agreement_file, record.ensemble_file)]
+    maps = [name for record in records for name in (record.agreement_file, record.ensemble_file, record.consensus_file)]
     document = ProposalsDocument(
         input=_input_record(job),
         request=_request_record(job),
@@ -129,9 +129,12 @@ def _write_target(folder: Path, job: Job, wanted: Wanted, gathered: GatheredTarg
     key, geometry = wanted.target.key, job.volume.geometry
     stem = file_stem(key)
     agreement_file, ensemble_file = f"agreement_{stem}.nii.gz", f"ensemble_{stem}.nii.gz"
+    consensus_file = f"consensus_{stem}.nii.gz"
     votes = gathered.votes()
+    consensus = votes.consensus()
     write_volume(folder / agreement_file, votes.agreement, geometry)
     write_volume(folder / ensemble_file, gathered.ensemble.to_array(), geometry)
+    write_volume(folder / consensus_file, consensus, geometry)
 
     warnings = []
     found = not ranking.empty[ranking.order[0]]
@@ -155,12 +158,14 @@ def _write_target(folder: Path, job: Job, wanted: Wanted, gathered: GatheredTarg
         stop_reason=ranking.stop_reason,
         volume_ml=VolumeSpread(mean=spread.mean, sd=spread.sd, median=spread.median, low=spread.low, high=spread.high),
         ensembles_ml=EnsembleVolumes(
+            consensus=int(consensus.sum(dtype="int64")) * per_voxel,
             mean_probability=gathered.ensemble.count() * per_voxel,
             majority=votes.majority_voxels * per_voxel,
             staple=None if staple is None else staple * per_voxel,
         ),
         agreement_file=agreement_file,
         ensemble_file=ensemble_file,
+        consensus_file=consensus_file,
         proposals=proposals,
     )
     pictures = target_pictures(

@@ -120,11 +120,13 @@ class VolumeSpread(_Part):
 class EnsembleVolumes(_Part):
     """Volumes in millilitres of the masks made from all proposals together.
 
-    ``mean_probability``: mean of the proposals' probabilities above 0.5 (the mask in
-    ``ensemble_<target>.nii.gz``). ``majority``: voxels in more than half of the proposals. ``staple``: STAPLE
+    ``consensus``: voxels in enough proposals for the highest expected Dice (the mask in ``consensus_<target>.nii.gz``),
+    ``None`` in results of earlier versions. ``mean_probability``: mean of the proposals' probabilities above 0.5 (the
+    mask in ``ensemble_<target>.nii.gz``). ``majority``: voxels in more than half of the proposals. ``staple``: STAPLE
     (Warfield 2004, SimpleITK), ``None`` where it could not be computed.
     """
 
+    consensus: float | None = None
     mean_probability: float
     majority: float
     staple: float | None = None
@@ -145,6 +147,7 @@ class TargetRecord(_Part):
     ensembles_ml: EnsembleVolumes
     agreement_file: str
     ensemble_file: str
+    consensus_file: str = ""
     proposals: list[ProposalRecord]
 
     def ranked(self) -> list[ProposalRecord]:

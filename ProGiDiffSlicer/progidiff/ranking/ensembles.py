@@ -50,6 +50,43 @@ def majority(masks: np.ndarray) -> np.ndarray:
     return np.asarray(2 * np.count_nonzero(masks, axis=0) > len(masks))
 
 
+def consensus_level(histogram: np.ndarray) -> int:
+    """How many of N proposals have to contain a voxel, so that the mask of these voxels has the highest expected Dice.
+
+    A cut at half of the votes has the fewest wrong voxels. It is not the best one for Dice: that lies at half of the
+    Dice that can be reached (Lipton et al., arXiv 1402.1892), so the less the proposals agree, the fewer votes are needed.
+    Here ``2 A(L) / (N V(L) + A(1))`` is maximised, A(L) being the votes and V(L) the number of voxels with at least L
+    votes: the Dice of the mask with a proposal, with numerator and denominator averaged over the proposals.
+
+    Args:
+        histogram: int (N + 1,), voxels by number of votes; the first entry does not count.
+
+    Returns:
+        L in 1 to N, the highest where several are best.
+    """
+    votes = np.arange(1, len(histogram))
+    counts = np.asarray(histogram[1:], dtype=np.float64)
+    voxels = np.cumsum(counts[::-1])[::-1]
+    agreed = np.cumsum((counts * votes)[::-1])[::-1]
+    if not len(votes) or not agreed[0]:
+        return 1
+    expected = 2 * agreed / (len(votes) * voxels + agreed[0])
+    return int(votes[len(votes) - 1 - np.argmax(expected[::-1])])
+
+
+def consensus(masks: np.ndarray) -> np.ndarray:
+    """Voxels in enough proposals for the highest expected Dice: bool (N, ...) -> bool (...), see :func:`consensus_level`.
+
+    Nothing where more than half of the proposals are empty: then most of them say that the organ is not there.
+    """
+    masks = _bool_stack(masks)
+    count = len(masks)
+    votes = np.count_nonzero(masks, axis=0)
+    if 2 * int(masks.reshape(count, -1).any(axis=1).sum()) < count:
+        return np.zeros(votes.shape, dtype=bool)
+    return np.asarray(votes >= consensus_level(np.bincount(votes.ravel(), minlength=count + 1)))
+
+
 def mean_probability(probabilities: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the proposals' probabilities, and its mask.
 

@@ -22,7 +22,7 @@ from progidiff.evaluation.tables.proposals import (
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
 from progidiff.outputs.atomic import atomic_file
-from progidiff.ranking.ensembles import agreement, majority, staple
+from progidiff.ranking.ensembles import agreement, consensus, majority, staple
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
 from progidiff.ranking.stopping import AdaptiveStopping, consensus_overlap
@@ -39,6 +39,7 @@ FIGURES = {
     "best": "best of N",
     "mean": "mean",
     "probability": "mean probability",
+    "consensus": "consensus",
     "majority": "majority",
     "medoid": "medoid",
     "staple": "STAPLE",
@@ -71,6 +72,7 @@ def figures_at(
         "best": scores.best,
         "mean": scores.mean,
         "probability": float("nan") if probability is None else dice(probability > 0.5, truth),
+        "consensus": dice(consensus(masks), truth),
         "majority": dice(majority(masks), truth),
         "medoid": true_dice[medoid],
         "staple": dice(staple(masks).mask, truth),
@@ -168,6 +170,7 @@ def draw(facts: dict[str, Any], counts: Sequence[int], path: Path) -> None:
         "best": ("best of N", "#7f7f7f", "--"),
         "rand_top_3": ("RandTop-3 (with reference)", "#1f77b4", "-"),
         "rank1": ("rank 1 (no reference)", "#d62728", "-"),
+        "consensus": ("consensus (no reference)", "#ff7f0e", "-"),
         "probability": ("mean probability", "#2ca02c", "-"),
         "staple": ("STAPLE", "#9467bd", ":"),
         "mean": ("mean proposal", "#8c564b", ":"),
