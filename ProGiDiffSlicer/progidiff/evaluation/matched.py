@@ -31,6 +31,7 @@ from progidiff.model.adapter import ADAPTED, take_lora_off
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.outputs.atomic import atomic_file
+from progidiff.ranking.ensembles import consensus
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
 from progidiff.synthesis.source import SyntheticSource
@@ -43,6 +44,7 @@ from progidiff.training.tuning import TuneSettings
 FIGURES = {
     "rank1": "rank 1",
     "medoid": "medoid",
+    "consensus": "consensus",
     "probability": "mean probability",
     "mean": "mean of samples",
     "rand_top_3": "RandTop-3",
@@ -53,7 +55,7 @@ FIGURES = {
 def figures_of(samples: Samples, truth: np.ndarray) -> dict[str, float]:
     """Dice of a set of samples with a reference, by the names of :data:`FIGURES`.
 
-    The first three need no reference; RandTop-3 (expected Dice of a random pick among the three best by the reference) and
+    The first four need no reference; RandTop-3 (expected Dice of a random pick among the three best by the reference) and
     best-of-N do.
 
     Args:
@@ -65,6 +67,7 @@ def figures_of(samples: Samples, truth: np.ndarray) -> dict[str, float]:
     probability = samples.mean_probability
     return {
         "rank1": scores.rank1,
+        "consensus": dice(consensus(samples.masks), truth),
         "medoid": values[rank(gram_matrix(samples.masks), "medoid").order[0]],
         "probability": float("nan") if probability is None else dice(probability > 0.5, truth),
         "mean": scores.mean,

@@ -228,9 +228,9 @@ def run(setup: TableSetup) -> TableResult:
         " measured by a model that saw no slice of its patient. " + numbers(next(iter(found.values()), [])),
         f"{shared.seconds:g} CPU seconds of training in one thread per fold and method, the last weights; pictures seen:"
         f" {seen}. A share of {shared.replay:.0%} are synthetic phantoms, for every method.",
-        f"N = {shared.count} for every method, seed {setup.seed}, {setup.steps} steps. Rank 1, medoid and mean probability"
-        " see no reference; RandTop-3 and best of N do. A dash: the mean probability of so many samples was not kept."
-        " Intervals: 95 %, bootstrap over patients.",
+        f"N = {shared.count} for every method, seed {setup.seed}, {setup.steps} steps. Rank 1, medoid, consensus and mean"
+        " probability see no reference; RandTop-3 and best of N do. A dash: the mean probability of so many samples was not"
+        " kept. Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
     if TWIN in found:
