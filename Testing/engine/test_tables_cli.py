@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,9 @@ def test_work_that_cannot_be_made(tmp_path: Path, responsive_folder: Path) -> No
     result = CliRunner().invoke(app, ["table", "ranking", *options])
     assert result.exit_code == 2
     assert "choose another folder" in result.output
+
+
+def test_every_table_has_a_make_target() -> None:
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^TABLES := (.+)$", makefile, re.MULTILINE)
+    assert sorted(listed.split()) == sorted(TABLES)

@@ -180,7 +180,7 @@ def test_the_chosen_adapter_goes_with_the_next_run(tuner: Tuner) -> None:
     tuner.panel.look()
     names = tuner.adapters
     assert names[0] == "Base model (no adapter)"
-    assert sorted(names[1:]) == ["good", "poor (not better than the base)", "strange (another model's)"]
+    assert sorted(names[1:]) == ["good", "poor (not shown to be better)", "strange (another model's)"]
     tuner.panels.choose_volume()
     tuner.ui.adapterComboBox.setCurrentIndex(names.index("good"))
     assert "Dice 0.50 before, 0.75 after" in tuner.ui.adapterLabel.text
@@ -191,7 +191,7 @@ def test_the_chosen_adapter_goes_with_the_next_run(tuner: Tuner) -> None:
     assert (client.call.kind, client.values) == ("load_adapter", (str(tuner.folder / "adapters" / "good"), False))
     tuner.panels.session.cancel()
     client.confirm_cancel()
-    tuner.ui.adapterComboBox.setCurrentIndex(names.index("poor (not better than the base)"))
+    tuner.ui.adapterComboBox.setCurrentIndex(names.index("poor (not shown to be better)"))
     assert tuner.ui.worseCheckBox.visible
     tuner.ui.worseCheckBox.setChecked(True)
     assert tuner.panels.parameters.adapterEvenIfWorse

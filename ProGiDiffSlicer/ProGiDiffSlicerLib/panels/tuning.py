@@ -109,7 +109,7 @@ class TuningPanel:
         box.clear()
         box.addItem(_("Base model (no adapter)"))
         for number, adapter in enumerate(self._adapters, 1):
-            note = _("another model's") if adapter.misfit(base) else "" if adapter.better else _("not better than the base")
+            note = _("another model's") if adapter.misfit(base) else "" if adapter.better else _("not shown to be better")
             box.addItem(f"{adapter.name} ({note})" if note else adapter.name)
             box.setItemData(number, adapter.summary, qt.Qt.ToolTipRole)
         box.blockSignals(blocked)
