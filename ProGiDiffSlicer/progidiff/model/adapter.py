@@ -6,10 +6,7 @@ costs no time per step; the touched weights are kept aside, and removing the ada
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,6 +23,7 @@ from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights
 from progidiff.model.adapter_card import AdapterCard, Layers, load_adapter_card, save_adapter_card
 from progidiff.model.checks import sha256_of
 from progidiff.model.folder import ProGiDiffModel
+from progidiff.model.replacing import replacing
 
 _PEFT_NAME = "default"
 #: Networks that an adapter reaches: what the paper trains, and nothing of the frozen backbone.
@@ -100,7 +98,8 @@ def save_adapter(state: dict[str, Tensor], fields: dict[str, object], folder: Pa
         OutputError: the folder holds something else, or cannot be written.
     """
     folder = Path(folder).absolute()
-    with _replacing(folder) as fresh:
+    check_adapter_folder(folder)
+    with replacing(folder, "adapter") as fresh:
         weights = fresh / ADAPTER_WEIGHTS_NAME
         save_file(state, weights, metadata={"format": "pt"})
         card = AdapterCard.model_validate({**fields, "sha256": sha256_of(weights)})
@@ -117,26 +116,6 @@ def check_adapter_folder(folder: Path) -> None:
     """
     if folder.exists() and not (folder / ADAPTER_CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f'"{folder}" holds something that is no adapter; choose a new or empty folder for the adapter.')
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    check_adapter_folder(folder)
-    fresh, old = (folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.{kind}") for kind in ("part", "old"))
-    try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f'The adapter cannot be written to "{folder}" ({reason}); choose another folder.') from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass(frozen=True)

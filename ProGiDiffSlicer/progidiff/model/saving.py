@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from safetensors import SafetensorError
 
 from progidiff.errors import OutputError
 from progidiff.locations import CARD_NAME, INDEX_NAME
@@ -18,6 +12,7 @@ from progidiff.model.bundle import ProGiDiffModel, check_fit
 from progidiff.model.card import ModelCard, save_card
 from progidiff.model.checks import read_json, sha256_of
 from progidiff.model.components import ACCEPTED, index_entry, quiet_libraries
+from progidiff.model.replacing import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +38,9 @@ def save_model(model: ProGiDiffModel, folder: Path, weights_dtype: torch.dtype |
     """
     check_fit(model)
     folder = Path(folder).absolute()
-    with _replacing(folder) as fresh:
+    if folder.exists() and not (folder / CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f'"{folder}" holds something that is not a model; choose a new or empty folder for the model.')
+    with replacing(folder, "model") as fresh:
         index: dict[str, object] = {"_class_name": PIPELINE_NAME}
         with quiet_libraries():
             for name in ACCEPTED:
@@ -87,27 +84,3 @@ def _cast_file(path: Path, dtype: torch.dtype) -> None:
     tensors = load(path.read_bytes())  # not memory-mapped: the file is overwritten below
     cast = {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}
     save_file(cast, path, metadata={"format": "pt"})
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A sibling folder to write into that takes ``folder``'s place at the end, or vanishes on an error."""
-    if folder.exists() and not (folder / CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f'"{folder}" holds something that is not a model; choose a new or empty folder for the model.')
-    fresh, old = (folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.{kind}") for kind in ("part", "old"))
-    try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f'The model cannot be written to "{folder}" ({reason}); check its disk and permissions.'
-        ) from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
