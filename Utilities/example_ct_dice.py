@@ -64,9 +64,13 @@ def main(data: Path, proposals: str) -> None:
         for number, organ in enumerate(ORGANS, 1):
             label = truth.tissues == number
             first = next((mask for name, mask in segments.items() if name.lower().startswith(organ)), None)
-            ensemble = canonical(sitk.ReadImage(str(next(out.glob(f"ensemble_{organ.replace(' ', '_')}*"))))) > 0
+            ensemble, consensus = (
+                canonical(sitk.ReadImage(str(out / f"{what}_{organ.replace(' ', '_')}.nii.gz"))) > 0
+                for what in ("ensemble", "consensus")
+            )
             shown = "empty" if first is None else f"{dice(first, label):.3f}"
-            print(f"{target_for(organ).name():20s} first-ranked {shown}  ensemble {dice(ensemble, label):.3f}")
+            print(f"{target_for(organ).name():20s} first-ranked {shown}  ensemble {dice(ensemble, label):.3f}", end="")
+            print(f"  consensus {dice(consensus, label):.3f}")
     print(f"{volume.array.shape[0]} slices")
 
 
