@@ -24,6 +24,7 @@ from progidiff.evaluation.metrics import dice, hd95, metric_library
 from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
 from progidiff.outputs.evaluation_report import render_evaluation
 from progidiff.outputs.volumes_out import write_volume
+from progidiff.ranking.ensembles import consensus
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
@@ -119,13 +120,14 @@ def test_volumes_are_measured_in_3d_like_the_proposals_themselves(loaded: Engine
     assert liver.answers["rank1"].dice == pytest.approx(values[order[0]])
     assert liver.answers["rank1"].hd95_mm == pytest.approx(hd95(stack[order[0]], truth, (7.0, 4.0, 3.5)))
     assert liver.answers["ensemble"].dice == pytest.approx(dice(np.stack([means[k] for k in range(4)]) > 0.5, truth))
+    assert liver.answers["consensus"].dice == pytest.approx(dice(consensus(stack), truth))
     assert liver.answers["mean"].dice == pytest.approx(np.mean(values))
     assert liver.answers["best"].dice == pytest.approx(max(values))
     assert liver.answers["rand_top_k"].dice == pytest.approx(np.mean(sorted(values)[1:]))
     assert liver.size == pytest.approx(truth.sum() * 0.098)  # 3.5 x 4 x 7 mm
     spleen = targets["spleen"]
     assert not spleen.present
-    assert set(spleen.answers) == {"rank1", "medoid", "ensemble"}
+    assert set(spleen.answers) == {"rank1", "medoid", "consensus", "ensemble"}
     assert spleen.answers["rank1"].presence in ("FP", "TN")
 
 

@@ -102,7 +102,7 @@ def case(name: str, patient: str, **dice: float | None) -> CaseResult:
         kind = "TN" if value is None else "TP" if value else "FN"
         answer = AnswerScore(dice=value, hd95_mm=5.0 if value else None, hd95_failures=float(value == 0), presence=kind)
         rest = answer.model_copy(update={"presence": None})
-        answers = {"rank1": answer, "medoid": answer, "ensemble": answer}
+        answers = {"rank1": answer, "medoid": answer, "consensus": answer, "ensemble": answer}
         answers |= {} if value is None else {"mean": rest, "best": rest, "rand_top_k": rest}
         targets.append(
             TargetResult(

@@ -69,7 +69,7 @@ def test_the_consensus_has_the_highest_expected_dice(count: int) -> None:
         return float(2 * overlap / (mask.sum() + mean_size))
 
     best = max(range(1, count + 1), key=lambda level: (expected_dice(level), level))
-    assert consensus_level(np.bincount(votes.ravel(), minlength=count + 1)) == best
+    assert consensus_level(np.bincount(votes.ravel(), minlength=count + 1), count) == best
     assert np.array_equal(consensus(masks), votes >= best)
 
 

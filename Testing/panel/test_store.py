@@ -222,7 +222,7 @@ def test_what_arrived_of_an_unfinished_run_can_be_used(scene: Any) -> None:
     assert drain(store.staple_steps("liver")).millilitres > 0
     # the slice that is half done counts by the share of its votes
     share = np.concatenate([agreement(masks[:, :2]), agreement(masks[:2, 2:3])])
-    level = consensus_level(np.bincount(np.round(4 * share).astype(int).ravel(), minlength=5))
+    level = consensus_level(np.bincount(np.round(4 * share).astype(int).ravel(), minlength=5), 4)
     found = full(store.masks("liver", CONSENSUS), geometry.shape_kji)[:3]
     np.testing.assert_array_equal(found, share >= level / 4)
     row = store.ensembles("liver")[0]

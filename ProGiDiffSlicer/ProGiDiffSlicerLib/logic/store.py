@@ -218,9 +218,7 @@ class ProposalStore:
             filled[:known] |= np.asarray(piece.sizes, bool)
             # A slice that was not finished has fewer proposals; its votes count by their share.
             np.add.at(histogram, np.arange(known + 1) * count // max(1, known), piece.histogram)
-        if 2 * np.count_nonzero(filled) < count:
-            return {number: len(piece.boxes) + 1 for number, piece in pieces.items()}
-        level = consensus_level(histogram)
+        level = consensus_level(histogram, int(filled.sum()))
         return {number: -(-level * len(piece.boxes) // count) for number, piece in pieces.items()}
 
     def _settled(self, target: str) -> dict[int, SliceVotes]:

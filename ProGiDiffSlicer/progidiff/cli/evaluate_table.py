@@ -53,15 +53,15 @@ def _table(title: str, document: EvaluationDocument, field: str) -> Table:
 
 
 def _presence(document: EvaluationDocument) -> Table:
-    table = Table(title="Found or not: cases missed and invented by rank 1 and by the ensemble")
-    heads = ("set", "target", "present", "missed", "missed by ensemble", "absent", "invented", "invented by ensemble")
+    table = Table(title="Found or not: cases missed and invented by rank 1 and by the consensus")
+    heads = ("set", "target", "present", "missed", "missed by consensus", "absent", "invented", "invented by consensus")
     for head in (*heads, "empty proposals where absent", "calibration error"):
         table.add_column(head, justify="left" if head in ("set", "target") else "right")
     for row in document.summary:
         if row.target == MEAN:
             continue
-        first, ensemble = row.answers["rank1"].presence, row.answers["ensemble"].presence
-        counts = (row.cases, first["FN"], ensemble["FN"], row.absent, first["FP"], ensemble["FP"])
+        first, consensus = row.answers["rank1"].presence, row.answers["consensus"].presence
+        counts = (row.cases, first["FN"], consensus["FN"], row.absent, first["FP"], consensus["FP"])
         shares = (number(row.absent_empty_share, 2), number(row.calibration_error))
         table.add_row(row.set, row.target, *(str(n) for n in counts), *shares)
     return table

@@ -114,10 +114,9 @@ class GatheredTarget:
                 agreement[k] = votes / count
                 majority += int(np.count_nonzero(2 * votes > count))
                 histogram += np.bincount(votes.ravel(), minlength=count + 1)
-        mostly_empty = 2 * sum(mask.count() > 0 for mask in self.masks) < count
+        level = consensus_level(histogram, sum(mask.count() > 0 for mask in self.masks))
         # half a vote less, so that rounding decides nothing
-        needed = 2.0 if mostly_empty else (consensus_level(histogram) - 0.5) / max(count, 1)
-        return Votes(agreement, majority, needed)
+        return Votes(agreement, majority, (level - 0.5) / max(count, 1))
 
     def staple_voxels(self) -> int | None:
         """Voxels of the STAPLE consensus; ``None`` where the organ is too large to compute it in reasonable

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from progidiff.evaluation.metrics import Presence
 
 #: What a set of N proposals can be taken for. The last three are chosen or averaged by the reference, which a reader lacks.
-ANSWERS = ("rank1", "medoid", "ensemble", "mean", "best", "rand_top_k")
+ANSWERS = ("rank1", "medoid", "consensus", "ensemble", "mean", "best", "rand_top_k")
 #: Those of them that are one mask, found without the reference.
-SINGLE = ("rank1", "medoid", "ensemble")
+SINGLE = ("rank1", "medoid", "consensus", "ensemble")
 CALIBRATION_BINS = 10
 
 

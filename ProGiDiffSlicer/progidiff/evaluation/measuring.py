@@ -14,6 +14,7 @@ from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
 from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
 from progidiff.events import ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.ranking.ensembles import consensus_level
 from progidiff.ranking.gram import GramAccumulator
 from progidiff.ranking.ranking import rank
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
@@ -164,6 +165,7 @@ class _Gathered:
         answers: dict[str, AnswerScore] = {
             "rank1": one(proposals[event.order[0]]),
             "medoid": one(proposals[medoid]),
+            "consensus": one(self._score(self._consensus(), settings)),
             "ensemble": one(self._score(self._ensemble, settings)),
         }
         assert tuple(answers) == SINGLE
@@ -196,6 +198,14 @@ class _Gathered:
             prediction, reference = prediction.take(0, axis), reference.take(0, axis)
             spacing = [s for n, s in enumerate(spacing) if n != axis]
         return score_mask(prediction, reference, spacing, settings.tolerance_mm)
+
+    def _consensus(self) -> PackedMask:
+        count = len(self._masks)
+        votes = np.zeros(self._image.geometry.shape_kji, dtype=np.uint16)
+        for mask in self._masks:
+            votes += mask.to_array()
+        filled = sum(mask.count() > 0 for mask in self._masks)
+        return PackedMask.from_array(votes >= consensus_level(np.bincount(votes.ravel(), minlength=count + 1), filled))
 
     def _size(self) -> float:
         count = int(np.count_nonzero(self._reference))

@@ -22,7 +22,7 @@ _GREY = "#777777"
 
 
 def dice_plot(rows: Sequence[TargetSummary], cases: Sequence[CaseResult], proposals: int) -> bytes:
-    """Rank-1 Dice of every case as dots and a box, by target, with the means of the ensemble and of the best of N."""
+    """Rank-1 Dice of every case as dots and a box, by target, with the means of the consensus and of the best of N."""
     shown = [row for row in rows if row.cases and row.target != MEAN]
     figure, axes = _figure(max(4.5, 1.2 + 0.85 * len(shown)), 3.9)
     rng = np.random.default_rng(0)  # spreads the dots sideways, the same way each time
@@ -35,11 +35,13 @@ def dice_plot(rows: Sequence[TargetSummary], cases: Sequence[CaseResult], propos
         spread = rng.uniform(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
         axes.plot(place + spread, values, ".", color="#0072b2", markersize=4, alpha=0.65, zorder=3)
     places = range(len(shown))
-    ensemble = [row.answers["ensemble"].dice.mean or 0.0 for row in shown]
+    consensus = [row.answers["consensus"].dice.mean or 0.0 for row in shown]
     best = [row.answers["best"].dice.mean or 0.0 for row in shown]
-    axes.plot(places, ensemble, "D", color=_ORANGE, markeredgecolor="black", markersize=5, zorder=4, label="ensemble, mean")
     axes.plot(
-        places, best, "^", color=_GREEN, markeredgecolor="black", markersize=6, zorder=4, label=f"best of {proposals}, mean"
+        places, consensus, "D", color=_ORANGE, markeredgecolor="black", markersize=5, zorder=4, label="consensus, mean"
+    )
+    axes.plot(
+        places, best, "^", color=_GREEN, markersize=6, label=f"best of {proposals}, mean", zorder=4, markeredgecolor="black"
     )
     axes.plot([], [], ".", color="#0072b2", label="rank 1, one case")
     axes.set_xticks(list(places), [f"{row.target}\nn = {row.cases}" for row in shown], rotation=40, ha="right")

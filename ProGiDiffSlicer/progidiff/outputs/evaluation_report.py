@@ -90,7 +90,8 @@ def answer_name(answer: str, settings: SettingsRecord) -> str:
     return {
         "rank1": "rank 1",
         "medoid": "medoid",
-        "ensemble": "ensemble",
+        "consensus": "consensus",
+        "ensemble": "mean probability",
         "mean": f"mean of {settings.proposals}",
         "best": f"best of {settings.proposals}",
         "rand_top_k": f"RandTop-{settings.k}",

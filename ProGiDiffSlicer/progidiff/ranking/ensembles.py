@@ -50,7 +50,7 @@ def majority(masks: np.ndarray) -> np.ndarray:
     return np.asarray(2 * np.count_nonzero(masks, axis=0) > len(masks))
 
 
-def consensus_level(histogram: np.ndarray) -> int:
+def consensus_level(histogram: np.ndarray, filled: int) -> int:
     """How many of N proposals have to contain a voxel, so that the mask of these voxels has the highest expected Dice.
 
     A cut at half of the votes has the fewest wrong voxels. It is not the best one for Dice: that lies at half of the
@@ -60,10 +60,14 @@ def consensus_level(histogram: np.ndarray) -> int:
 
     Args:
         histogram: int (N + 1,), voxels by number of votes; the first entry does not count.
+        filled: how many of the proposals are not empty.
 
     Returns:
-        L in 1 to N, the highest where several are best.
+        L in 1 to N, the highest where several are best; N + 1 where more than half of the proposals are empty, since most of
+        them say then that the organ is not there.
     """
+    if 2 * filled < len(histogram) - 1:
+        return len(histogram)
     votes = np.arange(1, len(histogram))
     counts = np.asarray(histogram[1:], dtype=np.float64)
     voxels = np.cumsum(counts[::-1])[::-1]
@@ -75,16 +79,12 @@ def consensus_level(histogram: np.ndarray) -> int:
 
 
 def consensus(masks: np.ndarray) -> np.ndarray:
-    """Voxels in enough proposals for the highest expected Dice: bool (N, ...) -> bool (...), see :func:`consensus_level`.
-
-    Nothing where more than half of the proposals are empty: then most of them say that the organ is not there.
-    """
+    """Voxels in enough proposals for the highest expected Dice: bool (N, ...) -> bool (...), see :func:`consensus_level`."""
     masks = _bool_stack(masks)
     count = len(masks)
     votes = np.count_nonzero(masks, axis=0)
-    if 2 * int(masks.reshape(count, -1).any(axis=1).sum()) < count:
-        return np.zeros(votes.shape, dtype=bool)
-    return np.asarray(votes >= consensus_level(np.bincount(votes.ravel(), minlength=count + 1)))
+    filled = int(masks.reshape(count, -1).any(axis=1).sum())
+    return np.asarray(votes >= consensus_level(np.bincount(votes.ravel(), minlength=count + 1), filled))
 
 
 def mean_probability(probabilities: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
