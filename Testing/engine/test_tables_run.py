@@ -16,12 +16,15 @@ from progidiff.cli.app import app
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation import samples as sampling
 from progidiff.evaluation.accuracy import mean_over_targets, score_slices, summarise, summarise_absent
-from progidiff.evaluation.tables import controls, cross_validation, load_table, setup
+from progidiff.evaluation.tables import controls, cross_validation, load_table, setup, twins
 from progidiff.evaluation.tables.records import MEAN
 from progidiff.evaluation.tables.setup import TableSetup, plain
-from progidiff.evaluation.twin import TWIN_NAME, save_twin
+from progidiff.evaluation.twin import TWIN_NAME, TwinNetwork, save_twin
+from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.engine import Engine
-from progidiff.training.small import make_encoder
+from progidiff.synthesis.source import SyntheticSource
+from progidiff.training.batches import SyntheticBatches
+from progidiff.training.losses import segmentation_loss
 
 PROPOSALS = 6
 
@@ -61,7 +64,9 @@ def loaded(responsive_folder: Path) -> Engine:
 def tables(loaded: Engine, responsive_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TableSetup:
     monkeypatch.setattr(TableSetup, "engine", lambda self: loaded)  # loading takes longer than measuring
     monkeypatch.setattr(setup, "load_shared", lambda folder, name: made_up(name))
-    monkeypatch.setattr(controls, "load_permissive", lambda folder: [])  # phantoms alone
+    for module in (controls, twins):
+        monkeypatch.setattr(module, "load_permissive", lambda folder: [])  # phantoms alone
+    monkeypatch.setattr(twins, "TWIN_MINUTES", 0.0)  # none, but where a test is about it
     work = tmp_path / "work"
     work.mkdir()
     return TableSetup(tmp_path, work, responsive_folder, seed=3, proposals=PROPOSALS, steps=2, device="cpu")
@@ -162,11 +167,10 @@ def test_raters(tables: TableSetup) -> None:
     assert plain(load_table("raters").run(quick).facts) == plain(result.facts)  # nothing is trained or drawn again
 
 
-def a_twin(work: Path) -> None:
-    """A twin of the tiny model's vocabulary that marks the whole picture as liver."""
-    encoder = make_encoder()
-    channels = encoder(torch.zeros(1, 1, 32, 32)).shape[1]
-    head = torch.nn.Conv2d(channels, 3 * encoder.config.stride**2, 1)
+def a_twin(model: ProGiDiffModel, work: Path) -> None:
+    """A twin of the tiny model that marks the whole picture as liver."""
+    encoder = model.image_encoder
+    head = torch.nn.Conv2d(encoder.config.feature_channels, 3 * encoder.config.stride**2, 1)
     torch.nn.init.zeros_(head.weight)
     assert head.bias is not None
     torch.nn.init.constant_(head.bias, -5.0)
@@ -175,7 +179,7 @@ def a_twin(work: Path) -> None:
 
 
 def test_the_twin_gets_a_row(tables: TableSetup) -> None:
-    a_twin(tables.work)
+    a_twin(tables.engine().model, tables.work)
     result = load_table("raters").run(replace(tables, options={"unet-minutes": "0.02"}))
     found = result.facts["liver"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
     # it marks all of the picture as liver and none of it as spleen, however the picture is turned
@@ -188,6 +192,28 @@ def test_the_twin_gets_a_row(tables: TableSetup) -> None:
     assert table.facts["methods"][cross_validation.TWIN]["liver"]["rank1"]["mean"] == pytest.approx(
         found["rank1_first"]["mean"], abs=0.1
     )
+
+
+def test_a_twin_is_fitted_on_the_models_own_encoder(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tables.engine().model
+    own = replace(tables, options={"twin-minutes": "0.05"})
+    twin, key, what = twins.image_only_twin(own, model) or pytest.fail("no twin")
+    assert "fitted for 0.05 CPU minutes" in what
+    for name, value in model.image_encoder.state_dict().items():
+        assert torch.equal(twin.network.encoder.state_dict()[name], value), name
+    # it has learned: pictures that it has not seen, against a convolution that was not fitted
+    source = SyntheticSource([], model.card.image_size, model.card.spacing_mm, "cpu", 99)
+    batch = SyntheticBatches(source, model.card.vocabulary).batch(8)
+    torch.manual_seed(tables.seed)
+    fresh = torch.nn.Conv2d(twin.network.head.in_channels, twin.network.head.out_channels, 1)
+    losses = []
+    with torch.no_grad():
+        for head in (twin.network.head, fresh):
+            logits = TwinNetwork(twin.network.encoder, head)(batch.images)
+            losses.append(float(segmentation_loss(logits, batch.masks, batch.known)))
+    assert losses[0] < 0.95 * losses[1]
+    monkeypatch.setattr(twins, "run_stage", None)  # fitting it again would fail
+    assert (twins.image_only_twin(own, model) or pytest.fail("no twin"))[1] == key
 
 
 def test_out_of_fold_samples_get_a_row(tables: TableSetup) -> None:

@@ -17,7 +17,7 @@ from progidiff.errors import DatasetError, InputError, ModelError
 from progidiff.evaluation import matched, transfer
 from progidiff.evaluation.samples import Samples
 from progidiff.evaluation.stock_hint import StockHint
-from progidiff.evaluation.tables import controls, cross_validation, encoder, mr, setup
+from progidiff.evaluation.tables import controls, cross_validation, encoder, mr, setup, twins
 from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.unet import make_unet
 from progidiff.model.folder import load_model
@@ -46,6 +46,7 @@ def tables(responsive_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(setup, "load_shared", lambda folder, name: made_up(name))
     for module in (controls, encoder):
         monkeypatch.setattr(module, "load_permissive", lambda folder: [])  # phantoms alone
+    monkeypatch.setattr(twins, "TWIN_MINUTES", 0.0)
     work = tmp_path / "work"
     work.mkdir()
     options = {"seconds": "0.01", "unet-minutes": "0.01"}

@@ -16,11 +16,10 @@ from progidiff.evaluation.ablation import Ablation, disturbed_state
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.evaluation.presenting import as_volume
 from progidiff.evaluation.samples import Samples, SampleStore, absent_targets, present_targets, propose_into
-from progidiff.evaluation.tables.controls import TWIN_OPTION, given_twin
 from progidiff.evaluation.tables.proposals import SETS, SETS_OPTION, main_proposals, pairs, shared_store, thinned
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.twin import TWIN_NAME
+from progidiff.evaluation.tables.twins import TWIN_OPTION, image_only_twin
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.sampling.engine import Engine
 from progidiff.sampling.image import load_image
@@ -102,8 +101,9 @@ class _Ablations:
         self.vocabulary = self.engine.card.vocabulary
         self.every = setup.whole("every", 1, 1, 1000)
         self.number = setup.whole("number", min(NUMBER, main_proposals(setup)), 1, main_proposals(setup))
-        twin = given_twin(setup, self.engine.card)
-        self.twin = None if twin is None else twin[0]
+        self.twin, self.twin_is = None, "not wanted"
+        if (twin := image_only_twin(setup, self.engine.model)) is not None:
+            self.twin, _, self.twin_is = twin
         self.records: dict[tuple[str, str], list[Record]] = {}
         self.absent: list[Record] = []
         self.refused: dict[str, int] = {}
@@ -228,9 +228,7 @@ def _result(table: _Ablations) -> TableResult:
         numbers(base)[:-1] + trained + ".",
         "State shuffled: at every step each sample's networks see the state of another one in its batch. Fresh noise: they "
         "see noise that nothing of the sampling has touched. Change of rank 1: against the model as it is, same pairs.",
-        "The image-only twin is the image encoder with a convolution on top: same encoder, no prompt, no sampling; one mask."
-        if table.twin is not None
-        else f"No image-only twin was given (--twin FILE, or {TWIN_NAME} in the work folder).",
+        f"Image-only twin: {table.twin_is}; no prompt, no sampling, one mask.",
         "Slices that could not be used with the wrong modality: " + ("; ".join(refused) or "none") + ".",
         "Intervals: 95 %, bootstrap over patients; sets of one patient have none.",
     ]

@@ -1,4 +1,4 @@
-"""What tables compare the model with: a U-Net trained for a stated CPU time, and the image-only twin."""
+"""What tables compare the model with: a U-Net trained on the synthetic pictures for a stated CPU time."""
 
 from __future__ import annotations
 
@@ -9,33 +9,13 @@ from pathlib import Path
 from monai.networks.nets import BasicUNet
 
 from progidiff.evaluation.tables.setup import TableSetup
-from progidiff.evaluation.twin import TWIN_NAME, ImageOnlyTwin
 from progidiff.evaluation.unet import DROPOUT, FEATURES, images_seen, train_unet
 from progidiff.model.card import ModelCard
 from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.training.batches import SyntheticBatches
-from progidiff.training.small import make_encoder
 
 UNET_MINUTES = 60.0
-
-
-TWIN_OPTION = {"twin": f"file of the image-only twin; by default {TWIN_NAME} in the work folder, where there is one"}
-
-
-def given_twin(setup: TableSetup, card: ModelCard) -> tuple[ImageOnlyTwin, str] | None:
-    """The image-only twin and a key of its weights; ``None`` where none was given.
-
-    Raises:
-        InputError: the option ``twin`` names a file that does not exist.
-        ModelError: it is no twin of this model.
-    """
-    given = setup.file("twin")
-    path = setup.work / TWIN_NAME if given is None else given
-    if not path.is_file():
-        return None
-    key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return ImageOnlyTwin(path, make_encoder(), card), key
 
 
 def unet_folder(work: Path, card: ModelCard, minutes: float, seed: int) -> Path:

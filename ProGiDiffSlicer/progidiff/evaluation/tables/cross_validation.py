@@ -31,10 +31,11 @@ from progidiff.evaluation.samples import (
     propose_into,
     weights_key,
 )
-from progidiff.evaluation.tables.controls import TWIN_OPTION, given_twin
 from progidiff.evaluation.tables.proposals import MAIN
 from progidiff.evaluation.tables.records import Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
+from progidiff.evaluation.tables.twins import TWIN_OPTION, image_only_twin
+from progidiff.evaluation.twin import ImageOnlyTwin
 from progidiff.evaluation.unet import mc_dropout_samples, sample_unet_into, tta_samples
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
@@ -121,11 +122,16 @@ class CrossValidation:
         self._propose(engine, own, self.items, DIFFUSION["zero-shot"])
         return self.records(own)
 
-    def twin(self) -> list[Record] | None:
-        """Figures of the image-only twin's test-time augmentation; ``None`` without a twin."""
-        given = given_twin(self.setup, self.card)
+    @cached_property
+    def twin(self) -> tuple[ImageOnlyTwin, str, str] | None:
+        """The image-only twin, its key, and what it is; ``None`` where none is wanted."""
+        return image_only_twin(self.setup, self.model)
+
+    def twin_records(self) -> list[Record]:
+        """Figures of the twin's test-time augmentation; none without a twin."""
+        given = self.twin
         if given is None:
-            return None
+            return []
         store = SampleStore(self.setup.work, SampleSettings(SET, f"twin {given[1]}", self.count, 0, self.setup.seed, "tta"))
         told = self.setup.counted(TWIN, len(self.items))
         sample_unet_into(store, given[0].network, self.card, self.items, self.targets, tta_samples, told)
@@ -209,8 +215,8 @@ def run(setup: TableSetup) -> TableResult:
     for method in methods:
         if method == "zero-shot":
             found[DIFFUSION[method]] = shared.zero_shot()
-            twin = shared.twin()
-            found |= {} if twin is None else {TWIN: twin}
+            twin = shared.twin_records()
+            found |= {TWIN: twin} if twin else {}
         else:
             step = shared.unet if method in UNETS else shared.diffusion
             images[method] = [step(method, fold)["images"] for fold in range(FOLDS)]
@@ -233,8 +239,8 @@ def run(setup: TableSetup) -> TableResult:
         " kept. Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
-    if TWIN in found:
-        notes.append("The image-only twin: the model's image encoder with a convolution on top, trained beside the model.")
+    if TWIN in found and shared.twin is not None:
+        notes.append(f"Image-only twin: {shared.twin[2]}.")
     if "unet-tuned" in methods:
         notes.append(f"The U-Net's pre-training: {shared.start[2]}.")
     facts = {"methods": facts, "images": images, "seconds": shared.seconds, "proposals": shared.count}

@@ -13,10 +13,10 @@ from progidiff.evaluation.matched import UNET_OPTIONS, pretrained_unet
 from progidiff.evaluation.metrics import dice, generalized_energy_distance
 from progidiff.evaluation.samples import Samples, SampleSettings, SampleStore, present_targets
 from progidiff.evaluation.tables import cross_validation
-from progidiff.evaluation.tables.controls import TWIN_OPTION, given_twin
 from progidiff.evaluation.tables.proposals import kept_numbers, main_proposals, pairs, shared_store
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
+from progidiff.evaluation.tables.twins import TWIN_OPTION, image_only_twin
 from progidiff.evaluation.unet import DROPOUT, mc_dropout_samples, sample_unet_into, tta_samples, unet_probability
 from progidiff.model.card import ModelCard
 from progidiff.ranking.ensembles import agreement
@@ -146,7 +146,7 @@ def run(setup: TableSetup) -> TableResult:
         for target in present_targets(item, card.vocabulary):
             one = probability[card.vocabulary.index(target)]
             add("U-Net, one mask", item, target, Samples(one[None] > 0.5, {1: one}, item.spacing_rc))
-    twin = given_twin(setup, card)
+    twin = image_only_twin(setup, engine.model)
     if twin is not None:
         drawn = SampleStore(setup.work, SampleSettings(SET, f"twin {twin[1]}", compared, 0, setup.seed, "tta"))
         told = setup.counted("image-only twin, tta", len(items))
@@ -166,7 +166,7 @@ def run(setup: TableSetup) -> TableResult:
         "with at least 1 cm² by rater 1. n counts pairs of slice and target, and patients.",
         numbers(first),
         f"U-Net: MONAI BasicUNet, dropout {DROPOUT:g}, {how_trained}, seed {setup.seed}; the same grid and window as the "
-        "model. Image-only twin: the model's encoder with a convolution on top, trained beside it."
+        f"model. Image-only twin: {'not wanted' if twin is None else twin[2]}."
         " Nothing was trained on CURVAS except where the row says out of fold: there by models of other patients.",
         "GED: squared generalised energy distance, d = 1 - IoU, all pairs with themselves included; lower is better, and a "
         "single mask has no spread to its credit. Disagreement covered: share of the pixels on which the raters differ "
