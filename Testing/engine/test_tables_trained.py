@@ -19,6 +19,7 @@ from progidiff.evaluation.samples import Samples
 from progidiff.evaluation.stock_hint import StockHint
 from progidiff.evaluation.tables import controls, cross_validation, encoder, mr, setup, twins
 from progidiff.evaluation.tables.setup import TableSetup
+from progidiff.evaluation.twin import TwinNetwork
 from progidiff.evaluation.unet import make_unet
 from progidiff.model.folder import load_model
 from progidiff.synthesis.source import SyntheticSource
@@ -44,7 +45,7 @@ def made_up(name: str) -> list[LabelledSlice]:
 @pytest.fixture
 def tables(responsive_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TableSetup:
     monkeypatch.setattr(setup, "load_shared", lambda folder, name: made_up(name))
-    for module in (controls, encoder):
+    for module in (controls, encoder, twins):
         monkeypatch.setattr(module, "load_permissive", lambda folder: [])  # phantoms alone
     monkeypatch.setattr(twins, "TWIN_MINUTES", 0.0)
     work = tmp_path / "work"
@@ -275,7 +276,38 @@ def test_low_rank_layers_are_folded_in_exactly(responsive_folder: Path) -> None:
     assert not torch.allclose(plain, beside, atol=1e-3)
 
 
+def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, drawn = Spy(monkeypatch, cross_validation, "tune_unet"), Spy(monkeypatch, cross_validation, "sample_unet_into")
+    own = with_options(tables, methods="twin-tuned", twin_minutes="0.01")
+    result = cross_validation.run(own)
+    assert list(result.facts["methods"]) == ["image-only twin, tuned, test-time augmentation"]
+    fitted = cross_validation.CrossValidation(own).twin
+    assert fitted is not None
+    assert any(fitted[2] in note for note in result.notes)
+    assert len(trained.calls) == 3
+    head = fitted[0].network.head.weight
+    for call, sampled in zip(trained.calls, drawn.calls, strict=True):
+        assert torch.equal(call[5].head.weight, head)  # every fold begins with the fitted twin
+        (tuned,) = (m for m in sampled[1].modules() if isinstance(m, TwinNetwork))
+        assert not torch.equal(tuned.head.weight, head)
+        assert not {s.patient for s in call[0]} & {item.patient for item in sampled[3]}
+    without = cross_validation.run(with_options(tables, methods="twin-tuned", twin_minutes="0"))
+    assert not without.rows
+
+
 # -- MR --
+
+
+def test_mr_tunes_the_twin_and_says_what_is_left_on_ct(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = with_options(tables, sizes="2", sets="kidney_mr", draws="1", methods="twin-tuned,unet", twin_minutes="0.01")
+    trained = Spy(monkeypatch, transfer, "tune_unet")
+    result = mr.run(own)
+    assert [isinstance(call[5], TwinNetwork) for call in trained.calls] == [True, False]
+    kept = {run["method"]: run.get("ct") for run in result.facts["runs"]}
+    assert kept["unet"] is None  # it never knew CT
+    assert kept["twin-tuned"] is not None
+    assert set(result.facts["ct_before"]) == {"model", "twin-tuned"}
+    assert any("Before: model" in note and "image-only twin, tuned" in note for note in result.notes)
 
 
 def test_mr_runs_are_apart_equal_and_resumed(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:

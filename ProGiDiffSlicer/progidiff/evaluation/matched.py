@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.networks.nets import BasicUNet
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -162,11 +161,12 @@ def tune_unet(
     seconds: float,
     seed: int,
     work: Path,
-    init: BasicUNet | None,
-) -> tuple[BasicUNet, int]:
+    init: nn.Module | None,
+) -> tuple[nn.Module, int]:
     """A U-Net trained on cases as :func:`progidiff.training.tuning.tune` does it with its defaults.
 
-    The same pictures in the same order, as many per step, the same warm-up; from scratch without ``init``.
+    The same pictures in the same order, as many per step, the same warm-up; from scratch without ``init``, which may also be
+    the image-only twin's network.
 
     Returns:
         the network, and the pictures that it saw.
@@ -195,7 +195,7 @@ def only(network: nn.Module, card: ModelCard, targets: Sequence[str]) -> tuple[n
     return picked.eval(), card.model_copy(update={"vocabulary": list(targets)})
 
 
-def pretrained_unet(setup: TableSetup, card: ModelCard) -> tuple[BasicUNet, str, str]:
+def pretrained_unet(setup: TableSetup, card: ModelCard) -> tuple[nn.Module, str, str]:
     """The U-Net that knows the synthetic pictures: the network, a key of its weights, and what it was trained with.
 
     Options of the table: ``unet`` names a file of weights to take, ``unet-minutes`` is the budget of training it otherwise.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ from progidiff.evaluation.matched import (
 from progidiff.evaluation.metrics import dice
 from progidiff.evaluation.samples import present_targets, weights_key
 from progidiff.evaluation.tables.setup import TableSetup
-from progidiff.evaluation.unet import mc_dropout_samples, unet_probability
+from progidiff.evaluation.tables.twins import image_only_twin
+from progidiff.evaluation.twin import ImageOnlyTwin
+from progidiff.evaluation.unet import Sampling, mc_dropout_samples, tta_samples, unet_probability
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine
@@ -43,9 +45,13 @@ METHODS = {
     "scratch": "from scratch",
     "unet": "U-Net from scratch",
     "unet-tuned": "U-Net, pre-trained, then tuned",
+    "twin-tuned": "image-only twin, tuned",
 }
+DEFAULT_METHODS = ("lora", "full", "scratch", "unet", "twin-tuned")
+#: Methods with one mask: plain segmenters.
+ONE_MASK = ("unet", "unet-tuned", "twin-tuned")
 #: Methods that start from a model that knew CT: what is left of it afterwards is measured.
-KNEW_CT = ("lora", "full", "unet-tuned")
+KNEW_CT = ("lora", "full", "unet-tuned", "twin-tuned")
 SETS = {"pancreas_mr": "pancreas, axial T2w MR", "kidney_mr": "kidneys, coronal T2w MR"}
 SIZES = (1, 2, 5, 10)
 PROPOSALS, RETENTION_PROPOSALS, RETENTION_EVERY = 8, 4, 6
@@ -82,30 +88,38 @@ class Transfer:
         self.sizes = _numbers(setup, "sizes", SIZES)
         self.retention = _numbers(setup, "retention", (self.sizes[0], self.sizes[-1]))
         self.sets = setup.names("sets", list(SETS))
-        self.methods = [m for m in setup.names("methods", list(METHODS)) if m in METHODS]
+        methods = [m for m in setup.names("methods", DEFAULT_METHODS) if m in METHODS]
         self.proposals = setup.proposals or PROPOSALS
         self.replay = TuneSettings().replay_share
         self.model = load_model(setup.model)
         self.base = weights_key(Engine(self.model))
         self.items = {name: setup.items(name) for name in self.sets}
-        self._unet: tuple[nn.Module, str, str] | None = None
-        self._ct: list[LabelledSlice] | None = None
+        self.methods = methods if self.twin is not None else [m for m in methods if m != "twin-tuned"]
 
     @property
     def card(self) -> ModelCard:
         return self.model.card
 
-    def unet(self) -> tuple[Any, str, str]:
-        """The U-Net that knows the synthetic pictures."""
-        if self._unet is None:
-            self._unet = pretrained_unet(self.setup, self.card)
-        return self._unet
+    @cached_property
+    def unet(self) -> tuple[nn.Module, str, str]:
+        """The U-Net that knows the synthetic pictures, its key, and what it was trained with."""
+        return pretrained_unet(self.setup, self.card)
 
+    @cached_property
+    def twin(self) -> tuple[ImageOnlyTwin, str, str] | None:
+        """The image-only twin, its key, and what it is; ``None`` where none is wanted."""
+        return image_only_twin(self.setup, self.model)
+
+    @cached_property
     def ct(self) -> list[LabelledSlice]:
         """CT slices on which retention is measured."""
-        if self._ct is None:
-            self._ct = self.setup.items("curvas", RETENTION_EVERY)
-        return self._ct
+        return self.setup.items("curvas", RETENTION_EVERY)
+
+    def begins_with(self, method: str) -> tuple[nn.Module | None, str]:
+        """The network that the training of a U-Net or of the twin begins with, and its key; none from scratch."""
+        if method == "twin-tuned" and self.twin is not None:
+            return self.twin[0].network, self.twin[1]
+        return self.unet[:2] if method == "unet-tuned" else (None, "")
 
     def draw(self, name: str, draw: int) -> Draw:
         """Patients of a draw; the same for every method and size."""
@@ -133,7 +147,7 @@ class Transfer:
 
     def key(self, run: Run) -> str:
         """Name of a run's result: everything that it depends on."""
-        unet = "" if not run.method.startswith("unet") else [WARMUP, self.unet()[1] if run.method == "unet-tuned" else ""]
+        unet = "" if run.method not in ONE_MASK else [WARMUP, self.begins_with(run.method)[1]]
         parts = [self.base, unet, self.setup.seed, self.setup.steps, self.seconds, self.proposals, self.sizes[-1]]
         return digest(FOLDER, parts, run.set, run.size, run.draw, run.method, run.size in self.retention)
 
@@ -147,15 +161,15 @@ class Transfer:
         found, _ = score_slices(engine, name, items, self.proposals, self.setup.steps, self.setup.seed, absent=False)
         return [{"patient": places[s.patient], "rank1": s.rank1, "best": s.best} for s in found]
 
-    def unet_scores(self, network: Any, name: str, items: Sequence[LabelledSlice]) -> Scores:
-        """Scores of a U-Net: its plain mask as rank 1, the best of as many Monte-Carlo dropout samples."""
+    def unet_scores(self, network: nn.Module, name: str, items: Sequence[LabelledSlice], draw: Sampling) -> Scores:
+        """Scores of a U-Net or the twin: its plain mask as rank 1, the best of as many samples as others have proposals."""
         places, scores = self.places(name), []
         for item in items:
             for target in present_targets(item, self.card.vocabulary):
                 small, card = only(network, self.card, [target])
                 truth = item.labels[target]
                 plain = dice(unet_probability(small, item, card)[0] > 0.5, truth)
-                masks, _ = mc_dropout_samples(small, item, card, self.proposals, self.setup.seed)
+                masks, _ = draw(small, item, card, self.proposals, self.setup.seed)
                 best = max(dice(mask, truth) for mask in masks[:, 0])
                 scores.append({"patient": places[item.patient], "rank1": plain, "best": best})
         return scores
@@ -163,14 +177,14 @@ class Transfer:
     def diffusion_ct(self, model: ProGiDiffModel) -> float:
         """Rank-1 Dice on CT, mean of targets."""
         scores, _ = score_slices(
-            Engine(model), "curvas", self.ct(), RETENTION_PROPOSALS, self.setup.steps, self.setup.seed, absent=False
+            Engine(model), "curvas", self.ct, RETENTION_PROPOSALS, self.setup.steps, self.setup.seed, absent=False
         )
         return _mean_of_targets([(s.target, s.rank1) for s in scores])
 
-    def unet_ct(self, network: Any) -> float:
-        """Dice of a U-Net's plain masks on CT, mean of targets."""
+    def unet_ct(self, network: nn.Module) -> float:
+        """Dice of plain masks of a U-Net or the twin on CT, mean of targets."""
         pairs = []
-        for item in self.ct():
+        for item in self.ct:
             targets = present_targets(item, self.card.vocabulary)
             if not targets:
                 continue
@@ -187,10 +201,11 @@ class Transfer:
         folder = empty_folder(self.setup.work / FOLDER / f"{self.key(run)}-training")
         stacks = stacks_of(training)
         with one_thread():
-            if run.method.startswith("unet"):
-                start = deepcopy(self.unet()[0]) if run.method == "unet-tuned" else None
+            if run.method in ONE_MASK:
+                start, _ = self.begins_with(run.method)
                 network, images = tune_unet(stacks, self.card, self.seconds, seed, folder, start)
-                result = {"images": images, "test": self.unet_scores(network, run.set, test)}
+                draw = tta_samples if run.method == "twin-tuned" else mc_dropout_samples
+                result = {"images": images, "test": self.unet_scores(network, run.set, test, draw)}
                 if retained:
                     result["ct"] = self.unet_ct(network)
             else:
@@ -216,15 +231,20 @@ class Transfer:
         return list(made["test"])
 
     def ct_before(self) -> dict[str, float]:
-        """Accuracy on CT before any tuning: of the model, and of the U-Net where it takes part."""
+        """Accuracy on CT before any tuning: of the model, and of the U-Net and the twin where they take part."""
         setup = self.setup
         path = setup.work / FOLDER / f"{digest(FOLDER, 'ct', self.base, setup.seed, setup.steps)}.json"
         found = dict(remembered(path, lambda: {"model": self.diffusion_ct(self.model)}))
-        if "unet-tuned" in self.methods:
-            key = self.unet()[1]
-            path = setup.work / FOLDER / f"{digest(FOLDER, 'ct', key)}.json"
-            found["unet"] = remembered(path, lambda: {"unet": self.unet_ct(self.unet()[0])})["unet"]
+        for method in ("unet-tuned", "twin-tuned"):
+            if method in self.methods:
+                found[method] = self._before(method)
         return found
+
+    def _before(self, method: str) -> float:
+        network, key = self.begins_with(method)
+        assert network is not None
+        path = self.setup.work / FOLDER / f"{digest(FOLDER, 'ct', key)}.json"
+        return float(remembered(path, lambda: {"dice": self.unet_ct(network)})["dice"])
 
 
 def _quiet(line: str) -> None:

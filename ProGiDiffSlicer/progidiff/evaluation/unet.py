@@ -53,7 +53,7 @@ class _Training:
 
     name = "unet"
 
-    def __init__(self, network: BasicUNet, batches: BatchSource) -> None:
+    def __init__(self, network: nn.Module, batches: BatchSource) -> None:
         self.trainable = nn.ModuleDict({"unet": network})
         self._batches = batches
 
@@ -77,13 +77,13 @@ def train_unet(
     cpu_seconds: float,
     seed: int,
     work: Path,
-    init: BasicUNet | None = None,
+    init: nn.Module | None = None,
     learning_rate: float = PEAK,
     dropout: float = DROPOUT,
     progress: Callable[[str], None] = lambda line: None,
     images: int = IMAGES,
     warmup: int = WARMUP,
-) -> BasicUNet:
+) -> nn.Module:
     """Train a U-Net until ``cpu_seconds`` of this process's CPU time have been spent on it, resumed runs included.
 
     Loss, optimiser, learning rate and averaging of the weights are those of the image encoder's pre-training, so only the
@@ -95,7 +95,7 @@ def train_unet(
         cpu_seconds: the budget, the making of the pictures included.
         seed: seed of weights and dropout.
         work: folder of this training's checkpoint; a finished training is only loaded.
-        init: weights to begin with, e.g. for fine-tuning; copied.
+        init: a network to begin with, e.g. for fine-tuning; copied.
         learning_rate: its peak (linear warm-up, cosine decay to 2 % over the budget).
         dropout: share of activations that are left out; of a network made here.
         progress: told a line now and then.

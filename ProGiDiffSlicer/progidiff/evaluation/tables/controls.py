@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from monai.networks.nets import BasicUNet
+from torch import nn
 
 from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.unet import DROPOUT, FEATURES, images_seen, train_unet
@@ -15,7 +15,7 @@ from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.training.batches import SyntheticBatches
 
-UNET_MINUTES = 60.0
+UNET_MINUTES = 40.0
 
 
 def unet_folder(work: Path, card: ModelCard, minutes: float, seed: int) -> Path:
@@ -24,7 +24,7 @@ def unet_folder(work: Path, card: ModelCard, minutes: float, seed: int) -> Path:
     return work / "unet" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def synthetic_unet(setup: TableSetup, card: ModelCard, minutes: float) -> tuple[BasicUNet, str, int]:
+def synthetic_unet(setup: TableSetup, card: ModelCard, minutes: float) -> tuple[nn.Module, str, int]:
     """The trained U-Net, its key, and the pictures it saw.
 
     The pictures are those of the bundled model's own training: phantoms and the label volumes in ``data/permissive``.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from functools import cached_property
 from typing import Any
+
+from torch import nn
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.matched import (
@@ -49,9 +50,13 @@ SET = "curvas"
 FOLDS = 3
 DIFFUSION = {"zero-shot": "bundled model, zero-shot", "full": "ProGiDiff, tuned", "lora": "ProGiDiff, LoRA"}
 TWIN = "image-only twin, zero-shot, test-time augmentation"
-UNETS = {"unet": "U-Net from scratch", "unet-tuned": "U-Net, pre-trained, then tuned"}
+UNETS = {
+    "unet": "U-Net from scratch",
+    "unet-tuned": "U-Net, pre-trained, then tuned",
+    "twin-tuned": "image-only twin, tuned",
+}
 SAMPLERS = {"mc-dropout": ("MC dropout", mc_dropout_samples), "tta": ("test-time augmentation", tta_samples)}
-DEFAULT_METHODS = ("zero-shot", "full", "unet", "unet-tuned")
+DEFAULT_METHODS = ("zero-shot", "full", "unet", "unet-tuned", "twin-tuned")
 PROPOSALS = 16
 OPTIONS = {
     "seconds": "CPU seconds of training per fold and method (default 60)",
@@ -60,6 +65,11 @@ OPTIONS = {
     **UNET_OPTIONS,
     **TWIN_OPTION,
 }
+
+
+def samplers(method: str) -> list[str]:
+    """Ways of sampling a network that has one mask; the twin has no dropout to leave on."""
+    return ["tta"] if method == "twin-tuned" else list(SAMPLERS)
 
 
 class CrossValidation:
@@ -82,9 +92,15 @@ class CrossValidation:
         self.replay = TuneSettings().replay_share
 
     @cached_property
-    def start(self) -> tuple[Any, str, str]:
+    def start(self) -> tuple[nn.Module, str, str]:
         """The U-Net that knows the synthetic pictures, its key, and what it was trained with."""
         return pretrained_unet(self.setup, self.card)
+
+    def begins_with(self, method: str) -> tuple[nn.Module | None, str]:
+        """The network that the training of a U-Net or of the twin begins with, and its key; none from scratch."""
+        if method == "twin-tuned" and self.twin is not None:
+            return self.twin[0].network, self.twin[1]
+        return self.start[:2] if method == "unet-tuned" else (None, "")
 
     def divided(self, fold: int) -> tuple[list[LabelledSlice], list[LabelledSlice]]:
         """Slices to train on and held-out slices; no patient is in both."""
@@ -99,7 +115,7 @@ class CrossValidation:
         """Key of a method's weights over all folds."""
         if method == "zero-shot":
             return self.base
-        start = self.start[1] if method == "unet-tuned" else ""
+        start = self.begins_with(method)[1]
         return digest(NAME, self.base, start, method, self.seconds, self.setup.seed, self.every, self.replay)
 
     def store(self, method: str, sampler: str = "") -> SampleStore:
@@ -175,7 +191,7 @@ class CrossValidation:
         """Train a U-Net on a fold's patients and draw its samples of the held-out ones; pictures seen in training."""
         training, held = self.divided(fold)
         folder = self.setup.work / NAME / f"{self.key(method)}-{fold}"
-        start = deepcopy(self.start[0]) if method == "unet-tuned" else None
+        start, _ = self.begins_with(method)
         what = f"{UNETS[method]}, fold {fold + 1}"
         self.setup.progress(f"{what}: training, {self.seconds:g} CPU s")
         seed = self.setup.seed + fold
@@ -183,11 +199,11 @@ class CrossValidation:
             network, images = tune_unet(stacks_of(training), self.card, self.seconds, seed, folder, start)
         known = [t for t in self.card.vocabulary if any(t in self.targets(item) for item in held)]
         small, card = only(network, self.card, known)
-        for sampler, (_, draw) in SAMPLERS.items():
-            store = self.store(method, sampler)
+        for sampler in samplers(method):
+            draw, store = SAMPLERS[sampler][1], self.store(method, sampler)
             if self.missing(store, held):
                 progress = self.setup.counted(f"{what}, {sampler}", len(held))
-                sample_unet_into(store, small, card, held, self.targets, draw, progress)  # type: ignore[arg-type]
+                sample_unet_into(store, small, card, held, self.targets, draw, progress)
         return {"images": images}
 
     def records(self, store: SampleStore) -> list[Record]:
@@ -210,6 +226,8 @@ def run(setup: TableSetup) -> TableResult:
     """Train and sample what is missing, fold by fold, and compare."""
     shared = CrossValidation(setup)
     methods = [m for m in setup.names("methods", DEFAULT_METHODS) if m in DIFFUSION or m in UNETS]
+    if shared.twin is None:
+        methods = [m for m in methods if m != "twin-tuned"]
     found: dict[str, list[Record]] = {}
     images: dict[str, list[float]] = {}
     for method in methods:
@@ -221,8 +239,8 @@ def run(setup: TableSetup) -> TableResult:
             step = shared.unet if method in UNETS else shared.diffusion
             images[method] = [step(method, fold)["images"] for fold in range(FOLDS)]
         if method in UNETS:
-            for sampler, (title, _) in SAMPLERS.items():
-                found[f"{UNETS[method]}, {title}"] = shared.records(shared.store(method, sampler))
+            for sampler in samplers(method):
+                found[f"{UNETS[method]}, {SAMPLERS[sampler][0]}"] = shared.records(shared.store(method, sampler))
         elif method != "zero-shot":
             found[DIFFUSION[method]] = shared.records(shared.store(method))
     rows, facts = _rows(found, setup.seed)
@@ -239,7 +257,7 @@ def run(setup: TableSetup) -> TableResult:
         " kept. Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
-    if TWIN in found and shared.twin is not None:
+    if shared.twin is not None:
         notes.append(f"Image-only twin: {shared.twin[2]}.")
     if "unet-tuned" in methods:
         notes.append(f"The U-Net's pre-training: {shared.start[2]}.")

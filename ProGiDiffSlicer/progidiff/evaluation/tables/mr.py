@@ -9,7 +9,17 @@ import numpy as np
 
 from progidiff.evaluation.matched import UNET_OPTIONS, remembered
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.transfer import METHODS, RETENTION_EVERY, RETENTION_PROPOSALS, SETS, Run, Scores, Transfer
+from progidiff.evaluation.tables.twins import TWIN_OPTION
+from progidiff.evaluation.transfer import (
+    DEFAULT_METHODS,
+    METHODS,
+    RETENTION_EVERY,
+    RETENTION_PROPOSALS,
+    SETS,
+    Run,
+    Scores,
+    Transfer,
+)
 
 NAME = "mr"
 TITLE = "From CT to MR with few cases, all methods trained for the same CPU time"
@@ -18,10 +28,11 @@ OPTIONS = {
     "draws": "random draws of training and test patients (default 3)",
     "sizes": "numbers of training cases, separated by commas (default 1,2,5,10)",
     "sets": f"sets, separated by commas (default {','.join(SETS)})",
-    "methods": f"methods, separated by commas (default {','.join(METHODS)})",
+    "methods": f"of {', '.join(METHODS)}, separated by commas (default {','.join(DEFAULT_METHODS)})",
     "retention": "numbers of cases after which the CT accuracy is measured again (default the smallest and the largest)",
     "print-only": "1 prints what the work folder holds, without further runs",
     **UNET_OPTIONS,
+    **TWIN_OPTION,
 }
 
 
@@ -112,13 +123,17 @@ def _notes(transfer: Transfer, results: Sequence[dict[str, Any]], wanted: int, b
         f" {setup.seed}. Pictures seen: {pictures}. A share of {transfer.replay:.0%} of them are synthetic phantoms, for"
         " every method.",
         f"Dice over the test slices, mean over draws (lowest-highest draw). Rank 1 of {transfer.proposals} proposals in"
-        f" {setup.steps} steps; for the U-Nets its plain mask, and the best of as many Monte-Carlo dropout samples.",
+        f" {setup.steps} steps; for U-Nets and the twin the plain mask, and the best of as many samples (U-Nets: Monte-Carlo"
+        " dropout; twin: test-time augmentation).",
     ]
     if "unet-tuned" in transfer.methods:
-        notes.append(f"The U-Net's pre-training: {transfer.unet()[2]}.")
+        notes.append(f"The U-Net's pre-training: {transfer.unet[2]}.")
+    if transfer.twin is not None:
+        notes.append(f"Image-only twin: {transfer.twin[2]}.")
+    known = {"model": "model", **METHODS}
     notes.append(
-        f"CT afterwards: rank 1 of {RETENTION_PROPOSALS} (U-Net: plain mask) on every {RETENTION_EVERY}th CURVAS slice, mean"
-        f" of targets. Before: model {before['model']:.3f}" + (f", U-Net {before['unet']:.3f}." if "unet" in before else ".")
+        f"CT afterwards: rank 1 of {RETENTION_PROPOSALS} (others: plain mask) on every {RETENTION_EVERY}th CURVAS slice,"
+        f" mean of targets. Before: {', '.join(f'{known[what]} {value:.3f}' for what, value in before.items())}."
     )
     return notes
 

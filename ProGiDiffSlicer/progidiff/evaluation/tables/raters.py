@@ -194,7 +194,8 @@ def out_of_fold(setup: TableSetup) -> Iterator[tuple[str, SampleStore]]:
         if method != "zero-shot":
             yield name, cross_validation.out_of_fold(own, method)
     for method, name in cross_validation.UNETS.items():
-        for sampler, (how, _) in cross_validation.SAMPLERS.items():
+        for sampler in cross_validation.samplers(method):
+            how, _ = cross_validation.SAMPLERS[sampler]
             yield f"{name}, {how}", cross_validation.out_of_fold(own, method, sampler)
 
 
