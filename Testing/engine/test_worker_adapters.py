@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from progidiff.cli.app import app
 from progidiff.client import RemoteError, WorkerClient
 from progidiff.events import DoneEvent, ProposeRequest, SliceEvent
 from progidiff.locations import ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.model.adapter import add_lora, lora_state, save_adapter
 from progidiff.model.folder import load_model
+from progidiff.outputs.document import read_document
+from progidiff.outputs.volumes_out import write_volume
+from progidiff.volumes.geometry import Geometry
 
 REQUEST = ProposeRequest(("liver",), proposals=3, steps=2, seed=1)
 IMAGE = np.random.default_rng(0).normal(20, 60, (2, 40, 44)).astype(np.float32)
@@ -123,3 +128,21 @@ def test_without_a_model_there_is_nothing_to_adapt(adapters: dict[str, Path]) ->
         for call in (lambda: client.load_adapter(adapters["one"]), client.unload_adapter):
             with pytest.raises(RemoteError, match="No model is loaded"):
                 call()
+
+
+def test_the_command_uses_a_worse_adapter_only_where_it_is_told_to(
+    adapters: dict[str, Path], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    image, out = tmp_path / "ct.nii.gz", tmp_path / "out"
+    write_volume(image, IMAGE, Geometry((44, 40, 2), AFFINE))
+    command = ["propose", str(image), "--prompt", "liver", "--model", str(tiny_model_folder), "--out", str(out)]
+    command += ["--proposals", "2", "--steps", "1", "--modality", "CT", "--adapter", str(adapters["worse"])]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "It is not better." in refused.output
+    assert refused.output.strip().endswith("The option for that is --even-if-worse.")
+    assert not out.exists()
+    used = CliRunner().invoke(app, [*command, "--even-if-worse"])
+    assert used.exit_code == 0, used.output
+    assert "nothing shows that it helps" in used.output
+    assert read_document(out / "proposals.json").model.adapter_id == "worse"

@@ -34,7 +34,8 @@ class FriendlyGroup(TyperGroup):
         except (KeyboardInterrupt, CancelledError):
             raise _ended("cancelled", "Cancelled; nothing was written.", EXIT_CANCELLED, as_json) from None
         except ProGiDiffError as error:
-            raise _ended(error.code, one_line(str(error)), EXIT_BAD_INPUT, as_json) from None
+            hint = " The option for that is --even-if-worse." if error.code == "adapter_worse" else ""
+            raise _ended(error.code, one_line(str(error)) + hint, EXIT_BAD_INPUT, as_json) from None
         except BrokenPipeError:
             # The reader of our output (head, less) has gone: nobody is left to tell.
             sys.stderr.close()

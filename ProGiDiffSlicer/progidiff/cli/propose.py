@@ -81,6 +81,9 @@ def propose(
     adapter: Annotated[
         str | None, typer.Option(metavar="DIR", help='Adapter made by "progidiff adapt", as the worker\'s machine sees it.')
     ] = None,
+    even_if_worse: Annotated[
+        bool, typer.Option("--even-if-worse", help="Use an adapter that was not better than its base.")
+    ] = False,
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="Stop before --proposals once the consensus has settled.")
     ] = False,
@@ -125,6 +128,7 @@ def propose(
         device=device.value,
         model=model,
         adapter=adapter,
+        even_if_worse=even_if_worse,
         adaptive=adaptive,
         ranking=ranking.value,
         batch_size=batch_size,

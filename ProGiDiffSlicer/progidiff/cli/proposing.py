@@ -41,6 +41,7 @@ class ProposeOptions:
     device: Device = "auto"
     model: str | None = None
     adapter: str | None = None
+    even_if_worse: bool = False
     adaptive: bool = False
     ranking: RankingMethod = "soft_dice"
     batch_size: int | None = None
@@ -73,7 +74,9 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         loaded = client.load(options.model, options.device, view.show)
         wanted = understand(options.prompts, loaded.vocabulary)
         if options.adapter is not None:
-            _use_adapter(client, options.adapter, view)
+            card = client.load_adapter(options.adapter, options.even_if_worse).card
+            if not card.get("better"):
+                view.warn(f"The adapter is used although nothing shows that it helps: {card.get('reason', '')}")
         image = client.set_image(volume.array, volume.geometry.affine, modality, plan.plane)
         request = ProposeRequest(
             targets=names(wanted),
@@ -117,13 +120,6 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         if warning.message not in told:
             view.warn(warning.message)
     return document
-
-
-def _use_adapter(client: WorkerClient, folder: str, view: ProgressView) -> None:
-    """Use an adapter. Naming it is insistence enough to take one that was worse than its base, but not in silence."""
-    card = client.load_adapter(folder, even_if_worse=True).card
-    if not card.get("better"):
-        view.warn(f"The adapter is used although nothing shows that it helps: {card.get('reason', '')}")
 
 
 def understand(prompts: Sequence[str], vocabulary: Sequence[str]) -> tuple[Wanted, ...]:
