@@ -1,9 +1,9 @@
 """The sweep that the defaults of ``progidiff adapt`` come from: learning rate, rank, layers and replay, on real MR slices.
 
-Usage: python Utilities/sweep_adapter.py DATA WORK [STEPS], where DATA holds permissive/kidney_t2w_mr and
-research/pancreas_t2w_mr. One setting is changed at a time. Five patients are trained on, others measured; finished runs are
-kept in WORK/sweep.json, so an interrupted sweep goes on. Nothing that is trained on the research set may be shipped: the
-weights stay in memory.
+Usage: python Utilities/sweep_adapter.py DATA WORK [STEPS [SETS]], where DATA holds permissive/kidney_t2w_mr and
+research/pancreas_t2w_mr, and SETS names one of kidney_mr,pancreas_mr or both. One setting is changed at a time. Five patients
+are trained on, others measured; finished runs are kept in WORK/sweep.json, so an interrupted sweep goes on. Nothing that is
+trained on the research set may be shipped: the weights stay in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,13 +39,13 @@ VARIANTS: tuple[dict[str, object], ...] = (
 )
 
 
-def main(data: Path, work: Path, steps: int) -> None:
+def main(data: Path, work: Path, steps: int, sets: Sequence[str]) -> None:
     """Run what is missing, and print the table."""
     work.mkdir(parents=True, exist_ok=True)
     path = work / "sweep.json"
     found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     for change in (None, *VARIANTS):
-        for name in SETS:
+        for name in sets:
             key = f"{name} {'base' if change is None else json.dumps(change)} {steps}"
             if key not in found:
                 settings = None if change is None else replace(MIDDLE, steps=steps, **change)  # type: ignore[arg-type]
@@ -78,7 +79,8 @@ def measure(data: Path, name: str, settings: TuneSettings | None) -> dict[str, f
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
+    if not 3 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
     print(json.dumps(asdict(MIDDLE)))
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) == 4 else 80)
+    chosen = sys.argv[4].split(",") if len(sys.argv) == 5 else SETS
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 80, chosen)
