@@ -59,7 +59,7 @@ SAMPLERS = {"mc-dropout": ("MC dropout", mc_dropout_samples), "tta": ("test-time
 DEFAULT_METHODS = ("zero-shot", "full", "unet", "unet-tuned", "twin-tuned")
 PROPOSALS = 16
 OPTIONS = {
-    "seconds": "CPU seconds of training per fold and method (default 60)",
+    "seconds": "CPU seconds of training per fold and method (default 120)",
     "methods": f"of {', '.join([*DIFFUSION, *UNETS])}, separated by commas (default {','.join(DEFAULT_METHODS)})",
     "every": "measure (and train on) every n-th slice (default 1)",
     **UNET_OPTIONS,
@@ -81,7 +81,7 @@ class CrossValidation:
 
     def __init__(self, setup: TableSetup) -> None:
         self.setup = setup
-        self.seconds = setup.number("seconds", 60, 0.01, 1e6)
+        self.seconds = setup.number("seconds", 120, 0.01, 1e6)
         self.every = setup.whole("every", 1, 1, 1000)
         self.count = setup.proposals or PROPOSALS
         self.model = load_model(setup.model)
