@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from progidiff.errors import InputError
-from progidiff.ranking.ensembles import agreement
+from progidiff.ranking.ensembles import consensus
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.stopping import (
     AdaptiveStopping,
@@ -30,7 +30,7 @@ def run(masks: np.ndarray, stopping: AdaptiveStopping) -> list[StopDecision]:
     count, before = 0, None
     while not decisions or not decisions[-1].stop:
         count += stopping.next_block(count)
-        after = agreement(masks[:count])
+        after = consensus(masks[:count])
         dice = None if before is None else consensus_overlap(before, after).dice
         decisions.append(stopping.update(gram_matrix(masks[:count]), dice))
         before = after
@@ -63,10 +63,9 @@ def test_two_proposals_say_nothing_about_the_spread() -> None:
 
 def test_overlap_adds_up_over_slices() -> None:
     rng = np.random.default_rng(4)
-    before, after = rng.random((2, 5, 20, 20))
-    total = sum((consensus_overlap(before[k], after[k]) for k in range(5)), Overlap())
-    assert total == consensus_overlap(before, after)
-    a, b = before > 0.5, after > 0.5
+    a, b = rng.random((2, 5, 20, 20)) > 0.5
+    total = sum((consensus_overlap(a[k], b[k]) for k in range(5)), Overlap())
+    assert total == consensus_overlap(a, b)
     assert total.dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
     assert Overlap().dice == 1.0
     assert Overlap(0, 3, 0).dice == 0.0
@@ -114,12 +113,23 @@ def test_below_the_minimum_sampling_goes_on() -> None:
     assert "4 of at least 8" in decisions[-1].reason
 
 
-def test_an_uncertain_spread_alone_keeps_sampling() -> None:
+def test_a_consensus_that_still_moves_keeps_sampling() -> None:
     gram = gram_matrix(proposals(np.random.default_rng(8), 12, 4.0))
     stopping = AdaptiveStopping()
-    decision = [stopping.update(gram, dice) for dice in (None, 1.0, 1.0)][-1]
+    decision = [stopping.update(gram, dice) for dice in (None, 0.97, 0.99)][-1]
     assert not decision.stop
-    assert "uncertain" in decision.reason
+    assert "steady in 1 of 2 blocks" in decision.reason
+
+
+def test_a_faint_consensus_is_not_taken_for_a_settled_one() -> None:
+    """Of small organs no pixel may be in half of the proposals: two empty majorities agree, but nothing has settled."""
+    rng = np.random.default_rng(9)
+    masks = np.zeros((32, 40, 40), bool)
+    for mask in masks:
+        row, column = rng.integers(5, 31, 2)
+        mask[row : row + 4, column : column + 4] = True
+    assert not (masks.mean(0) > 0.5).any()
+    assert run(masks, AdaptiveStopping(maximum=32))[-1].proposals == 32
 
 
 def test_blocks_never_pass_the_maximum() -> None:

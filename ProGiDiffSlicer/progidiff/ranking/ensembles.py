@@ -81,9 +81,18 @@ def consensus_level(histogram: np.ndarray, filled: int) -> int:
 def consensus(masks: np.ndarray) -> np.ndarray:
     """Voxels in enough proposals for the highest expected Dice: bool (N, ...) -> bool (...), see :func:`consensus_level`."""
     masks = _bool_stack(masks)
-    count = len(masks)
-    votes = np.count_nonzero(masks, axis=0)
-    filled = int(masks.reshape(count, -1).any(axis=1).sum())
+    filled = int(masks.reshape(len(masks), -1).any(axis=1).sum())
+    return consensus_of_votes(np.count_nonzero(masks, axis=0), len(masks), filled)
+
+
+def consensus_of_votes(votes: np.ndarray, count: int, filled: int) -> np.ndarray:
+    """The same from the number of proposals that contain each voxel.
+
+    Args:
+        votes: int (...), 0 to ``count``.
+        count: N.
+        filled: how many of the proposals are not empty.
+    """
     return np.asarray(votes >= consensus_level(np.bincount(votes.ravel(), minlength=count + 1), filled))
 
 

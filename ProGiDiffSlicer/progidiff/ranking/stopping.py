@@ -52,10 +52,8 @@ class Overlap:
 
 
 def consensus_overlap(before: np.ndarray, after: np.ndarray) -> Overlap:
-    """Overlap of two consensus masks: mean values (...) such as agreement or mean probability, cut at one
-    half.
-    """
-    a, b = np.asarray(before) > 0.5, np.asarray(after) > 0.5
+    """Overlap of two consensus masks, bool (...)."""
+    a, b = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     return Overlap(int(np.count_nonzero(a & b)), int(np.count_nonzero(a)), int(np.count_nonzero(b)))
 
 
@@ -79,16 +77,14 @@ def mean_dice_half_width(gram: np.ndarray) -> float:
 class AdaptiveStopping:
     """Sample in blocks until the consensus has settled.
 
-    Stops when there are at least ``minimum`` proposals, the 95 % confidence interval of their mean
-    pairwise Dice is narrower than twice ``half_width``, and the consensus mask changed by less than ``1 -
-    consensus`` (Dice) in ``settled`` blocks in a row; or at ``maximum`` proposals. A block that moves the
-    consensus starts the count again.
+    Stops when there are at least ``minimum`` proposals and the consensus mask (of highest expected Dice, see
+    :func:`progidiff.ranking.ensembles.consensus`) changed by less than ``1 - consensus`` (Dice) in ``settled``
+    blocks in a row; or at ``maximum`` proposals. A block that moves the consensus starts the count again.
 
     Args:
         block: proposals per block.
         minimum: proposals below which sampling goes on in any case.
         maximum: proposals at which sampling ends in any case.
-        half_width: wanted precision of the mean pairwise Dice.
         consensus: wanted Dice of the consensus masks before and after a block.
         settled: how many blocks in a row must leave the consensus as it is.
 
@@ -101,8 +97,7 @@ class AdaptiveStopping:
         block: int = 4,
         minimum: int = 8,
         maximum: int = 32,
-        half_width: float = 0.01,
-        consensus: float = 0.995,
+        consensus: float = 0.98,
         settled: int = 2,
     ) -> None:
         if block < 1 or settled < 1 or not 1 <= minimum <= maximum:
@@ -113,7 +108,6 @@ class AdaptiveStopping:
         self.block = block
         self.minimum = minimum
         self.maximum = maximum
-        self.half_width = half_width
         self.consensus = consensus
         self.settled = settled
         self._quiet = 0
@@ -138,7 +132,7 @@ class AdaptiveStopping:
         def decide(stop: bool, reason: str) -> StopDecision:
             return StopDecision(stop, reason, count, mean, width, consensus_dice)
 
-        if count >= self.minimum and width < self.half_width and self._quiet >= self.settled:
+        if count >= self.minimum and self._quiet >= self.settled:
             return decide(
                 True,
                 f"Stopped at {count} proposals: the consensus has settled (Dice {consensus_dice:.3f} to the "
@@ -152,9 +146,4 @@ class AdaptiveStopping:
             )
         if count < self.minimum:
             return decide(False, f"Going on: {count} of at least {self.minimum} proposals.")
-        if width >= self.half_width:
-            return decide(
-                False,
-                f"Going on: the proposals' mean pairwise Dice {mean:.3f} is uncertain by ± {width:.3f}.",
-            )
         return decide(False, f"Going on: the consensus was steady in {self._quiet} of {self.settled} blocks in a row.")

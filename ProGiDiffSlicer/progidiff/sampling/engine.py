@@ -172,7 +172,7 @@ class Engine:
             if event.empty_share >= 0.5:
                 share = f"{event.empty_share:.0%}"
                 emit(WarningEvent("empty", f"{target}: {share} of the proposals are empty; it may not be in these slices."))
-            elif stack.consensus_pixels == 0:
+            elif stack.majority_pixels == 0:
                 message = f"{target}: the proposals do not agree on any place; it may not be in these slices."
                 emit(WarningEvent("disagreement", message))
         count = max(stack.count for stack in run.stacks.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from progidiff.events import ProposeRequest, RankingEvent
+from progidiff.ranking.ensembles import consensus_of_votes
 from progidiff.ranking.gram import GramAccumulator, mean_pairwise_dice
 from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.ranking.stopping import Overlap, consensus_overlap
@@ -16,9 +17,10 @@ class OpenSlice:
     def __init__(self) -> None:
         self._fresh: list[np.ndarray] = []  # bool (m, H, W), the running block
         self._settled: list[np.ndarray] = []  # packed bits of the closed blocks, along W
-        self._settled_count = 0
         self._votes: np.ndarray | None = None  # int32 (H, W)
-        self._settled_votes: np.ndarray | None = None
+        self._filled = 0  # proposals that are not empty
+        self.consensus: np.ndarray | None = None  # of the closed blocks, bool (H, W)
+        self.majority_pixels = 0  # in more than half of the proposals of the closed blocks
         self._probability: np.ndarray | None = None
         self.count = 0
 
@@ -28,6 +30,7 @@ class OpenSlice:
         self._fresh.append(masks)
         self._votes = votes if self._votes is None else self._votes + votes
         self._probability = probability if self._probability is None else self._probability + probability
+        self._filled += int(masks.any(axis=(1, 2)).sum())
         self.count += len(masks)
 
     def agreement(self) -> np.ndarray:
@@ -40,10 +43,6 @@ class OpenSlice:
         assert self._probability is not None
         return np.asarray(self._probability / self.count, np.float32)
 
-    def settled_agreement(self) -> np.ndarray | None:
-        """Agreement of the closed blocks; ``None`` while there is none."""
-        return None if self._settled_votes is None else (self._settled_votes / self._settled_count).astype(np.float32)
-
     def close_block(self) -> tuple[np.ndarray, np.ndarray]:
         """Proposals of the closed blocks and of the running one, bool (n, H, W) and (m, H, W); closes the latter.
 
@@ -53,7 +52,10 @@ class OpenSlice:
         width = new.shape[2]
         known = np.concatenate([new[:0], *(np.unpackbits(bits, axis=-1, count=width).view(bool) for bits in self._settled)])
         self._settled.append(np.packbits(new, axis=-1))
-        self._fresh, self._settled_count, self._settled_votes = [], self.count, self._votes
+        self._fresh = []
+        assert self._votes is not None
+        self.consensus = consensus_of_votes(self._votes, self.count, self._filled)
+        self.majority_pixels = int(np.count_nonzero(2 * self._votes > self.count))
         return known, new
 
 
@@ -64,7 +66,7 @@ class TargetStack:
         self.target = target
         self._gram = GramAccumulator()
         self._change = Overlap()
-        self.consensus_pixels = 0  # in more than half of the proposals
+        self.majority_pixels = 0  # in more than half of the proposals
 
     @property
     def gram(self) -> np.ndarray:
@@ -78,13 +80,11 @@ class TargetStack:
 
     def close_block(self, piece: OpenSlice) -> None:
         """Count the overlaps of a slice's new proposals with each other and with its earlier ones."""
-        before = piece.settled_agreement()
+        before, pixels = piece.consensus, piece.majority_pixels
         self._gram.grow(*piece.close_block())
-        after = piece.agreement()
-        self.consensus_pixels += int(np.count_nonzero(after > 0.5))
-        if before is not None:
-            self.consensus_pixels -= int(np.count_nonzero(before > 0.5))
-            self._change += consensus_overlap(before, after)
+        self.majority_pixels += piece.majority_pixels - pixels
+        if before is not None and piece.consensus is not None:
+            self._change += consensus_overlap(before, piece.consensus)
 
     def consensus_change(self) -> float:
         """Dice of the consensus before and after the last block over all slices, and a fresh start for the next block."""

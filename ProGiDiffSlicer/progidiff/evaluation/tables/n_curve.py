@@ -22,7 +22,7 @@ from progidiff.evaluation.tables.proposals import (
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
 from progidiff.outputs.atomic import atomic_file
-from progidiff.ranking.ensembles import agreement, consensus, majority, staple
+from progidiff.ranking.ensembles import consensus, majority, staple
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
 from progidiff.ranking.stopping import AdaptiveStopping, consensus_overlap
@@ -44,9 +44,8 @@ FIGURES = {
     "medoid": "medoid",
     "staple": "STAPLE",
 }
-#: The engine's own rule, and the same without its wish for a precise mean pairwise Dice.
-STOP, SETTLED = "adaptive", "settled"
-RULES = {STOP: "adaptive", SETTLED: "consensus settled"}
+#: Where adaptive sampling stops, in the place of a number of proposals.
+STOP = "adaptive"
 
 
 def figures_at(
@@ -79,12 +78,13 @@ def figures_at(
     }
 
 
-def stopped_at(samples: Samples, gram: np.ndarray, rule: AdaptiveStopping) -> int:
-    """Where adaptive sampling would have ended on this slice; ``rule`` is a fresh one with all samples as its maximum."""
+def stopped_at(samples: Samples, gram: np.ndarray) -> int:
+    """Where adaptive sampling with all samples as its maximum would have ended on this slice."""
+    rule = AdaptiveStopping(block=BLOCK, minimum=min(FEWEST, samples.count), maximum=samples.count)
     count, before = 0, None
     while True:
         count += rule.next_block(count)
-        after = agreement(samples.masks[:count])
+        after = consensus(samples.masks[:count])
         change = None if before is None else consensus_overlap(before, after).dice
         if rule.update(gram[:count, :count], change).stop:
             return count
@@ -92,26 +92,17 @@ def stopped_at(samples: Samples, gram: np.ndarray, rule: AdaptiveStopping) -> in
 
 
 def measure(samples: Samples, truth: np.ndarray, counts: Sequence[int]) -> dict[str, float]:
-    """Figures by ``"<n> <figure>"`` for each n, and ``"<rule> <figure>"`` with ``"<rule> n"`` for :data:`RULES`."""
+    """Figures by ``"<n> <figure>"`` for each n, and ``"adaptive <figure>"`` with ``"adaptive n"``."""
     gram = gram_matrix(samples.masks)
     true_dice = [dice(mask, truth) for mask in samples.masks]
     values: dict[str, float] = {}
     for count in counts:
         values |= {f"{count} {k}": v for k, v in figures_at(samples, true_dice, truth, gram, count).items()}
-    for name in RULES:
-        stop = stopped_at(samples, gram, stopping_rule(name, samples.count))
-        values |= {f"{name} {k}": v for k, v in figures_at(samples, true_dice, truth, gram, stop).items()}
-        values[f"{name} n"] = float(stop)
-        values[f"{name} at maximum"] = float(stop == samples.count)
+    stop = stopped_at(samples, gram)
+    values |= {f"{STOP} {k}": v for k, v in figures_at(samples, true_dice, truth, gram, stop).items()}
+    values[f"{STOP} n"] = float(stop)
+    values[f"{STOP} at maximum"] = float(stop == samples.count)
     return values
-
-
-def stopping_rule(name: str, most: int) -> AdaptiveStopping:
-    """The engine's rule for at most ``most`` proposals, or the one that looks at the consensus alone."""
-    fewest = min(FEWEST, most)
-    if name == STOP:
-        return AdaptiveStopping(block=BLOCK, minimum=fewest, maximum=most)
-    return AdaptiveStopping(block=BLOCK, minimum=fewest, maximum=most, half_width=float("inf"))
 
 
 def run(setup: TableSetup) -> TableResult:
@@ -135,8 +126,7 @@ def run(setup: TableSetup) -> TableResult:
         "RandTop-3 is the expectation of a random pick among the three best by the reference (among all where N < 3). "
         "Rank 1 and the ensembles see no reference. Intervals: 95 %, bootstrap over patients; one patient has none.",
         f"adaptive: blocks of {BLOCK} from {FEWEST} on, at most {counts[-1]}, judged on each slice by itself; N is the mean "
-        "number at which it stops. The mean probability is not kept at every such number. Consensus settled: the same "
-        "without the condition on the precision of the mean pairwise Dice.",
+        "number at which it stops. The mean probability is not kept at every such number.",
     ]
     return TableResult(NAME, TITLE, notes, ["set", "target", "n", "N", *FIGURES.values()], rows, facts)
 
@@ -146,14 +136,14 @@ def _rows(records: Sequence[Record], counts: Sequence[int], seed: int) -> tuple[
     facts: dict[str, Any] = {}
     for name, target, chosen in groups(records):
         inner = facts.setdefault(name, {})[target] = {}
-        for count in [*map(str, counts), *RULES]:
+        for count in [*map(str, counts), STOP]:
             found = {figure: interval(chosen, f"{count} {figure}", seed) for figure in FIGURES}
             inner[count] = {figure: fact(value) for figure, value in found.items()}
             label = count
-            if count in RULES:
+            if count == STOP:
                 stop, most = (interval(chosen, f"{count} {what}", seed) for what in ("n", "at maximum"))
                 inner[count] |= {"n": fact(stop), "at_maximum": fact(most)}
-                label = f"{RULES[count]}: {cell(stop, 1)}; {most.mean:.0%} at {counts[-1]}"
+                label = f"{STOP}: {cell(stop, 1)}; {most.mean:.0%} at {counts[-1]}"
                 if found["probability"].values < len(chosen):  # known for some slices only: no mean of all
                     found["probability"] = interval([], "")
             rows.append([name, target, size(chosen), label, *[cell(found[figure]) for figure in FIGURES]])
@@ -162,7 +152,7 @@ def _rows(records: Sequence[Record], counts: Sequence[int], seed: int) -> tuple[
 
 
 def draw(facts: dict[str, Any], counts: Sequence[int], path: Path) -> None:
-    """Curves of the mean of targets (or of the only target), one panel per set, with the stopping rules as open marks."""
+    """Curves of the mean of targets (or of the only target), one panel per set, with adaptive stopping as open marks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -182,14 +172,13 @@ def draw(facts: dict[str, Any], counts: Sequence[int], path: Path) -> None:
         curve = targets.get(MEAN) or next(iter(targets.values()))
         for key, (label, colour, line) in styles.items():
             axes.plot(counts, [curve[str(n)][key]["mean"] for n in counts], line, color=colour, label=label, marker=".")
-        for rule, mark in ((STOP, "o"), (SETTLED, "s")):
-            for key in ("rand_top_3", "rank1"):
-                stop = curve[rule]
-                axes.plot(stop["n"]["mean"], stop[key]["mean"], mark, color=styles[key][1], markerfacecolor="white")
+        stop = curve[STOP]
+        for key in ("rand_top_3", "rank1", "consensus"):
+            axes.plot(stop["n"]["mean"], stop[key]["mean"], "o", color=styles[key][1], markerfacecolor="white")
         axes.set_xscale("log")
         axes.set_xticks(list(counts), [str(n) for n in counts])
         axes.minorticks_off()
-        axes.set_xlabel("proposals N (open: adaptive o, consensus settled □)", fontsize=8)
+        axes.set_xlabel("proposals N (open: adaptive)", fontsize=8)
         axes.set_ylabel("Dice, mean of targets")
         patients = curve[str(counts[-1])]["rank1"]["patients"]
         axes.set_title(f"{name}, {patients} patient{'s' if patients != 1 else ''}", fontsize=10)
