@@ -281,7 +281,7 @@ def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, monkeypatch: pytes
     own = with_options(tables, methods="twin-tuned", twin_minutes="0.01")
     result = cross_validation.run(own)
     assert list(result.facts["methods"]) == ["image-only twin, tuned, test-time augmentation"]
-    fitted = cross_validation.CrossValidation(own).twin
+    fitted = cross_validation.CrossValidation(own).pretrained.twin
     assert fitted is not None
     assert any(fitted[2] in note for note in result.notes)
     assert len(trained.calls) == 3

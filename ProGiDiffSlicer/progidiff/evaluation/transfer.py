@@ -21,15 +21,13 @@ from progidiff.evaluation.matched import (
     empty_folder,
     one_thread,
     only,
-    pretrained_unet,
     remembered,
     tune_unet,
 )
 from progidiff.evaluation.metrics import dice
 from progidiff.evaluation.samples import present_targets, weights_key
 from progidiff.evaluation.tables.setup import TableSetup
-from progidiff.evaluation.tables.twins import image_only_twin
-from progidiff.evaluation.twin import ImageOnlyTwin
+from progidiff.evaluation.tables.twins import TWIN_TUNED, UNET_TUNED, Pretrained
 from progidiff.evaluation.unet import Sampling, mc_dropout_samples, tta_samples, unet_probability
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
@@ -44,14 +42,14 @@ METHODS = {
     "full": "full fine-tuning",
     "scratch": "from scratch",
     "unet": "U-Net from scratch",
-    "unet-tuned": "U-Net, pre-trained, then tuned",
-    "twin-tuned": "image-only twin, tuned",
+    UNET_TUNED: "U-Net, pre-trained, then tuned",
+    TWIN_TUNED: "image-only twin, tuned",
 }
-DEFAULT_METHODS = ("lora", "full", "scratch", "unet", "twin-tuned")
+DEFAULT_METHODS = ("lora", "full", "scratch", "unet", TWIN_TUNED)
 #: Methods with one mask: plain segmenters.
-ONE_MASK = ("unet", "unet-tuned", "twin-tuned")
+ONE_MASK = ("unet", UNET_TUNED, TWIN_TUNED)
 #: Methods that start from a model that knew CT: what is left of it afterwards is measured.
-KNEW_CT = ("lora", "full", "unet-tuned", "twin-tuned")
+KNEW_CT = ("lora", "full", UNET_TUNED, TWIN_TUNED)
 SETS = {"pancreas_mr": "pancreas, axial T2w MR", "kidney_mr": "kidneys, coronal T2w MR"}
 SIZES = (1, 2, 5, 10)
 PROPOSALS, RETENTION_PROPOSALS, RETENTION_EVERY = 8, 4, 6
@@ -94,32 +92,17 @@ class Transfer:
         self.model = load_model(setup.model)
         self.base = weights_key(Engine(self.model))
         self.items = {name: setup.items(name) for name in self.sets}
-        self.methods = methods if self.twin is not None else [m for m in methods if m != "twin-tuned"]
+        self.pretrained = Pretrained(setup, self.model)
+        self.methods = methods if self.pretrained.twin is not None else [m for m in methods if m != TWIN_TUNED]
 
     @property
     def card(self) -> ModelCard:
         return self.model.card
 
     @cached_property
-    def unet(self) -> tuple[nn.Module, str, str]:
-        """The U-Net that knows the synthetic pictures, its key, and what it was trained with."""
-        return pretrained_unet(self.setup, self.card)
-
-    @cached_property
-    def twin(self) -> tuple[ImageOnlyTwin, str, str] | None:
-        """The image-only twin, its key, and what it is; ``None`` where none is wanted."""
-        return image_only_twin(self.setup, self.model)
-
-    @cached_property
     def ct(self) -> list[LabelledSlice]:
         """CT slices on which retention is measured."""
         return self.setup.items("curvas", RETENTION_EVERY)
-
-    def begins_with(self, method: str) -> tuple[nn.Module | None, str]:
-        """The network that the training of a U-Net or of the twin begins with, and its key; none from scratch."""
-        if method == "twin-tuned" and self.twin is not None:
-            return self.twin[0].network, self.twin[1]
-        return self.unet[:2] if method == "unet-tuned" else (None, "")
 
     def draw(self, name: str, draw: int) -> Draw:
         """Patients of a draw; the same for every method and size."""
@@ -147,7 +130,7 @@ class Transfer:
 
     def key(self, run: Run) -> str:
         """Name of a run's result: everything that it depends on."""
-        unet = "" if run.method not in ONE_MASK else [WARMUP, self.begins_with(run.method)[1]]
+        unet = "" if run.method not in ONE_MASK else [WARMUP, self.pretrained.start_of(run.method)[1]]
         parts = [self.base, unet, self.setup.seed, self.setup.steps, self.seconds, self.proposals, self.sizes[-1]]
         return digest(FOLDER, parts, run.set, run.size, run.draw, run.method, run.size in self.retention)
 
@@ -202,9 +185,9 @@ class Transfer:
         stacks = stacks_of(training)
         with one_thread():
             if run.method in ONE_MASK:
-                start, _ = self.begins_with(run.method)
+                start, _ = self.pretrained.start_of(run.method)
                 network, images = tune_unet(stacks, self.card, self.seconds, seed, folder, start)
-                draw = tta_samples if run.method == "twin-tuned" else mc_dropout_samples
+                draw = tta_samples if run.method == TWIN_TUNED else mc_dropout_samples
                 result = {"images": images, "test": self.unet_scores(network, run.set, test, draw)}
                 if retained:
                     result["ct"] = self.unet_ct(network)
@@ -235,13 +218,13 @@ class Transfer:
         setup = self.setup
         path = setup.work / FOLDER / f"{digest(FOLDER, 'ct', self.base, setup.seed, setup.steps)}.json"
         found = dict(remembered(path, lambda: {"model": self.diffusion_ct(self.model)}))
-        for method in ("unet-tuned", "twin-tuned"):
+        for method in (UNET_TUNED, TWIN_TUNED):
             if method in self.methods:
                 found[method] = self._before(method)
         return found
 
     def _before(self, method: str) -> float:
-        network, key = self.begins_with(method)
+        network, key = self.pretrained.start_of(method)
         assert network is not None
         path = self.setup.work / FOLDER / f"{digest(FOLDER, 'ct', key)}.json"
         return float(remembered(path, lambda: {"dice": self.unet_ct(network)})["dice"])

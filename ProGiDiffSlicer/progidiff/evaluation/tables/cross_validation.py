@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
-
-from torch import nn
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.matched import (
@@ -19,7 +16,6 @@ from progidiff.evaluation.matched import (
     one_thread,
     only,
     patient_folds,
-    pretrained_unet,
     records_of,
     remembered,
     save_trained,
@@ -35,8 +31,7 @@ from progidiff.evaluation.samples import (
 from progidiff.evaluation.tables.proposals import MAIN
 from progidiff.evaluation.tables.records import Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION, image_only_twin
-from progidiff.evaluation.twin import ImageOnlyTwin
+from progidiff.evaluation.tables.twins import TWIN_OPTION, TWIN_TUNED, UNET_TUNED, Pretrained
 from progidiff.evaluation.unet import mc_dropout_samples, sample_unet_into, tta_samples
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
@@ -52,11 +47,11 @@ DIFFUSION = {"zero-shot": "bundled model, zero-shot", "full": "ProGiDiff, tuned"
 TWIN = "image-only twin, zero-shot, test-time augmentation"
 UNETS = {
     "unet": "U-Net from scratch",
-    "unet-tuned": "U-Net, pre-trained, then tuned",
-    "twin-tuned": "image-only twin, tuned",
+    UNET_TUNED: "U-Net, pre-trained, then tuned",
+    TWIN_TUNED: "image-only twin, tuned",
 }
 SAMPLERS = {"mc-dropout": ("MC dropout", mc_dropout_samples), "tta": ("test-time augmentation", tta_samples)}
-DEFAULT_METHODS = ("zero-shot", "full", "unet", "unet-tuned", "twin-tuned")
+DEFAULT_METHODS = ("zero-shot", "full", "unet", UNET_TUNED, TWIN_TUNED)
 PROPOSALS = 16
 OPTIONS = {
     "seconds": "CPU seconds of training per fold and method (default 120)",
@@ -69,7 +64,7 @@ OPTIONS = {
 
 def samplers(method: str) -> list[str]:
     """Ways of sampling a network that has one mask; the twin has no dropout to leave on."""
-    return ["tta"] if method == "twin-tuned" else list(SAMPLERS)
+    return ["tta"] if method == TWIN_TUNED else list(SAMPLERS)
 
 
 class CrossValidation:
@@ -86,21 +81,11 @@ class CrossValidation:
         self.count = setup.proposals or PROPOSALS
         self.model = load_model(setup.model)
         self.card = self.model.card
+        self.pretrained = Pretrained(setup, self.model)
         self.base = weights_key(Engine(self.model))
         self.items = setup.items(SET, self.every)
         self.folds = patient_folds([item.patient for item in self.items], FOLDS, setup.seed)
         self.replay = TuneSettings().replay_share
-
-    @cached_property
-    def start(self) -> tuple[nn.Module, str, str]:
-        """The U-Net that knows the synthetic pictures, its key, and what it was trained with."""
-        return pretrained_unet(self.setup, self.card)
-
-    def begins_with(self, method: str) -> tuple[nn.Module | None, str]:
-        """The network that the training of a U-Net or of the twin begins with, and its key; none from scratch."""
-        if method == "twin-tuned" and self.twin is not None:
-            return self.twin[0].network, self.twin[1]
-        return self.start[:2] if method == "unet-tuned" else (None, "")
 
     def divided(self, fold: int) -> tuple[list[LabelledSlice], list[LabelledSlice]]:
         """Slices to train on and held-out slices; no patient is in both."""
@@ -115,7 +100,7 @@ class CrossValidation:
         """Key of a method's weights over all folds."""
         if method == "zero-shot":
             return self.base
-        start = self.begins_with(method)[1]
+        start = self.pretrained.start_of(method)[1]
         return digest(NAME, self.base, start, method, self.seconds, self.setup.seed, self.every, self.replay)
 
     def store(self, method: str, sampler: str = "") -> SampleStore:
@@ -138,14 +123,9 @@ class CrossValidation:
         self._propose(engine, own, self.items, DIFFUSION["zero-shot"])
         return self.records(own)
 
-    @cached_property
-    def twin(self) -> tuple[ImageOnlyTwin, str, str] | None:
-        """The image-only twin, its key, and what it is; ``None`` where none is wanted."""
-        return image_only_twin(self.setup, self.model)
-
     def twin_records(self) -> list[Record]:
         """Figures of the twin's test-time augmentation; none without a twin."""
-        given = self.twin
+        given = self.pretrained.twin
         if given is None:
             return []
         store = SampleStore(self.setup.work, SampleSettings(SET, f"twin {given[1]}", self.count, 0, self.setup.seed, "tta"))
@@ -191,7 +171,7 @@ class CrossValidation:
         """Train a U-Net on a fold's patients and draw its samples of the held-out ones; pictures seen in training."""
         training, held = self.divided(fold)
         folder = self.setup.work / NAME / f"{self.key(method)}-{fold}"
-        start, _ = self.begins_with(method)
+        start, _ = self.pretrained.start_of(method)
         what = f"{UNETS[method]}, fold {fold + 1}"
         self.setup.progress(f"{what}: training, {self.seconds:g} CPU s")
         seed = self.setup.seed + fold
@@ -226,8 +206,8 @@ def run(setup: TableSetup) -> TableResult:
     """Train and sample what is missing, fold by fold, and compare."""
     shared = CrossValidation(setup)
     methods = [m for m in setup.names("methods", DEFAULT_METHODS) if m in DIFFUSION or m in UNETS]
-    if shared.twin is None:
-        methods = [m for m in methods if m != "twin-tuned"]
+    if shared.pretrained.twin is None:
+        methods = [m for m in methods if m != TWIN_TUNED]
     found: dict[str, list[Record]] = {}
     images: dict[str, list[float]] = {}
     for method in methods:
@@ -257,10 +237,10 @@ def run(setup: TableSetup) -> TableResult:
         " kept. Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
-    if shared.twin is not None:
-        notes.append(f"Image-only twin: {shared.twin[2]}.")
-    if "unet-tuned" in methods:
-        notes.append(f"The U-Net's pre-training: {shared.start[2]}.")
+    if shared.pretrained.twin is not None:
+        notes.append(f"Image-only twin: {shared.pretrained.twin[2]}.")
+    if UNET_TUNED in methods:
+        notes.append(f"The U-Net's pre-training: {shared.pretrained.unet[2]}.")
     facts = {"methods": facts, "images": images, "seconds": shared.seconds, "proposals": shared.count}
     return TableResult(NAME, TITLE, notes, ["target", "n", "method", *FIGURES.values()], rows, facts)
 

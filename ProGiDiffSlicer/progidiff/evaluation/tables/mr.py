@@ -9,7 +9,7 @@ import numpy as np
 
 from progidiff.evaluation.matched import UNET_OPTIONS, remembered
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION
+from progidiff.evaluation.tables.twins import TWIN_OPTION, UNET_TUNED
 from progidiff.evaluation.transfer import (
     DEFAULT_METHODS,
     METHODS,
@@ -126,10 +126,10 @@ def _notes(transfer: Transfer, results: Sequence[dict[str, Any]], wanted: int, b
         f" {setup.steps} steps; for U-Nets and the twin the plain mask, and the best of as many samples (U-Nets: Monte-Carlo"
         " dropout; twin: test-time augmentation).",
     ]
-    if "unet-tuned" in transfer.methods:
-        notes.append(f"The U-Net's pre-training: {transfer.unet[2]}.")
-    if transfer.twin is not None:
-        notes.append(f"Image-only twin: {transfer.twin[2]}.")
+    if UNET_TUNED in transfer.methods:
+        notes.append(f"The U-Net's pre-training: {transfer.pretrained.unet[2]}.")
+    if transfer.pretrained.twin is not None:
+        notes.append(f"Image-only twin: {transfer.pretrained.twin[2]}.")
     known = {"model": "model", **METHODS}
     notes.append(
         f"CT afterwards: rank 1 of {RETENTION_PROPOSALS} (others: plain mask) on every {RETENTION_EVERY}th CURVAS slice,"

@@ -1,4 +1,7 @@
-"""The image-only twin that tables compare the model with: the file its training left, or one fitted on its own encoder."""
+"""What tables compare the model with that has seen the synthetic pictures too: a U-Net, and the image-only twin.
+
+The twin is the file that training left beside the model, or one that is fitted on the model's own encoder.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import hashlib
 import json
 import shutil
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from progidiff.evaluation.matched import one_thread
+from progidiff.evaluation.matched import one_thread, pretrained_unet
 from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.twin import TWIN_NAME, ImageOnlyTwin, save_twin
 from progidiff.locations import weights_hash
@@ -24,11 +28,41 @@ from progidiff.training.loop import LoopSettings, run_stage
 from progidiff.training.stages import EncoderStage
 
 TWIN_MINUTES = 5.0
+#: Methods of tables: the U-Net, and the twin, that go on from what they know of the synthetic pictures.
+UNET_TUNED, TWIN_TUNED = "unet-tuned", "twin-tuned"
 
 TWIN_OPTION = {
     "twin": f"file of the image-only twin; by default {TWIN_NAME} in the work folder, or else one that is fitted",
     "twin-minutes": f"CPU minutes of fitting a twin where there is none (default {TWIN_MINUTES:g}; 0 for no twin)",
 }
+
+
+class Pretrained:
+    """Networks with one mask that know the synthetic pictures, made when they are asked for.
+
+    Args:
+        setup: data, work folder and options.
+        model: the model that they are compared with.
+    """
+
+    def __init__(self, setup: TableSetup, model: ProGiDiffModel) -> None:
+        self._setup, self._model = setup, model
+
+    @cached_property
+    def unet(self) -> tuple[nn.Module, str, str]:
+        """The U-Net, its key, and what it was trained with."""
+        return pretrained_unet(self._setup, self._model.card)
+
+    @cached_property
+    def twin(self) -> tuple[ImageOnlyTwin, str, str] | None:
+        """The image-only twin, its key, and what it is; ``None`` where none is wanted."""
+        return image_only_twin(self._setup, self._model)
+
+    def start_of(self, method: str) -> tuple[nn.Module | None, str]:
+        """The network that a method's training begins with, and its key; none for one that begins from scratch."""
+        if method == TWIN_TUNED and self.twin is not None:
+            return self.twin[0].network, self.twin[1]
+        return self.unet[:2] if method == UNET_TUNED else (None, "")
 
 
 def image_only_twin(setup: TableSetup, model: ProGiDiffModel) -> tuple[ImageOnlyTwin, str, str] | None:
