@@ -86,14 +86,13 @@ class Transfer:
         self.sizes = _numbers(setup, "sizes", SIZES)
         self.retention = _numbers(setup, "retention", (self.sizes[0], self.sizes[-1]))
         self.sets = setup.names("sets", list(SETS))
-        methods = [m for m in setup.names("methods", DEFAULT_METHODS) if m in METHODS]
         self.proposals = setup.proposals or PROPOSALS
         self.replay = TuneSettings().replay_share
         self.model = load_model(setup.model)
         self.base = weights_key(Engine(self.model))
         self.items = {name: setup.items(name) for name in self.sets}
         self.pretrained = Pretrained(setup, self.model)
-        self.methods = methods if self.pretrained.twin is not None else [m for m in methods if m != TWIN_TUNED]
+        self.methods = self.pretrained.possible([m for m in setup.names("methods", DEFAULT_METHODS) if m in METHODS])
 
     @property
     def card(self) -> ModelCard:

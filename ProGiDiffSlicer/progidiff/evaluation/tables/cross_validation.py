@@ -206,8 +206,7 @@ def run(setup: TableSetup) -> TableResult:
     """Train and sample what is missing, fold by fold, and compare."""
     shared = CrossValidation(setup)
     methods = [m for m in setup.names("methods", DEFAULT_METHODS) if m in DIFFUSION or m in UNETS]
-    if shared.pretrained.twin is None:
-        methods = [m for m in methods if m != TWIN_TUNED]
+    methods = shared.pretrained.possible(methods)
     found: dict[str, list[Record]] = {}
     images: dict[str, list[float]] = {}
     for method in methods:
@@ -237,7 +236,7 @@ def run(setup: TableSetup) -> TableResult:
         " kept. Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
-    if shared.pretrained.twin is not None:
+    if (TWIN in found or TWIN_TUNED in methods) and shared.pretrained.twin is not None:
         notes.append(f"Image-only twin: {shared.pretrained.twin[2]}.")
     if UNET_TUNED in methods:
         notes.append(f"The U-Net's pre-training: {shared.pretrained.unet[2]}.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from progidiff.evaluation.matched import UNET_OPTIONS, remembered
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION, UNET_TUNED
+from progidiff.evaluation.tables.twins import TWIN_OPTION, TWIN_TUNED, UNET_TUNED
 from progidiff.evaluation.transfer import (
     DEFAULT_METHODS,
     METHODS,
@@ -128,7 +128,7 @@ def _notes(transfer: Transfer, results: Sequence[dict[str, Any]], wanted: int, b
     ]
     if UNET_TUNED in transfer.methods:
         notes.append(f"The U-Net's pre-training: {transfer.pretrained.unet[2]}.")
-    if transfer.pretrained.twin is not None:
+    if TWIN_TUNED in transfer.methods and transfer.pretrained.twin is not None:
         notes.append(f"Image-only twin: {transfer.pretrained.twin[2]}.")
     known = {"model": "model", **METHODS}
     notes.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,10 @@ class Pretrained:
     def twin(self) -> tuple[ImageOnlyTwin, str, str] | None:
         """The image-only twin, its key, and what it is; ``None`` where none is wanted."""
         return image_only_twin(self._setup, self._model)
+
+    def possible(self, methods: Sequence[str]) -> list[str]:
+        """Methods without the tuned twin where no twin is wanted; a twin is only made where they name it."""
+        return [method for method in methods if method != TWIN_TUNED or self.twin is not None]
 
     def start_of(self, method: str) -> tuple[nn.Module | None, str]:
         """The network that a method's training begins with, and its key; none for one that begins from scratch."""
