@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +111,13 @@ def build_tiny(sd_folder: Path, out: Path, **settings: Any) -> ProGiDiffModel:
         out,
         **{"image_size": 32, "image_encoder": TINY_ENCODER, "vocabulary": ["liver"], **settings},
     )
+
+
+@pytest.fixture
+def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reading of the CPU clock finds it one second later, so that a training's steps do not hang on the machine."""
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: float(next(seconds)))
 
 
 @pytest.fixture(scope="session")
