@@ -91,6 +91,7 @@ class Parameters:
         seed: seed of the latest or next run.
         seedLocked: whether the next run keeps ``seed`` or draws a new one.
         adaptive: whether sampling stops when the proposals have settled.
+        everywhere: whether targets are also drawn on slices where they seem to be absent.
         blinded: whether the proposals are listed in random order, without rank and score.
         adapterFolder: folder of the adapter that the next run uses; "" for the base model.
         adapterEvenIfWorse: whether it is used although it was not better than its base on held-out cases.
@@ -115,6 +116,7 @@ class Parameters:
     seed: Annotated[int, WithinRange(0, LARGEST_SEED)] = 0
     seedLocked: bool = False
     adaptive: bool = False
+    everywhere: bool = False
     blinded: bool = False
     adapterFolder: str = ""
     adapterEvenIfWorse: bool = False

@@ -29,6 +29,8 @@ class ProposeRequest:
         adaptive: sample in blocks until the consensus has settled.
         batch_size: most samples in one network call, or ``None`` for automatic.
         ranking: how proposals are scored without ground truth.
+        everywhere: also draw a target on slices where the model's segmentation head finds it unlikely; otherwise so many of
+            the proposals are empty there as it is unlikely.
     """
 
     targets: tuple[str, ...]
@@ -41,6 +43,7 @@ class ProposeRequest:
     adaptive: bool = False
     batch_size: int | None = None
     ranking: RankingMethod = "soft_dice"
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,26 @@ def responsive_folder(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "model"
 
 
+@pytest.fixture(scope="session")
+def headed_folder(responsive_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The responsive model with a segmentation head that finds the liver on every pixel, the spleen nowhere and the left
+    kidney with a probability of 0.15; read-only."""
+    import torch
+
+    from progidiff.model.folder import load_model, save_model
+
+    folder = tmp_path_factory.mktemp("headed") / "model"
+    model = load_model(responsive_folder)
+    encoder = model.image_encoder
+    encoder.learn_classes(3)
+    encoder.segmentation_head.requires_grad_(False)
+    encoder.segmentation_head.weight.zero_()
+    odds = torch.logit(torch.tensor([0.99, 1e-4, 0.15]))
+    encoder.segmentation_head.bias.copy_(odds.repeat_interleave(encoder.config.stride**2))
+    save_model(model, folder)
+    return folder
+
+
 @pytest.fixture
 def engine(responsive_folder: Path) -> Any:
     """An engine of its own for each test, with the phantom as its image."""

@@ -272,6 +272,7 @@ WRONG_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "negative slices": (propose(slices=[-3, 3]), "schema"),
     "slices as object": (propose(slices={"start": 1}), "schema"),
     "adaptive as number": (propose(adaptive=1), "schema"),
+    "everywhere as text": (propose(everywhere="yes"), "schema"),
     "empty batch": (propose(batch_size=0), "schema"),
     "unknown ranking": (propose(ranking="dice"), "schema"),
 }

@@ -23,8 +23,7 @@ from progidiff.evaluation.tables import TABLES, load_table
         (["ranking", "--option", "every=0"], 'The option every takes a number from 1 to 1000, not "0".'),
         (["ranking", "--option", "every=1.5"], 'The option every takes a whole number, not "1.5".'),
         (["ranking", "--option", "sets=lungs"], "There is no evaluation set 'lungs'"),
-        (["ablations", "--twin", "nowhere.safetensors"], 'The option twin names a file that does not exist: "nowhere'),
-        (["ranking", "--twin", "nowhere.safetensors"], 'This table has no option "twin"'),
+        (["ranking", "--option", "unet=nowhere.safetensors"], 'This table has no option "unet"'),
         (["ranking", "--model", "nowhere"], 'There is no model folder "nowhere"'),
     ],
 )

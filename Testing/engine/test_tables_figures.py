@@ -171,15 +171,18 @@ def test_proposals_against_two_raters() -> None:
 def test_absent_organs() -> None:
     empty = np.zeros((3, 20), bool)
     mostly_empty = Samples(np.stack([empty, empty, TRUTH]), {}, (5.0, 10.0))
-    values = ablations.measure_absent(mostly_empty, TRUTH)
+    mostly_full = Samples(np.stack([empty, TRUTH, TRUTH]), {}, (1.0, 5.0))
+    values = ablations.measure_absent(mostly_empty, mostly_full, TRUTH)
     assert values["rank1_full"] == 0.0
     assert np.isnan(values["area_cm2"])
     assert values["share_full"] == pytest.approx(1 / 3)
+    assert values["everywhere_rank1_full"] == 1.0
+    assert values["everywhere_share_full"] == pytest.approx(2 / 3)
     assert (values["twin_full"], values["twin_area_cm2"]) == (1.0, pytest.approx(5.0))
-    mostly_full = Samples(np.stack([empty, TRUTH, TRUTH]), {}, (1.0, 5.0))
-    values = ablations.measure_absent(mostly_full, None)
-    assert (values["rank1_full"], values["rank1_large"]) == (1.0, 0.0)
+    values = ablations.measure_absent(mostly_full, mostly_empty, None)
+    assert values["rank1_full"] == 1.0
     assert values["area_cm2"] == pytest.approx(0.5)
+    assert values["everywhere_rank1_full"] == 0.0
     assert np.isnan(values["twin_full"])
 
 

@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
 from progidiff.datasets.slices import LabelledSlice
+from progidiff.errors import InputError
 from progidiff.evaluation import samples as sampling
 from progidiff.evaluation.accuracy import mean_over_targets, score_slices, summarise, summarise_absent
-from progidiff.evaluation.tables import controls, cross_validation, load_table, setup, twins
+from progidiff.evaluation.matched import pretrained_unet
+from progidiff.evaluation.tables import ablations, controls, cross_validation, load_table, setup
 from progidiff.evaluation.tables.records import MEAN
 from progidiff.evaluation.tables.setup import TableSetup, plain
-from progidiff.evaluation.twin import TWIN_NAME, TwinNetwork, save_twin
-from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.engine import Engine
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.training.batches import SyntheticBatches
-from progidiff.training.losses import segmentation_loss
 
 PROPOSALS = 6
 
@@ -64,9 +60,7 @@ def loaded(responsive_folder: Path) -> Engine:
 def tables(loaded: Engine, responsive_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TableSetup:
     monkeypatch.setattr(TableSetup, "engine", lambda self: loaded)  # loading takes longer than measuring
     monkeypatch.setattr(setup, "load_shared", lambda folder, name: made_up(name))
-    for module in (controls, twins):
-        monkeypatch.setattr(module, "load_permissive", lambda folder: [])  # phantoms alone
-    monkeypatch.setattr(twins, "TWIN_MINUTES", 0.0)  # none, but where a test is about it
+    monkeypatch.setattr(controls, "load_permissive", lambda folder: [])  # phantoms alone
     work = tmp_path / "work"
     work.mkdir()
     return TableSetup(tmp_path, work, responsive_folder, seed=3, proposals=PROPOSALS, steps=2, device="cpu")
@@ -167,53 +161,45 @@ def test_raters(tables: TableSetup) -> None:
     assert plain(load_table("raters").run(quick).facts) == plain(result.facts)  # nothing is trained or drawn again
 
 
-def a_twin(model: ProGiDiffModel, work: Path) -> None:
-    """A twin of the tiny model that marks the whole picture as liver."""
-    encoder = model.image_encoder
-    head = torch.nn.Conv2d(encoder.config.feature_channels, 3 * encoder.config.stride**2, 1)
-    torch.nn.init.zeros_(head.weight)
-    assert head.bias is not None
-    torch.nn.init.constant_(head.bias, -5.0)
-    head.bias.data[: encoder.config.stride**2] = 5.0
-    save_twin(encoder, head, work / TWIN_NAME)
-
-
-def test_the_twin_gets_a_row(tables: TableSetup) -> None:
-    a_twin(tables.engine().model, tables.work)
-    result = load_table("raters").run(replace(tables, options={"unet-minutes": "0.02"}))
+def test_the_twin_gets_a_row(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TableSetup, "engine", lambda self: Engine.load(headed_folder, "cpu"))
+    own = replace(tables, model=headed_folder)
+    result = load_table("raters").run(replace(own, options={"unet-minutes": "0.02"}))
     found = result.facts["liver"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
     # it marks all of the picture as liver and none of it as spleen, however the picture is turned
     assert 0.05 < found["rank1_first"]["mean"] < 0.4
     assert found["ged"]["mean"] > 0.5
     spleen = result.facts["spleen"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
     assert spleen["best_first"]["mean"] == 0.0
-    table = load_table("cross-validation").run(replace(tables, options={"methods": "zero-shot"}))
+    table = load_table("cross-validation").run(replace(own, options={"methods": "zero-shot"}))
     assert table.facts["methods"][cross_validation.TWIN]["spleen"]["best"]["mean"] == 0.0
     assert table.facts["methods"][cross_validation.TWIN]["liver"]["rank1"]["mean"] == pytest.approx(
         found["rank1_first"]["mean"], abs=0.1
     )
 
 
-def test_a_twin_is_fitted_on_the_models_own_encoder(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tables.engine().model
-    own = replace(tables, options={"twin-minutes": "0.05"})
-    twin, key, what = twins.image_only_twin(own, model) or pytest.fail("no twin")
-    assert "fitted for 0.05 CPU minutes" in what
-    for name, value in model.image_encoder.state_dict().items():
-        assert torch.equal(twin.network.encoder.state_dict()[name], value), name
-    # it has learned: pictures that it has not seen, against a convolution that was not fitted
-    source = SyntheticSource([], model.card.image_size, model.card.spacing_mm, "cpu", 99)
-    batch = SyntheticBatches(source, model.card.vocabulary).batch(8)
-    torch.manual_seed(tables.seed)
-    fresh = torch.nn.Conv2d(twin.network.head.in_channels, twin.network.head.out_channels, 1)
-    losses = []
-    with torch.no_grad():
-        for head in (twin.network.head, fresh):
-            logits = TwinNetwork(twin.network.encoder, head)(batch.images)
-            losses.append(float(segmentation_loss(logits, batch.masks, batch.known)))
-    assert losses[0] < 0.95 * losses[1]
-    monkeypatch.setattr(twins, "run_stage", None)  # fitting it again would fail
-    assert (twins.image_only_twin(own, model) or pytest.fail("no twin"))[1] == key
+def test_ablations_say_what_drawing_everywhere_changes(
+    tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TableSetup, "engine", lambda self: Engine.load(headed_folder, "cpu"))
+    own = replace(tables, model=headed_folder, options={"sets": "curvas", "mr": "none", "number": "3"})
+    result = load_table("ablations").run(own)
+    facts = result.facts["curvas"]
+    # the head never finds the spleen: it is left empty, but where it is asked for everywhere
+    assert facts[ablations.BASELINE]["spleen"]["best"]["mean"] == 0.0
+    assert facts[ablations.EVERYWHERE]["spleen"]["best"]["mean"] > 0.0
+    for figure in ("rank1", "rand_top_3", "best", "mean"):
+        assert facts[ablations.EVERYWHERE]["liver"][figure] == facts[ablations.BASELINE]["liver"][figure]
+    absent = result.also[0].facts["curvas"]["spleen"]
+    assert absent["rank1_full"]["mean"] == absent["share_full"]["mean"] == 0.0
+    assert absent["everywhere_share_full"]["mean"] > 0.0
+    assert absent["twin_full"]["mean"] == 0.0
+
+
+def test_a_file_of_the_unet_that_is_not_there_is_refused(tables: TableSetup) -> None:
+    own = replace(tables, options={"unet": "nowhere.safetensors"})
+    with pytest.raises(InputError, match='The option unet names a file that does not exist: "nowhere'):
+        pretrained_unet(own, tables.engine().card)
 
 
 def test_out_of_fold_samples_get_a_row(tables: TableSetup) -> None:

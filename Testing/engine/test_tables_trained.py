@@ -17,7 +17,7 @@ from progidiff.errors import DatasetError, InputError, ModelError
 from progidiff.evaluation import matched, transfer
 from progidiff.evaluation.samples import Samples
 from progidiff.evaluation.stock_hint import StockHint
-from progidiff.evaluation.tables import controls, cross_validation, encoder, mr, setup, twins
+from progidiff.evaluation.tables import controls, cross_validation, encoder, mr, setup
 from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.twin import TwinNetwork
 from progidiff.evaluation.unet import make_unet
@@ -45,9 +45,8 @@ def made_up(name: str) -> list[LabelledSlice]:
 @pytest.fixture
 def tables(responsive_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TableSetup:
     monkeypatch.setattr(setup, "load_shared", lambda folder, name: made_up(name))
-    for module in (controls, encoder, twins):
+    for module in (controls, encoder):
         monkeypatch.setattr(module, "load_permissive", lambda folder: [])  # phantoms alone
-    monkeypatch.setattr(twins, "TWIN_MINUTES", 0.0)
     work = tmp_path / "work"
     work.mkdir()
     options = {"seconds": "0.01", "unet-minutes": "0.01"}
@@ -277,30 +276,31 @@ def test_low_rank_layers_are_folded_in_exactly(responsive_folder: Path) -> None:
     assert not torch.allclose(plain, beside, atol=1e-3)
 
 
-def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, drawn = Spy(monkeypatch, cross_validation, "tune_unet"), Spy(monkeypatch, cross_validation, "sample_unet_into")
-    own = with_options(tables, methods="twin-tuned", twin_minutes="0.01")
+    own = with_options(replace(tables, model=headed_folder), methods="twin-tuned")
     result = cross_validation.run(own)
     assert list(result.facts["methods"]) == ["image-only twin, tuned, test-time augmentation"]
-    fitted = cross_validation.CrossValidation(own).pretrained.twin
-    assert fitted is not None
-    assert any(fitted[2] in note for note in result.notes)
+    assert any(note.startswith("Image-only twin: ") for note in result.notes)
     assert len(trained.calls) == 3
-    head = fitted[0].network.head.weight
+    head = load_model(headed_folder).image_encoder.segmentation_head.weight
     for call, sampled in zip(trained.calls, drawn.calls, strict=True):
-        assert torch.equal(call[5].head.weight, head)  # every fold begins with the fitted twin
+        assert torch.equal(call[5].encoder.segmentation_head.weight, head)  # every fold begins with the model's own
         (tuned,) = (m for m in sampled[1].modules() if isinstance(m, TwinNetwork))
-        assert not torch.equal(tuned.head.weight, head)
+        assert not torch.equal(tuned.encoder.segmentation_head.weight, head)
         assert not {s.patient for s in call[0]} & {item.patient for item in sampled[3]}
-    without = cross_validation.run(with_options(tables, methods="twin-tuned", twin_minutes="0"))
+    without = cross_validation.run(with_options(tables, methods="twin-tuned"))
     assert not without.rows
 
 
 # -- MR --
 
 
-def test_mr_tunes_the_twin_and_says_what_is_left_on_ct(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = with_options(tables, sizes="2", sets="kidney_mr", draws="1", methods="twin-tuned,unet", twin_minutes="0.01")
+def test_mr_tunes_the_twin_and_says_what_is_left_on_ct(
+    tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(tables, model=headed_folder)
+    own = with_options(own, sizes="2", sets="kidney_mr", draws="1", methods="twin-tuned,unet")
     trained = Spy(monkeypatch, transfer, "tune_unet")
     result = mr.run(own)
     assert [isinstance(call[5], TwinNetwork) for call in trained.calls] == [True, False]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from progidiff.errors import CancelledError, ModelError, OutputError
@@ -49,11 +48,11 @@ def build(name: str) -> Stage:
     if name.startswith("autoencoder"):
         return AutoencoderStage(vae, decoder, source(1), validation, frozen=name != "autoencoder")
     encoder = ImageEncoder(
-        block_out_channels=(8, 16, 16), feature_channels=8, hint_channels=16, text_dim=16, norm_num_groups=4
-    )
-    head = nn.Conv2d(8, len(TARGETS) * 16, 1)
+        block_out_channels=(8, 16, 16), feature_channels=8, hint_channels=16, text_dim=16, norm_num_groups=4,
+        classes=len(TARGETS),
+    )  # fmt: skip
     if name == "encoder":
-        return EncoderStage(encoder, head, source(1), validation)
+        return EncoderStage(encoder, source(1), validation)
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16, attention_head_dim=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -79,7 +78,7 @@ def build(name: str) -> Stage:
     }
     if name == "base":
         return BaseStage(**shared)
-    return ControlStage(ControlBranch.from_unet(unet), encoder, head=head, **shared)
+    return ControlStage(ControlBranch.from_unet(unet), encoder, **shared)
 
 
 def weights(stage: Stage) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ class RunRequest:
         extent: ``"volume"``, ``"range"`` (of ``start`` to ``stop``) or ``"slice"`` (at ``point_ras``).
         start, stop: half-open range of slices along the slice axis.
         point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
-        proposals, top_k, steps, scheduler, seed, adaptive: as in :class:`progidiff.events.ProposeRequest`.
+        proposals, top_k, steps, scheduler, seed, adaptive, everywhere: as in :class:`progidiff.events.ProposeRequest`.
         model_folder: folder of the model as the worker sees it; ``None`` or "" for the bundled one.
         adapter_folder: folder of the adapter as the worker sees it; ``None`` or "" for the base model.
         adapter_even_if_worse: use it although it was not better than its base on its held-out cases.
@@ -52,6 +52,7 @@ class RunRequest:
     scheduler: SchedulerName = "ddim"
     seed: int = 0
     adaptive: bool = False
+    everywhere: bool = False
     model_folder: str | None = None
     device: str = "auto"
     frames: Literal["this", "all"] = "this"
@@ -69,6 +70,7 @@ class RunRequest:
             seed=self.seed,
             slices=slices,
             adaptive=self.adaptive,
+            everywhere=self.everywhere,
         )
 
 

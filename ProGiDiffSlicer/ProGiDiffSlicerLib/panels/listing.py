@@ -63,7 +63,10 @@ def summary(rows: Sequence[Row], ranked: bool, blinded: bool, running: bool = Fa
         return _("{count} received before the run ended, not ranked.").format(count=len(proposals))
     made = sum(row.weight for row in proposals)
     if all(row.empty for row in proposals):
-        return _("All {made} proposals are empty: the model does not see it here.").format(made=made)
+        return _(
+            "All {made} proposals are empty: the model does not see it here. To see its guess all the same, tick"
+            ' "Draw also where it seems to be absent" and propose again.'
+        ).format(made=made)
     if blinded:
         return _("{count} distinct of {made}, in random order.").format(count=len(proposals), made=made)
     return _("{count} distinct of {made}, best first.").format(count=len(proposals), made=made)

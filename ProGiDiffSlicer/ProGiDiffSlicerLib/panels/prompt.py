@@ -127,6 +127,7 @@ class PromptPanel:
             steps=parameters.steps,
             seed=seed,
             adaptive=parameters.adaptive,
+            everywhere=parameters.everywhere,
             model_folder=self._settings.modelFolder or None,
             device=self._settings.device,
             frames=parameters.frames.value,

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from progidiff.ranking.gram import GramAccumulator, mean_pairwise_dice
+from progidiff.sampling.presence import PRESENCE_MM2
 
-#: Area over which the presence of an organ is judged; a third of a cross-section of the smallest organs.
-PRESENCE_MM2 = 50.0
 #: Mean probability from which something counts as found on a slice.
 FOUND = 0.5
 

@@ -43,7 +43,6 @@ def accuracy(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the labelled real images.")] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="Model folder; the bundled one by default.")] = None,
-    twin: Annotated[Path | None, typer.Option(metavar="FILE", help="Image-only twin to compare with.")] = None,
     proposals: Annotated[int, typer.Option(min=1, max=200, help="Proposals per slice and target (N).")] = 16,
     steps: Annotated[int, typer.Option(min=1, max=100, help="Denoising steps.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
@@ -62,6 +61,7 @@ def accuracy(
 
     from progidiff.evaluation import accuracy as measure
     from progidiff.evaluation.ablation import disturbed_state
+    from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
     from progidiff.sampling.engine import Engine
 
     screen = Console(stderr=True)
@@ -71,7 +71,8 @@ def accuracy(
         screen.print("No labelled real images (--data DIR): measuring on the held-out phantoms alone.")
         names = [PHANTOMS]
     engine = Engine.load(model, device.value)
-    compare = None if twin is None else _twin(engine, twin)
+    twin = image_only_twin(engine.model)
+    compare = None if twin is None else PlainSegmenter(twin, engine.card)
     scores: list[measure.SliceScore] = []
     absences: list[measure.AbsentScore] = []
     for name in names:
@@ -115,13 +116,6 @@ def _items(name: str, data: Path | None, phantoms: int) -> Sequence[LabelledSlic
     if data is None or not data.is_dir():
         raise InputError(f'The set "{name}" needs the labelled real images; give their folder with --data.')
     return load_shared(data, name)
-
-
-def _twin(engine: Engine, path: Path) -> Any:
-    from progidiff.evaluation.twin import ImageOnlyTwin
-    from progidiff.training.small import make_encoder
-
-    return ImageOnlyTwin(path, make_encoder(), engine.card)
 
 
 def _write_card(engine: Engine, entries: list[Any]) -> None:

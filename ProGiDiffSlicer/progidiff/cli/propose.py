@@ -87,6 +87,9 @@ def propose(
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="Stop before --proposals once the consensus has settled.")
     ] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Also draw a target on slices where it seems to be absent.")
+    ] = False,
     ranking: Annotated[RankingName, typer.Option(help="Score without ground truth.")] = RankingName.SOFT_DICE,
     batch_size: Annotated[
         int | None,
@@ -130,6 +133,7 @@ def propose(
         adapter=adapter,
         even_if_worse=even_if_worse,
         adaptive=adaptive,
+        everywhere=everywhere,
         ranking=ranking.value,
         batch_size=batch_size,
         modality=modality.value if modality else None,

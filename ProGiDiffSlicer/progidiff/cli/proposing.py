@@ -45,6 +45,7 @@ class ProposeOptions:
     adaptive: bool = False
     ranking: RankingMethod = "soft_dice"
     batch_size: int | None = None
+    everywhere: bool = False
     modality: str | None = None
     plane: str | None = None
     worker_command: str | None = None
@@ -89,6 +90,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
             adaptive=options.adaptive,
             batch_size=options.batch_size,
             ranking=options.ranking,
+            everywhere=options.everywhere,
         )
         gathered = Gathered.start(request.targets, plan, volume.geometry.shape_kji)
         with _cancelled_with_us(client.propose(request)) as stream:

@@ -44,9 +44,6 @@ def table(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=100, help="Denoising steps.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    twin: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Image-only twin (cross-validation, raters, ablations).")
-    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="An option of this table; name any to see which there are."),
@@ -61,7 +58,7 @@ def table(
     from progidiff.evaluation.tables.setup import TableSetup, check_work
 
     chosen = load_table(name)
-    options = read_options([*(option or []), *([] if twin is None else [f"twin={twin}"])], chosen.OPTIONS)
+    options = read_options(option or [], chosen.OPTIONS)
     folder = data if data is not None else BESIDE_CHECKOUT
     if not folder.is_dir():
         raise InputError("The tables need the labelled real images; give their folder with --data.")

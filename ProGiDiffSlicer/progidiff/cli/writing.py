@@ -261,6 +261,7 @@ def _request_record(job: Job) -> RequestRecord:
         seed=request.seed,
         adaptive=request.adaptive,
         ranking=request.ranking,
+        everywhere=request.everywhere,
     )
 
 

@@ -45,6 +45,7 @@ class SampleSettings:
         steps: denoising steps; 0 where there are none.
         seed: seed of the noise.
         variant: anything else that changes the samples, e.g. an ablation or ``"mc-dropout"``.
+        everywhere: proposals that are also drawn where their target seems absent.
     """
 
     set: str
@@ -53,6 +54,7 @@ class SampleSettings:
     steps: int = 4
     seed: int = 0
     variant: str = ""
+    everywhere: bool = False
 
     @property
     def key(self) -> str:
@@ -273,7 +275,12 @@ def _sampled(
                 probabilities[event.first_proposal + len(event.masks)] = event.mean_probability
 
     request = ProposeRequest(
-        (target,), proposals=settings.proposals, steps=settings.steps, seed=settings.seed, batch_size=batch
+        (target,),
+        proposals=settings.proposals,
+        steps=settings.steps,
+        seed=settings.seed,
+        batch_size=batch,
+        everywhere=settings.everywhere,
     )
     run = Run(request, [0], batch, collect, lambda: False)
     pieces: Pieces = {}

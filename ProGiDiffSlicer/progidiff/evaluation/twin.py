@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from copy import deepcopy
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.errors import ModelError
 from progidiff.evaluation.presenting import on_grid
 from progidiff.model.card import ModelCard
+from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ImageEncoder
-
-TWIN_NAME = "image_only_twin.safetensors"
-
-
-def save_twin(encoder: ImageEncoder, head: nn.Conv2d, path: Path) -> None:
-    """Write the twin's weights."""
-    tensors = {f"encoder.{k}": v.contiguous() for k, v in encoder.state_dict().items()}
-    tensors |= {f"head.{k}": v.contiguous() for k, v in head.state_dict().items()}
-    save_file(tensors, path)
 
 
 class PlainSegmenter:
@@ -50,38 +39,17 @@ class PlainSegmenter:
 
 
 class TwinNetwork(nn.Module):
-    """The encoder with its head: images (B, 1, S, S) to logits (B, V, S, S)."""
+    """The image-only twin: the encoder with its segmentation head, images (B, 1, S, S) to logits (B, V, S, S)."""
 
-    def __init__(self, encoder: ImageEncoder, head: nn.Conv2d) -> None:
+    def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.head(self.encoder(images)), self.encoder.config.stride)
+        return self.encoder.segment(self.encoder(images))
 
 
-class ImageOnlyTwin(PlainSegmenter):
-    """The encoder with its head.
-
-    Attributes:
-        network: the network itself.
-
-    Args:
-        path: file of :func:`save_twin`.
-        encoder: an encoder of the same architecture, whose weights are overwritten.
-        card: card of the diffusion model.
-
-    Raises:
-        ModelError: the file is of another architecture.
-    """
-
-    def __init__(self, path: Path, encoder: ImageEncoder, card: ModelCard) -> None:
-        tensors = load_file(path)
-        weight = tensors.get("head.weight")
-        if weight is None or weight.shape[0] != len(card.vocabulary) * encoder.config.stride**2:
-            raise ModelError(f"{path} is not the twin of this model; train it with the same recipe.")
-        head = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-        head.load_state_dict({"weight": weight, "bias": tensors["head.bias"]})
-        encoder.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")})
-        self.network = TwinNetwork(encoder, head).eval()
-        super().__init__(self.network, card)
+def image_only_twin(model: ProGiDiffModel) -> TwinNetwork | None:
+    """A model's image-only twin, float32 on the CPU, with weights of its own; ``None`` without a segmentation head."""
+    encoder = model.image_encoder
+    return TwinNetwork(deepcopy(encoder).float().cpu()).eval() if encoder.config.get("classes", 0) else None

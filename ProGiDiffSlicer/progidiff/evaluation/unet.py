@@ -114,7 +114,7 @@ def train_unet(
     run |= {} if (images, warmup) == (IMAGES, WARMUP) else {"images": images, "warmup": warmup}
     _claim(work / "settings.json", run)
     torch.manual_seed(seed)
-    network = make_unet(classes, dropout, seed) if init is None else deepcopy(init)
+    network = make_unet(classes, dropout, seed) if init is None else deepcopy(init).requires_grad_(True)
     training = _Training(network, batches)
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=1e-4)

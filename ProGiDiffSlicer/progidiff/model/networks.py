@@ -45,6 +45,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         hint_channels: channels that the control branch's first layer expects (the UNet's first block).
         text_dim: width of the text encoder's hidden states.
         norm_num_groups: groups of every normalisation.
+        classes: targets of the segmentation head, in the order of the model's vocabulary; 0 for no head.
     """
 
     @register_to_config
@@ -58,6 +59,7 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         hint_channels: int = 32,
         text_dim: int = 64,
         norm_num_groups: int = 8,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         channels = list(block_out_channels)
@@ -78,6 +80,14 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         self.hint_norm = nn.GroupNorm(norm_num_groups, feature_channels)
         self.hint_in = nn.Conv2d(feature_channels, feature_channels, 1)
         self.hint_out = nn.Conv2d(feature_channels, hint_channels, 3, padding=1)
+        if classes:
+            self.learn_classes(classes)
+
+    def learn_classes(self, classes: int) -> None:
+        """Give the encoder a fresh segmentation head for so many targets, in place of the one it may have."""
+        self.register_to_config(classes=classes)
+        head = nn.Conv2d(self.config.feature_channels, classes * self.config.stride**2, 1)
+        self.segmentation_head = head.to(self.stem.weight)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features of a slice, independent of the prompt.
@@ -111,6 +121,20 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         scale, shift = self.text_scale_shift(pooled_text)[:, :, None, None].chunk(2, 1)
         h = F.silu(self.hint_in(self.hint_norm(features)) * (1 + scale) + shift)
         return self.hint_out(h)
+
+    def segment(self, features: Tensor) -> Tensor:
+        """Plain segmentation of all targets at once, for an encoder with a segmentation head.
+
+        It takes no part in the denoising: in training it keeps the features about organs, and in sampling it tells on which
+        slices a target is likely there at all.
+
+        Args:
+            features: float (B, feature_channels, h, w) from :meth:`forward`.
+
+        Returns:
+            logits, float (B, classes, h * stride, w * stride).
+        """
+        return F.pixel_shuffle(self.segmentation_head(features), self.config.stride)
 
 
 class ControlBranch(ControlNetModel):

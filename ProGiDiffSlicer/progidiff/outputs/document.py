@@ -65,6 +65,7 @@ class RequestRecord(_Part):
     seed: int
     adaptive: bool
     ranking: RankingMethod
+    everywhere: bool = False
 
 
 class ModelRecord(_Part):

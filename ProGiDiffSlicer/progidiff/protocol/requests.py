@@ -238,6 +238,7 @@ def _read_propose(fields: Fields, arrays: dict[str, Array]) -> Propose:
             adaptive=fields.boolean("adaptive", default=defaults.adaptive),
             batch_size=fields.integer("batch_size", 1, 65_536, default=None),
             ranking=fields.choice("ranking", get_args(RankingMethod), default=defaults.ranking),
+            everywhere=fields.boolean("everywhere", default=defaults.everywhere),
         ),
         prompt,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from progidiff.model.card import Modality
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.text import encode_text, tokenize
+from progidiff.sampling.presence import presence_of
 
-#: Slices whose features are kept: those that adaptive sampling comes back to, and those a user steps between.
-FEATURES_KEPT = 16
+#: Slices whose features are kept: those of one batch, those that adaptive sampling comes back to, and those a user steps
+#: between.
+FEATURES_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Conditioner:
         self._model = model
         self._prompts: dict[str, PromptCode] = {}
         self._features: OrderedDict[int, Tensor] = OrderedDict()
+        self._presence: dict[int, dict[str, float]] = {}
 
     @torch.inference_mode()
     def prompt(self, target: str, modality: Modality) -> PromptCode:
@@ -43,8 +46,9 @@ class Conditioner:
         return self._prompts[text]
 
     def forget_slices(self) -> None:
-        """Forget the slices; for another image."""
+        """Forget the slices; for another image or other weights."""
         self._features.clear()
+        self._presence.clear()
 
     @torch.inference_mode()
     def features(self, index: int, pixels: Callable[[], Tensor]) -> Tensor:
@@ -55,6 +59,17 @@ class Conditioner:
                 self._features.popitem(last=False)
         self._features.move_to_end(index)
         return self._features[index]
+
+    @torch.inference_mode()
+    def presence(self, index: int, pixels: Callable[[], Tensor]) -> Mapping[str, float]:
+        """How likely each target is on slice ``index``, in [0, 1]; empty for a model without a segmentation head."""
+        encoder, card = self._model.image_encoder, self._model.card
+        if not encoder.config.get("classes", 0):
+            return {}
+        if index not in self._presence:
+            logits = encoder.segment(self.features(index, pixels))[0]
+            self._presence[index] = dict(zip(card.vocabulary, presence_of(logits, card.spacing_mm).tolist(), strict=True))
+        return self._presence[index]
 
     @torch.inference_mode()
     def hint(self, features: Tensor, prompt: PromptCode) -> Tensor:

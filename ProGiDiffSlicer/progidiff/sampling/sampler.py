@@ -18,6 +18,7 @@ from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.denoise import decode, denoise, make_scheduler
 from progidiff.sampling.image import LoadedImage
 from progidiff.sampling.noise import proposal_noise
+from progidiff.sampling.presence import presence_threshold
 from progidiff.sampling.run import Run
 from progidiff.sampling.stack import OpenSlice
 
@@ -127,17 +128,32 @@ class Sampler:
 
     @torch.inference_mode()
     def _parts(self, run: Run, batch: list[Row]) -> list[_Part]:
-        logits = self._logits(run, batch)
-        parts, offset = [], 0
+        with run.timed("encode_s"):
+            shown = [row for row in batch if self._is_shown(run, row)]
+        logits = dict(zip(shown, self._logits(run, shown), strict=True)) if shown else {}
+        parts = []
         with run.timed("decode_s"):
             for (index, target), group in groupby(batch, key=lambda row: row[:2]):
                 run.check()
-                members = [proposal for _, _, proposal in group]
-                native = self._image.grid.from_model(logits[offset : offset + len(members)], outside=_OUTSIDE)
-                masks, probability = (native > 0).cpu().numpy(), torch.sigmoid(native).sum(0).cpu().numpy()
-                parts.append(_Part(index, target, members[0], masks, probability))
-                offset += len(members)
+                rows = list(group)
+                masks = np.zeros((len(rows), *self._image.grid.shape_rc), dtype=bool)
+                probability = np.zeros(self._image.grid.shape_rc, dtype=np.float32)
+                if drawn := [place for place, row in enumerate(rows) if row in logits]:
+                    chosen = torch.stack([logits[rows[place]] for place in drawn])
+                    native = self._image.grid.from_model(chosen, outside=_OUTSIDE)
+                    masks[drawn] = (native > 0).cpu().numpy()
+                    probability = torch.sigmoid(native).sum(0).cpu().numpy()
+                parts.append(_Part(index, target, rows[0][2], masks, probability))
         return parts
+
+    def _is_shown(self, run: Run, row: Row) -> bool:
+        """Whether a proposal shows its target on a slice; where it does not, nothing is sampled."""
+        if run.request.everywhere:
+            return True
+        run.check()
+        index, target, proposal = row
+        presence = self._conditioner.presence(index, partial(self._image.pixels, index)).get(target, 1.0)
+        return presence > presence_threshold(proposal)
 
     def _logits(self, run: Run, batch: list[Row]) -> Tensor:
         """Mask logits (B, S, S) of a batch of rows."""

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from progidiff.errors import DatasetError, ModelError
-from progidiff.evaluation.twin import TWIN_NAME, save_twin
 from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.networks import ControlBranch
@@ -73,8 +71,7 @@ class DefaultRecipe:
         self.text_encoder = small.make_text_encoder(len(self.tokenizer)).to(self.device)
         self.vae, self.decoder = small.make_vae().to(self.device), small.make_mask_decoder().to(self.device)
         self.unet, self.schedule = small.make_unet(IMAGE_SIZE).to(self.device), small.make_schedule()
-        self.encoder = small.make_encoder().to(self.device)
-        self.head = nn.Conv2d(self.encoder.config.feature_channels, len(VOCABULARY) * small.STRIDE**2, 1).to(self.device)
+        self.encoder = small.make_encoder(len(VOCABULARY)).to(self.device)
         self.control: ControlBranch | None = None
         self._validation: list[TrainingBatch] | None = None
 
@@ -126,13 +123,13 @@ class DefaultRecipe:
         self._run(stage, settings)
 
     def _encoder(self) -> None:
-        stage = EncoderStage(self.encoder, self.head, self.source(3), self.validation)
+        stage = EncoderStage(self.encoder, self.source(3), self.validation)
         settings = LoopSettings(self.steps.encoder, 8, 1.5e-3, seed=3)
         self._run(stage, settings)
 
     def _control(self) -> None:
         self.control = small.make_control(self.unet).to(self.device)
-        stage = ControlStage(self.control, self.encoder, head=self.head, **self._diffusion(4))
+        stage = ControlStage(self.control, self.encoder, **self._diffusion(4))
         settings = LoopSettings(self.steps.control, 4, 8e-4, validate_every=1000, seed=4)
         self._run(stage, settings)
 
@@ -156,14 +153,11 @@ class DefaultRecipe:
 def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
     """Write the finished networks as a model folder, in half precision, with what they were trained on.
 
-    The image-only twin goes to the recipe's work folder; it is compared with, never shipped.
-
     Raises:
         ModelError: the control stage has not run.
     """
     if recipe.control is None:
         raise ModelError("The control stage has not run; run every stage before assembling the model.")
-    save_twin(recipe.encoder, recipe.head, recipe.folder / TWIN_NAME)
     shift, scale = recipe.latents()
     model = ProGiDiffModel(
         vae=recipe.vae,

@@ -120,9 +120,9 @@ class ControlStage(_DiffusionStage):
     """The paper's stage: control branch and image encoder against the frozen backbone.
 
     Args:
-        head: segmentation head of the encoder's pre-training; while it is given, the encoder goes on learning to segment
-            beside serving the control branch, and the hint is supervised as well. Neither takes part in sampling.
-        head_weight: weight of both of these losses.
+        segmentation_weight: weight of the loss of the encoder's segmentation head, where it has one: the encoder goes on
+            learning to segment beside serving the control branch.
+        hint_weight: weight of a loss on the hint itself.
     """
 
     name = "control"
@@ -132,21 +132,22 @@ class ControlStage(_DiffusionStage):
         control: ControlBranch,
         encoder: ImageEncoder,
         *args: Any,
-        head: nn.Conv2d | None = None,
-        head_weight: float = 0.5,
+        segmentation_weight: float = 0.5,
+        hint_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.control, self.encoder, self.head, self.head_weight = control, encoder, head, head_weight
+        self.control, self.encoder = control, encoder
+        self.segmentation_weight = segmentation_weight if encoder.config.get("classes", 0) else 0.0
+        self.hint_weight = hint_weight
         self.unet.requires_grad_(False).eval()
         self.text_encoder.requires_grad_(False).eval()
         control.requires_grad_(True)
         encoder.requires_grad_(True)
         modules: dict[str, nn.Module] = {"control": control, "encoder": encoder}
-        if head is not None:
-            modules["head"] = head
+        if hint_weight:
             # Deep supervision: the hint alone has to tell where the prompt's organ is, or the control branch would have to
-            # learn to look before the zero convolutions let it be heard. Like the head it takes no part in sampling.
+            # learn to look before the zero convolutions let it be heard. It takes no part in sampling.
             self.hint_head = nn.Conv2d(encoder.config.hint_channels, encoder.config.stride**2, 1).to(self.unet.device)
             modules["hint_head"] = self.hint_head
         self.trainable = nn.ModuleDict(modules)
@@ -160,11 +161,6 @@ class ControlStage(_DiffusionStage):
             noisy, t, states, down_block_additional_residuals=list(down), mid_block_additional_residual=mid
         ).sample
 
-    def segment(self, features: Tensor) -> Tensor:
-        """Logits (B, V, S, S) of the segmentation head on the encoder's features."""
-        assert self.head is not None
-        return F.pixel_shuffle(self.head(features), self.encoder.config.stride)
-
     def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
         batch = self.source.batch(count)
         image, target = pick_prompts(batch, self.prompts_per_image)
@@ -173,15 +169,18 @@ class ControlStage(_DiffusionStage):
         features = self.encoder(batch.images)
         hint = self.encoder.hint(features[image], self.pooled[target])
         loss, numbers = self.diffusion_loss(self.velocity(noisy, t, hint, target), velocity, noisy, t, masks)
-        if self.head is not None:
-            segmentation = segmentation_loss(self.segment(features), batch.masks, batch.known)
+        if self.segmentation_weight:
+            segmentation = segmentation_loss(self.encoder.segment(features), batch.masks, batch.known)
+            numbers["seg"] = float(segmentation.detach())
+            loss = loss + self.segmentation_weight * segmentation
+        if self.hint_weight:
             located = decoded_loss(
                 F.pixel_shuffle(self.hint_head(hint), self.encoder.config.stride),
                 masks,
                 neighbourhood(masks, self.encoder.config.stride),
             )
-            numbers |= {"seg": float(segmentation.detach()), "hint": float(located.detach())}
-            loss = loss + self.head_weight * (segmentation + located)
+            numbers["hint"] = float(located.detach())
+            loss = loss + self.hint_weight * located
         return loss, numbers
 
     @torch.no_grad()
@@ -204,8 +203,8 @@ class ControlStage(_DiffusionStage):
 
     def validate(self) -> dict[str, float]:
         figures = mean_dice([(self.sample(b.images) > 0, b) for b in self.validation])
-        if self.head is not None:
-            twin = mean_dice([(self.segment(self.encoder(b.images)) > 0, b) for b in self.validation])
+        if self.segmentation_weight:
+            twin = mean_dice([(self.encoder.segment(self.encoder(b.images)) > 0, b) for b in self.validation])
             if twin:
                 figures["twin"] = twin["dice"]
         return figures

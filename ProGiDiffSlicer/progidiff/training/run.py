@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from torch import nn
 
 from progidiff.errors import ModelError
 from progidiff.model.card import ModelCard, Window
@@ -106,10 +105,9 @@ def train_control(
     run.adopt(parts, choose_vocabulary(run.opened.labelled, parts.card.vocabulary, parts.tokenizer))
     run.open(parts)
     encoder = parts.image_encoder
-    head = nn.Conv2d(encoder.config.feature_channels, len(parts.card.vocabulary) * parts.stride**2, 1).to(run.device)
-    run.train(EncoderStage(encoder, head, run.source(3), run.validation), run.first_steps(default=not trained), 3)
+    run.train(EncoderStage(encoder, run.source(3), run.validation), run.first_steps(default=not trained), 3)
     source = run.source(4)
-    stage = ControlStage(parts.controlnet, encoder, head=head, **run.diffusion(parts, source))
+    stage = ControlStage(parts.controlnet, encoder, **run.diffusion(parts, source))
     run.train(stage, run.settings.steps, 4)
     return run.save(parts, source, "", keep_sources=True)
 

@@ -114,13 +114,15 @@ class TrainingRun:
         torch.manual_seed(self.settings.seed)
 
     def adopt(self, parts: ProGiDiffModel, vocabulary: list[str]) -> None:
-        """Give a loaded model the run's vocabulary, and say what it loses."""
+        """Give a loaded model the run's vocabulary, and a fresh segmentation head where it differs; say what is lost."""
         lost = [t for t in parts.card.vocabulary if t not in vocabulary]
         if lost:
             self.watch.log(f"The data do not label {', '.join(lost)}; the new model cannot be asked for them.")
         ignored = sorted(self.opened.labelled.difference(vocabulary))
         if ignored:
             self.watch.log(f"The model has no words for {', '.join(ignored)}; these labels are left out.")
+        if vocabulary != parts.card.vocabulary or not parts.image_encoder.config.get("classes", 0):
+            parts.image_encoder.learn_classes(len(vocabulary))
         parts.card = parts.card.model_copy(update={"vocabulary": vocabulary})
 
     def open(self, parts: ProGiDiffModel) -> None:

@@ -95,9 +95,9 @@ def make_control(unet: UNet2DConditionModel) -> ControlBranch:
     return ControlBranch.from_unet(unet, **heads)
 
 
-def make_encoder() -> ImageEncoder:
-    """Image encoder at the latent's resolution."""
-    return ImageEncoder(stride=STRIDE, hint_channels=32, text_dim=TEXT_DIM, feature_channels=96)
+def make_encoder(classes: int) -> ImageEncoder:
+    """Image encoder at the latent's resolution, with a segmentation head for so many targets."""
+    return ImageEncoder(stride=STRIDE, hint_channels=32, text_dim=TEXT_DIM, feature_channels=96, classes=classes)
 
 
 def make_mask_decoder() -> MaskDecoder:
@@ -117,7 +117,7 @@ def make_model(size: int, tokenizer: Any, card: ModelCard) -> ProGiDiffModel:
         vae=make_vae(),
         unet=unet,
         controlnet=make_control(unet),
-        image_encoder=make_encoder(),
+        image_encoder=make_encoder(len(card.vocabulary)),
         text_encoder=make_text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
         scheduler=make_schedule(),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from progidiff.model.networks import ImageEncoder, MaskDecoder
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
@@ -112,26 +111,23 @@ class AutoencoderStage(SourceStage):
 
 
 class EncoderStage(SourceStage):
-    """Pre-training of the image encoder as a segmenter of all targets at once.
+    """Pre-training of the image encoder and its segmentation head as a segmenter of all targets at once.
 
-    The head reads the features at the latent's resolution; it is thrown away afterwards. With it this is also the image-only
-    twin that the diffusion model is compared with.
+    This is also the image-only twin that the diffusion model is compared with.
     """
 
     name = "encoder"
 
-    def __init__(
-        self, encoder: ImageEncoder, head: nn.Conv2d, source: BatchSource, validation: Sequence[TrainingBatch]
-    ) -> None:
+    def __init__(self, encoder: ImageEncoder, source: BatchSource, validation: Sequence[TrainingBatch]) -> None:
         super().__init__(source, validation)
         encoder.requires_grad_(True)
-        self.encoder, self.head = encoder, head
-        self.trainable = nn.ModuleDict({"encoder": encoder, "head": head})
+        self.encoder = encoder
+        self.trainable = nn.ModuleDict({"encoder": encoder})
         for module in (encoder.text_scale_shift, encoder.hint_norm, encoder.hint_in, encoder.hint_out):
             module.requires_grad_(False)  # the hint is learned with the control branch
 
     def logits(self, images: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.head(self.encoder(images)), self.encoder.config.stride)
+        return self.encoder.segment(self.encoder(images))
 
     def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
         batch = self.source.batch(count)

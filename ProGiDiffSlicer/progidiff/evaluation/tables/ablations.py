@@ -19,7 +19,8 @@ from progidiff.evaluation.samples import Samples, SampleStore, absent_targets, p
 from progidiff.evaluation.tables.proposals import SETS, SETS_OPTION, main_proposals, pairs, shared_store, thinned
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION, image_only_twin
+from progidiff.evaluation.tables.twins import TWIN_IS
+from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.sampling.engine import Engine
 from progidiff.sampling.image import load_image
@@ -30,12 +31,12 @@ OPTIONS = {
     **SETS_OPTION,
     "every": "measure every n-th slice of each set (default 1)",
     "number": "proposals per pair of slice and target (default 10)",
-    **TWIN_OPTION,
     "mr": "set to present as CT (default totalsegmentator_mr; none for none)",
 }
 NUMBER = 10
 STEPS = (1, 2, 8)
 BASELINE = "as it is"
+EVERYWHERE = "drawn everywhere"
 OWN = "right modality"
 
 FIGURES = {
@@ -49,9 +50,10 @@ FIGURES = {
 }
 ABSENT_FIGURES = {
     "rank1_full": "rank 1 not empty",
-    "rank1_large": "rank 1 of 1 cm² or more",
     "share_full": "proposals not empty",
     "area_cm2": "area of rank 1 in cm², where not empty",
+    "everywhere_rank1_full": "rank 1 not empty, drawn everywhere",
+    "everywhere_share_full": "proposals not empty, drawn everywhere",
     "twin_full": "twin not empty",
     "twin_area_cm2": "area of the twin's mask in cm², where not empty",
 }
@@ -71,11 +73,12 @@ def measure(samples: Samples, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_absent(samples: Samples, twin: np.ndarray | None) -> dict[str, float]:
+def measure_absent(samples: Samples, everywhere: Samples, twin: np.ndarray | None) -> dict[str, float]:
     """Figures of a prompt for an organ that is not there; 1 and 0 are yes and no.
 
     Args:
         samples: the proposals.
+        everywhere: the proposals as they are where none is left empty for the organ's absence.
         twin: the twin's mask, if there is a twin.
     """
     nan = float("nan")
@@ -83,9 +86,10 @@ def measure_absent(samples: Samples, twin: np.ndarray | None) -> dict[str, float
     area = float(samples.masks[samples.ranking.order[0]].sum()) * cm2
     values = {
         "rank1_full": float(area > 0),
-        "rank1_large": float(area >= 1.0),
         "share_full": 1.0 - samples.ranking.empty_share,
         "area_cm2": area if area > 0 else nan,
+        "everywhere_rank1_full": float(everywhere.masks[everywhere.ranking.order[0]].any()),
+        "everywhere_share_full": 1.0 - everywhere.ranking.empty_share,
     }
     twin_area = nan if twin is None else float(twin.sum()) * cm2
     full = nan if twin is None else float(twin_area > 0)
@@ -101,9 +105,8 @@ class _Ablations:
         self.vocabulary = self.engine.card.vocabulary
         self.every = setup.whole("every", 1, 1, 1000)
         self.number = setup.whole("number", min(NUMBER, main_proposals(setup)), 1, main_proposals(setup))
-        self.twin, self.twin_is = None, "not wanted"
-        if (twin := image_only_twin(setup, self.engine.model)) is not None:
-            self.twin, _, self.twin_is = twin
+        network = image_only_twin(self.engine.model)
+        self.twin = None if network is None else PlainSegmenter(network, self.engine.card)
         self.records: dict[tuple[str, str], list[Record]] = {}
         self.absent: list[Record] = []
         self.refused: dict[str, int] = {}
@@ -128,10 +131,11 @@ class _Ablations:
         steps: int | None = None,
         how: Ablation = "none",
         kind: str | None = None,
+        everywhere: bool = False,
     ) -> None:
         """Sample one variant of a set and measure it."""
         kept = "" if kind is None and how == "none" else kind or how
-        store = self.setup.store(self.engine, name, self.number, steps=steps, variant=kept)
+        store = self.setup.store(self.engine, name, self.number, steps=steps, variant=kept, everywhere=everywhere)
         told = self.setup.counted(f"{name}, {variant}", len(items))
         propose_into(store, self.engine, items, lambda i: present_targets(i, self.vocabulary), (), self.around(how), told)
         for item, target, samples in pairs(store, items, self.vocabulary):
@@ -165,16 +169,19 @@ class _Ablations:
 
     def absences(self, name: str, items: Sequence[LabelledSlice]) -> None:
         """Prompts for organs that are labelled as absent."""
-        store: SampleStore = self.setup.store(self.engine, name, self.number, variant="absent")
-        told = self.setup.counted(f"{name}, absent organs", len(items))
-        propose_into(store, self.engine, items, lambda i: absent_targets(i, self.vocabulary), progress=told)
+        stores: list[SampleStore] = []
+        for everywhere in (False, True):
+            store = self.setup.store(self.engine, name, self.number, variant="absent", everywhere=everywhere)
+            told = self.setup.counted(f"{name}, absent organs{', drawn everywhere' if everywhere else ''}", len(items))
+            propose_into(store, self.engine, items, lambda i: absent_targets(i, self.vocabulary), progress=told)
+            stores.append(store)
         for item in items:
             for target in absent_targets(item, self.vocabulary):
-                samples = store.get(item.slice_id, target)
-                if samples is None:
+                samples, everywhere_too = (store.get(item.slice_id, target) for store in stores)
+                if samples is None or everywhere_too is None:
                     raise InputError("Samples in the work folder are damaged; run the table again, or with another --work.")
                 twin = None if self.twin is None else self.twin(item, target)
-                self.absent.append(Record(name, target, item.patient, measure_absent(samples, twin)))
+                self.absent.append(Record(name, target, item.patient, measure_absent(samples, everywhere_too, twin)))
 
     def changes(self, name: str) -> None:
         """Give every record the change of its rank-1 Dice from the baseline of the same slice and target."""
@@ -193,6 +200,7 @@ def run(setup: TableSetup) -> TableResult:
     for name in setup.names("sets", SETS):
         items = setup.items(name, table.every)
         table.baseline(name, items)
+        table.variant(name, items, EVERYWHERE, everywhere=True)
         table.variant(name, items, "state shuffled between samples", how="shuffled")
         table.variant(name, items, "fresh noise for the state", how="noise")
         for steps in STEPS:
@@ -228,7 +236,7 @@ def _result(table: _Ablations) -> TableResult:
         numbers(base)[:-1] + trained + ".",
         "State shuffled: at every step each sample's networks see the state of another one in its batch. Fresh noise: they "
         "see noise that nothing of the sampling has touched. Change of rank 1: against the model as it is, same pairs.",
-        f"Image-only twin: {table.twin_is}; no prompt, no sampling, one mask.",
+        f"Image-only twin: {TWIN_IS}; no prompt, no sampling, one mask.",
         "Slices that could not be used with the wrong modality: " + ("; ".join(refused) or "none") + ".",
         "Intervals: 95 %, bootstrap over patients; sets of one patient have none.",
     ]

@@ -31,7 +31,7 @@ from progidiff.evaluation.samples import (
 from progidiff.evaluation.tables.proposals import MAIN
 from progidiff.evaluation.tables.records import Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION, TWIN_TUNED, UNET_TUNED, Pretrained
+from progidiff.evaluation.tables.twins import TWIN_IS, TWIN_TUNED, UNET_TUNED, Pretrained
 from progidiff.evaluation.unet import mc_dropout_samples, sample_unet_into, tta_samples
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
@@ -58,7 +58,6 @@ OPTIONS = {
     "methods": f"of {', '.join([*DIFFUSION, *UNETS])}, separated by commas (default {','.join(DEFAULT_METHODS)})",
     "every": "measure (and train on) every n-th slice (default 1)",
     **UNET_OPTIONS,
-    **TWIN_OPTION,
 }
 
 
@@ -130,7 +129,7 @@ class CrossValidation:
             return []
         store = SampleStore(self.setup.work, SampleSettings(SET, f"twin {given[1]}", self.count, 0, self.setup.seed, "tta"))
         told = self.setup.counted(TWIN, len(self.items))
-        sample_unet_into(store, given[0].network, self.card, self.items, self.targets, tta_samples, told)
+        sample_unet_into(store, given[0], self.card, self.items, self.targets, tta_samples, told)
         return self.records(store)
 
     def _propose(self, engine: Engine, store: SampleStore, items: Sequence[LabelledSlice], what: str) -> None:
@@ -236,8 +235,8 @@ def run(setup: TableSetup) -> TableResult:
         " kept. Intervals: 95 %, bootstrap over patients.",
         "Reference: rater 1. The bundled model and the U-Net's pre-training saw none of these patients.",
     ]
-    if (TWIN in found or TWIN_TUNED in methods) and shared.pretrained.twin is not None:
-        notes.append(f"Image-only twin: {shared.pretrained.twin[2]}.")
+    if TWIN in found or TWIN_TUNED in methods:
+        notes.append(f"Image-only twin: {TWIN_IS}.")
     if UNET_TUNED in methods:
         notes.append(f"The U-Net's pre-training: {shared.pretrained.unet[2]}.")
     facts = {"methods": facts, "images": images, "seconds": shared.seconds, "proposals": shared.count}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.matched import (
@@ -71,7 +70,8 @@ def fresh_arm(model: ProGiDiffModel, arm: str, seed: int) -> None:
         if arm == "stock":
             encoder: Any = StockHint(config.in_channels, config.stride, config.hint_channels)
         else:
-            encoder = ImageEncoder.from_config(config)
+            classes = len(model.card.vocabulary) if arm == "pretrained" else 0
+            encoder = ImageEncoder.from_config({**config, "classes": classes})
     model.image_encoder = encoder.to(model.device)
 
 
@@ -85,12 +85,9 @@ def train_arm(
     """
     steps: dict[str, float] = {}
     began = time.process_time()
-    head: nn.Conv2d | None = None
-    if arm == "pretrained":
-        encoder = model.image_encoder
-        torch.manual_seed(seed)
-        head = nn.Conv2d(encoder.config.feature_channels, len(model.card.vocabulary) * encoder.config.stride**2, 1)
-        first = EncoderStage(encoder, head, source, [])
+    supervised = arm == "pretrained"
+    if supervised:
+        first = EncoderStage(model.image_encoder, source, [])
         steps["first"] = _run(first, _ENCODER, seconds * _FIRST_SHARE, seed, empty_folder(work / "first"))
         seconds -= time.process_time() - began
     card = model.card
@@ -108,7 +105,7 @@ def train_arm(
         source=source,
         validation=[],
         prompts_per_image=4,
-        head=head,
+        **({} if supervised else {"segmentation_weight": 0.0, "hint_weight": 0.0}),
     )
     steps["control"] = _run(stage, _CONTROL, seconds, seed, empty_folder(work / "control"))
     stage.trainable.requires_grad_(False).eval()
@@ -165,7 +162,7 @@ def _samples(setup: TableSetup, arm: str, seed: int, seconds: float, every: int)
 
     for name in SETS:
         items = setup.items(name, every if name == "curvas" else 1)
-        store = SampleStore(setup.work, SampleSettings(name, key, count, setup.steps, setup.seed))
+        store = SampleStore(setup.work, SampleSettings(name, key, count, setup.steps, setup.seed, everywhere=True))
         propose_into(store, engine, items, targets, progress=setup.counted(f"{ARMS[arm]} on {name}", len(items)))
         records += records_of(store, name, items, targets)
     return records, how
@@ -187,7 +184,8 @@ def run(setup: TableSetup) -> TableResult:
     rows, facts = _rows(found, setup.seed)
     notes = [
         f"Each arm: {minutes:g} CPU minutes in one thread, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, the same frozen"
-        " backbone, a fresh control branch copied from it, the same synthetic pictures in the same order, the same losses.",
+        " backbone, a fresh control branch copied from it, the same synthetic pictures in the same order, the same losses."
+        " Proposals are drawn everywhere, for every arm.",
         *[_describe(arm, trained[arm]) for arm in arms],
         f"N = {setup.proposals or PROPOSALS}, {setup.steps} steps; every {every}. slice of CURVAS. n counts pairs of slice"
         " and target (once per seed), and patients. " + numbers(next(iter(found.values()), [])),

@@ -9,7 +9,7 @@ import numpy as np
 
 from progidiff.evaluation.matched import UNET_OPTIONS, remembered
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION, TWIN_TUNED, UNET_TUNED
+from progidiff.evaluation.tables.twins import TWIN_IS, TWIN_TUNED, UNET_TUNED
 from progidiff.evaluation.transfer import (
     DEFAULT_METHODS,
     METHODS,
@@ -32,7 +32,6 @@ OPTIONS = {
     "retention": "numbers of cases after which the CT accuracy is measured again (default the smallest and the largest)",
     "print-only": "1 prints what the work folder holds, without further runs",
     **UNET_OPTIONS,
-    **TWIN_OPTION,
 }
 
 
@@ -128,8 +127,8 @@ def _notes(transfer: Transfer, results: Sequence[dict[str, Any]], wanted: int, b
     ]
     if UNET_TUNED in transfer.methods:
         notes.append(f"The U-Net's pre-training: {transfer.pretrained.unet[2]}.")
-    if TWIN_TUNED in transfer.methods and transfer.pretrained.twin is not None:
-        notes.append(f"Image-only twin: {transfer.pretrained.twin[2]}.")
+    if TWIN_TUNED in transfer.methods:
+        notes.append(f"Image-only twin: {TWIN_IS}.")
     known = {"model": "model", **METHODS}
     notes.append(
         f"CT afterwards: rank 1 of {RETENTION_PROPOSALS} (others: plain mask) on every {RETENTION_EVERY}th CURVAS slice,"

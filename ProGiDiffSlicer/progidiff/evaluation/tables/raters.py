@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.evaluation.matched import UNET_OPTIONS, pretrained_unet
+from progidiff.evaluation.matched import UNET_OPTIONS
 from progidiff.evaluation.metrics import dice, generalized_energy_distance
 from progidiff.evaluation.samples import Samples, SampleSettings, SampleStore, present_targets
 from progidiff.evaluation.tables import cross_validation
 from progidiff.evaluation.tables.proposals import kept_numbers, main_proposals, pairs, shared_store
 from progidiff.evaluation.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
-from progidiff.evaluation.tables.twins import TWIN_OPTION, image_only_twin
+from progidiff.evaluation.tables.twins import TWIN_IS, Pretrained
 from progidiff.evaluation.unet import DROPOUT, mc_dropout_samples, sample_unet_into, tta_samples, unet_probability
 from progidiff.model.card import ModelCard
 from progidiff.ranking.ensembles import agreement
@@ -26,7 +26,6 @@ NAME = "raters"
 TITLE = "Proposals against two radiologists (CURVAS)"
 OPTIONS = {
     **UNET_OPTIONS,
-    **TWIN_OPTION,
     "seconds": "as given to the table cross-validation, whose models get rows of their own",
 }
 SET = "curvas"
@@ -135,7 +134,8 @@ def run(setup: TableSetup) -> TableResult:
         top = samples.masks[samples.first(compared).ranking.order[0]]
         add(f"rank 1 of {compared} alone", item, target, Samples(top[None], {}, samples.spacing_rc))
 
-    network, key, how_trained = pretrained_unet(setup, card)
+    pretrained = Pretrained(setup, engine.model)
+    network, key, how_trained = pretrained.unet
     for method, how in (("mc-dropout", mc_dropout_samples), ("tta", tta_samples)):
         drawn = SampleStore(setup.work, SampleSettings(SET, f"unet {key}", compared, 0, setup.seed, method))
         sample_unet_into(drawn, network, card, items, _wanted(card), how, setup.counted(f"U-Net {method}", len(items)))
@@ -146,11 +146,11 @@ def run(setup: TableSetup) -> TableResult:
         for target in present_targets(item, card.vocabulary):
             one = probability[card.vocabulary.index(target)]
             add("U-Net, one mask", item, target, Samples(one[None] > 0.5, {1: one}, item.spacing_rc))
-    twin = image_only_twin(setup, engine.model)
-    if twin is not None:
-        drawn = SampleStore(setup.work, SampleSettings(SET, f"twin {twin[1]}", compared, 0, setup.seed, "tta"))
+    if pretrained.twin is not None:
+        twin, key = pretrained.twin
+        drawn = SampleStore(setup.work, SampleSettings(SET, f"twin {key}", compared, 0, setup.seed, "tta"))
         told = setup.counted("image-only twin, tta", len(items))
-        sample_unet_into(drawn, twin[0].network, card, items, _wanted(card), tta_samples, told)
+        sample_unet_into(drawn, twin, card, items, _wanted(card), tta_samples, told)
         for item, target, samples in pairs(drawn, items, card.vocabulary):
             add(f"image-only twin, {_LONG['tta']}, N = {compared}", item, target, samples)
     for method, kept in out_of_fold(setup):
@@ -166,7 +166,7 @@ def run(setup: TableSetup) -> TableResult:
         "with at least 1 cm² by rater 1. n counts pairs of slice and target, and patients.",
         numbers(first),
         f"U-Net: MONAI BasicUNet, dropout {DROPOUT:g}, {how_trained}, seed {setup.seed}; the same grid and window as the "
-        f"model. Image-only twin: {'not wanted' if twin is None else twin[2]}."
+        f"model. Image-only twin: {TWIN_IS}."
         " Nothing was trained on CURVAS except where the row says out of fold: there by models of other patients.",
         "GED: squared generalised energy distance, d = 1 - IoU, all pairs with themselves included; lower is better, and a "
         "single mask has no spread to its credit. Disagreement covered: share of the pixels on which the raters differ "

@@ -63,11 +63,19 @@ class TableSetup:
         return load_shared(self.data, name)[::every]
 
     def store(
-        self, engine: Engine, name: str, proposals: int, *, steps: int | None = None, variant: str = ""
+        self,
+        engine: Engine,
+        name: str,
+        proposals: int,
+        *,
+        steps: int | None = None,
+        variant: str = "",
+        everywhere: bool = False,
     ) -> SampleStore:
         """The store of the engine's samples on a set."""
         chosen = self.steps if steps is None else steps
-        return SampleStore(self.work, SampleSettings(name, weights_key(engine), proposals, chosen, self.seed, variant))
+        key = weights_key(engine)
+        return SampleStore(self.work, SampleSettings(name, key, proposals, chosen, self.seed, variant, everywhere))
 
     def counted(self, what: str, total: int) -> Callable[[int], None]:
         """A progress callback that says how many of ``total`` slices are done."""
