@@ -16,7 +16,7 @@ help:
 	@echo 'make setup           make .venv (Python 3.11 to 3.13); quick when nothing changed'
 	@echo 'make demo            the module from prompt to accepted segments: INPUT=scan.nii.gz PROMPT="liver; spleen" OUT=folder'
 	@echo 'make screenshots     pictures of the panel and the slice views: in screenshots/'
-	@echo 'make test            lint, types and all tests: PYTEST_ARGS="-k ranking"'
+	@echo 'make test            lint, types and all tests, in two processes: PYTEST_ARGS="-k ranking"'
 	@echo 'make lint | format   ruff and mypy | let ruff rewrite the files'
 	@echo 'make bench           proposals per second beside the plain diffusers pipeline: ARGS="..."'
 	@echo 'make stall           longest pause of the window while a volume is proposed, or saved; 512x512x100: ARGS="..."'
@@ -49,7 +49,7 @@ format: setup
 	$(BIN)/ruff format .
 
 test: setup lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 bench: setup
 	$(BIN)/progidiff bench $(ARGS)

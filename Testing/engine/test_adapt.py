@@ -27,6 +27,7 @@ from progidiff.cli.app import app
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
 from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
+from progidiff.model.adapter import lora_state
 from progidiff.model.adapter_card import load_adapter_card
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
@@ -147,6 +148,34 @@ def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path
     engine = Engine.load(model, "cpu")
     card = engine.load_adapter(tmp_path / "a", even_if_worse=True)
     assert engine.adapter == card
+
+
+def test_the_segmentation_head_learns_along(model: Path, cases: Path, tmp_path: Path) -> None:
+    """It has to say where a target is on the pictures that the adapter is for."""
+    parts, (stacks, _) = load_model(model), open_cases([cases])
+    tune(parts, stacks, [], tmp_path / "work", replace(TINY, steps=2), QUIET)
+    layers = lora_state(parts)
+    assert layers["image_encoder.segmentation_head.lora_B"].any()
+    assert layers["image_encoder.stem.lora_B"].any()
+
+
+def test_validation_leaves_out_what_proposals_leave_out(headed_folder: Path, tmp_path: Path) -> None:
+    """The head finds the liver everywhere, the spleen nowhere, and the left kidney in one of four samples."""
+    curves = []
+    for target in ("liver", "spleen", "left kidney"):
+        for number in range(3):
+            add_case(tmp_path / target, number, target)
+        for folder in (headed_folder, None):
+            parts = load_model(headed_folder)
+            if folder is None:
+                parts.image_encoder.segmentation_head.bias.data.fill_(20.0)
+            stacks, _ = open_cases([tmp_path / target])
+            settings = replace(TINY, steps=1, learning_rate=1e-9, validate_every=1)
+            work = tmp_path / f"{target} {folder is None}"
+            curves.append(tune(parts, stacks[:2], stacks[2:], work, settings, QUIET).curve[0]["dice"])
+    assert curves[0] == curves[1] > 0
+    assert curves[2] == 0 < curves[3]
+    assert 0 < curves[4] < curves[5]
 
 
 def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_file(folder / "ct.nii.gz"),
         folder / "out",
         *("--prompt", "Leber; Milz", "--prompt", "pancreas and liver"),
-        *("--proposals", "8", "--top-k", "3", "--seed", "5", "--slices", "2:7"),
+        *("--proposals", "8", "--top-k", "3", "--seed", "5", "--slices", "2:7", "--everywhere"),
         absent=["pancreas"],
         block=3,
     )
@@ -111,6 +111,7 @@ def test_the_record_says_what_was_asked_and_who_answered(result: Path) -> None:
     document = read_document(result / "proposals.json")
     assert document.request.prompts == ["Leber; Milz", "pancreas and liver"]
     assert document.request.seed == 5
+    assert (document.request.adaptive, document.request.everywhere) == (False, True)
     assert (document.input.name, document.input.slices, document.input.slice_count) == ("ct.nii.gz", (2, 7), 8)
     assert document.input.content_hash == "0123abcd"
     assert (document.model.id, document.model.device, document.model.licence) == ("organs-1", "cpu", "CC0")

@@ -90,6 +90,7 @@ def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tm
     assert re.search(r"\bc[01]\b", (tmp_path / "work" / "run.json").read_text()) is None
 
     old, new = load_model(base_folder), load_model(tmp_path / "out")
+    assert (old.image_encoder.config.classes, new.image_encoder.config.classes) == (10, 1)
     assert all(torch.equal(a, b) for a, b in zip(old.unet.parameters(), new.unet.parameters(), strict=True))
     changed = zip(old.controlnet.parameters(), new.controlnet.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in changed)

@@ -22,6 +22,7 @@ from progidiff.model.card import Modality
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch
 from progidiff.model.text import tokenize
+from progidiff.sampling.presence import presence_of, presence_threshold
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.training.batches import BatchSource, SyntheticBatches, TrainingBatch
 from progidiff.training.datasets import DatasetBatches, MixedBatches, validation_batches
@@ -97,20 +98,33 @@ class Tuned:
 
 
 class TuneStage(ControlStage):
-    """The control stage on few cases: validation asks only for what is labelled, with a few samples each."""
+    """The control stage on few cases: validation asks only for what is labelled, with a few samples each.
+
+    Args:
+        method: what is trained.
+        pixel_mm: pixel size of the model's grid.
+    """
 
     name = "tuning"
 
-    def __init__(self, method: Method, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, method: Method, pixel_mm: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, hint_weight=0.0, **kwargs)
+        self.pixel_mm = pixel_mm
         if method == "lora":
             for name, parameter in self.trainable.named_parameters():
                 parameter.requires_grad_(".lora_" in name)
 
     @torch.no_grad()
     def samples(self, images: Tensor, image: Tensor, target: Tensor, seed: int = 0) -> Tensor:
-        """Sampled masks, bool (samples, R, S, S), of R rows: a target each on one of the images (B, 1, S, S)."""
+        """Sampled masks, bool (samples, R, S, S), of R rows: a target each on one of the images (B, 1, S, S).
+
+        As with proposals, some or all of them are empty where the segmentation head finds the target unlikely.
+        """
         features = self.encoder(images)
+        presence = torch.ones(len(image))
+        if self.segmentation_weight:
+            found = torch.stack([presence_of(one, self.pixel_mm) for one in self.encoder.segment(features)])
+            presence = found[image.cpu(), target.cpu()]
         hint = self.encoder.hint(features[image], self.pooled[target])
         scheduler = type(self.schedule).from_config(self.schedule.config)
         scheduler.set_timesteps(_STEPS)
@@ -122,7 +136,8 @@ class TuneStage(ControlStage):
             z = z.expand(len(image), *shape)
             for t in scheduler.timesteps:
                 z = scheduler.step(self.velocity(z, t, hint, target), t, z).prev_sample
-            masks.append(self.decode(z)[:, 0] > 0)
+            shown = (presence > presence_threshold(sample)).to(images.device)
+            masks.append((self.decode(z)[:, 0] > 0) & shown[:, None, None])
         return torch.stack(masks)
 
     def validate(self) -> dict[str, float]:
@@ -245,6 +260,7 @@ def _stage(
     prompts = [card.prompt(target, modality) for target in card.vocabulary]
     return TuneStage(
         settings.method,
+        card.spacing_mm,
         model.controlnet,
         model.image_encoder,
         vae=model.vae,
