@@ -103,6 +103,7 @@ def _facts(store: ProposalStore, origin: Origin, target: str, row: Row) -> Prove
         proposals=store.count(target),
         steps=request.steps,
         scheduler=request.scheduler,
+        everywhere=request.everywhere,
         model_id=origin.model_id,
         adapter_id=origin.adapter_id,
         slices="" if is_whole else f"{store.slices.start + 1}-{store.slices.stop}",

@@ -54,6 +54,7 @@ def facts(**changes: Any) -> Any:
         "proposals": 50,
         "steps": 8,
         "scheduler": "DDIM | trailing: v",
+        "everywhere": True,
         "model_id": "progidiff/ct:2026|β",
         "adapter_id": "MR (Größe 4)",
         "slices": "12-40",

@@ -66,7 +66,7 @@ def case_record(example: Example, voxels: Voxels, who: Who) -> dict[str, Any]:
 
 
 def _proposal(facts: Provenance) -> dict[str, Any]:
-    names = ("seed", "rank", "score", "proposals", "steps", "scheduler")
+    names = ("seed", "rank", "score", "proposals", "steps", "scheduler", "everywhere")
     return {"index": facts.proposal, **{name: getattr(facts, name) for name in names}}
 
 

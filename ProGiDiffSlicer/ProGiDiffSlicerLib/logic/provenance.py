@@ -37,6 +37,7 @@ class Provenance:
         proposals: number of proposals in the run.
         steps: number of diffusion steps.
         scheduler: name of the scheduler.
+        everywhere: whether the target was also drawn on slices where it seemed to be absent.
         model_id: identity of the model.
         adapter_id: identity of the adapter; "" for none.
         slices: which slices of the volume were asked for, e.g. ``"12-40"``; "" for all.
@@ -56,6 +57,7 @@ class Provenance:
     proposals: int = 1
     steps: int = 0
     scheduler: str = ""
+    everywhere: bool = False
     model_id: str = ""
     adapter_id: str = ""
     slices: str = ""

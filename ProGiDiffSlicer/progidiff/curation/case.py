@@ -42,7 +42,8 @@ class NewCase:
         plane: of the slices.
         prompt: as it was typed; it names targets.
         code: the target's terminology, or ``None``.
-        proposal: the proposal that it came from (seed, index, rank, score, proposals, steps, scheduler), or ``None``.
+        proposal: the proposal that it came from (seed, index, rank, score, proposals, steps, scheduler, everywhere),
+            or ``None``.
         edited: whether a person changed it.
         editor: a random text that stands for that person.
         model_id, adapter_id: what made the proposal.

@@ -136,8 +136,9 @@ def _facts(document: ProposalsDocument) -> list[tuple[str, str]]:
 
 
 def _asked(document: ProposalsDocument) -> str:
-    count = document.request.proposals
-    return f"up to {count} proposals (adaptive)" if document.request.adaptive else f"{count} proposals"
+    request = document.request
+    count = f"up to {request.proposals} proposals (adaptive)" if request.adaptive else f"{request.proposals} proposals"
+    return f"{count}, also where a target seems to be absent" if request.everywhere else count
 
 
 def _words(name: str) -> str:
