@@ -112,7 +112,7 @@ def test_another_adapter_is_asked_again(headed: Engine, run_engine: Run) -> None
 def test_a_head_for_other_targets_is_refused(headed_folder: Path, tmp_path: Path) -> None:
     model = load_model(headed_folder)
     model.image_encoder.learn_classes(2)
-    with pytest.raises(ModelError, match="the image encoder's targets is 2, the card's vocabulary is 3"):
+    with pytest.raises(ModelError, match="the image encoder's targets is 2, the card's is 3"):
         save_model(model, tmp_path / "model")
 
 

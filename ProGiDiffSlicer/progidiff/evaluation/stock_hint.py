@@ -22,6 +22,7 @@ class StockHint(ModelMixin, ConfigMixin):
         stride: image pixels per latent token (4 or 8).
         hint_channels: channels that the control branch's first layer expects.
         block_out_channels: widths.
+        classes: targets of a segmentation head, which the stock block does not have: 0.
     """
 
     @register_to_config
@@ -31,6 +32,7 @@ class StockHint(ModelMixin, ConfigMixin):
         stride: int = 4,
         hint_channels: int = 32,
         block_out_channels: Sequence[int] = (16, 32, 96, 256),
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.embedding = ControlNetConditioningEmbedding(hint_channels, in_channels, tuple(block_out_channels))

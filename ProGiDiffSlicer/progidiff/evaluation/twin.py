@@ -52,4 +52,4 @@ class TwinNetwork(nn.Module):
 def image_only_twin(model: ProGiDiffModel) -> TwinNetwork | None:
     """A model's image-only twin, float32 on the CPU, with weights of its own; ``None`` without a segmentation head."""
     encoder = model.image_encoder
-    return TwinNetwork(deepcopy(encoder).float().cpu()).eval() if encoder.config.get("classes", 0) else None
+    return TwinNetwork(deepcopy(encoder).float().cpu()).eval() if encoder.config.classes else None

@@ -87,7 +87,6 @@ def check_fit(model: ProGiDiffModel) -> None:
     text_width = model.text_encoder.config.hidden_size
     latent = model.vae.config.latent_channels
     vae_stride = 2 ** (len(model.vae.config.block_out_channels) - 1)
-    classes = encoder.get("classes", 0)
     decoder = None if model.mask_decoder is None else model.mask_decoder.config
     checks: list[tuple[str, object, str, object]] = [
         ("the UNet's text width", unet.cross_attention_dim, "the text encoder's", text_width),
@@ -113,7 +112,7 @@ def check_fit(model: ProGiDiffModel) -> None:
             latent,
         ),
         ("the image encoder's stride", encoder.stride, "the autoencoder's", vae_stride),
-        ("the image encoder's targets", classes, "the card's vocabulary", len(card.vocabulary) if classes else 0),
+        ("the image encoder's targets", encoder.classes, "the card's", len(card.vocabulary) if encoder.classes else 0),
         ("the card's latent scales", len(card.latent_scale), "the latent channels", latent),
         (
             "the card's prediction type",

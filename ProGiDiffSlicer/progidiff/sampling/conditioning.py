@@ -64,7 +64,7 @@ class Conditioner:
     def presence(self, index: int, pixels: Callable[[], Tensor]) -> Mapping[str, float]:
         """How likely each target is on slice ``index``, in [0, 1]; empty for a model without a segmentation head."""
         encoder, card = self._model.image_encoder, self._model.card
-        if not encoder.config.get("classes", 0):
+        if not encoder.config.classes:
             return {}
         if index not in self._presence:
             logits = encoder.segment(self.features(index, pixels))[0]

@@ -2,9 +2,9 @@
 
 The denoiser draws an organ wherever it is told to: it is trained to draw masks, and hardly ever answers with an empty one.
 The image encoder's segmentation head sees the same features and knows better. A proposal's mask is drawn in two parts, then:
-first whether the target is there, then, if so, where. The first part does not ask for a threshold per slice. Each proposal
-has one threshold of its own, for all slices of a volume: a bold proposal follows the organ to its last doubtful slice, a
-cautious one ends earlier, and neither has holes that come and go from slice to slice by chance.
+first whether the target is there, then, if so, where. Each proposal has a threshold of its own for the first part, the same
+on all slices of a volume: a bold proposal follows the organ to its last doubtful slice, a cautious one ends earlier, and
+neither has holes that come and go from slice to slice by chance.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 #: Area over which the presence of a target is judged; a third of a cross-section of the smallest organs.
 PRESENCE_MM2 = 50.0
-#: Mean probability over that area from which a target is there for certain. It is far from even odds on purpose: an organ
-#: that is left out is worse for its reader than one proposal too many.
+#: Mean probability over that area from which a target counts as there for certain, so that a quarter is an even chance. This
+#: leans towards drawing: an organ that is left out is worse for its reader than one proposal too many.
 _CERTAIN = 0.5
 
 

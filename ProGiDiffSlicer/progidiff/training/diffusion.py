@@ -138,7 +138,7 @@ class ControlStage(_DiffusionStage):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.control, self.encoder = control, encoder
-        self.segmentation_weight = segmentation_weight if encoder.config.get("classes", 0) else 0.0
+        self.segmentation_weight = segmentation_weight if encoder.config.classes else 0.0
         self.hint_weight = hint_weight
         self.unet.requires_grad_(False).eval()
         self.text_encoder.requires_grad_(False).eval()

@@ -121,7 +121,7 @@ class TrainingRun:
         ignored = sorted(self.opened.labelled.difference(vocabulary))
         if ignored:
             self.watch.log(f"The model has no words for {', '.join(ignored)}; these labels are left out.")
-        if vocabulary != parts.card.vocabulary or not parts.image_encoder.config.get("classes", 0):
+        if vocabulary != parts.card.vocabulary or not parts.image_encoder.config.classes:
             parts.image_encoder.learn_classes(len(vocabulary))
         parts.card = parts.card.model_copy(update={"vocabulary": vocabulary})
 
