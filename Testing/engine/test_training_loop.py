@@ -135,6 +135,22 @@ def test_the_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
     assert not any(p.requires_grad for m in frozen.values() for p in m.parameters())
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_head_that_follows_does_not_shape_the_features(follows: bool) -> None:
+    def gradients(weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        stage: Any = build("control")
+        stage.head_follows, stage.segmentation_weight = follows, weight
+        torch.manual_seed(3)
+        stage.loss(2)[0].backward()
+        return stage.encoder.stem.weight.grad, stage.encoder.segmentation_head.weight.grad
+
+    (stem, head), (stem_without, head_without) = gradients(0.5), gradients(0.0)
+    assert torch.equal(stem, stem_without) == follows
+    assert head is not None
+    assert head.any()
+    assert head_without is None
+
+
 def test_the_control_branch_changes_nothing_before_it_is_trained() -> None:
     stage: Any = build("control")
     z, t, target = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.tensor([1])

@@ -122,6 +122,7 @@ class ControlStage(_DiffusionStage):
     Args:
         segmentation_weight: weight of the loss of the encoder's segmentation head, where it has one: the encoder goes on
             learning to segment beside serving the control branch.
+        head_follows: that loss teaches the head alone, which then follows the features without shaping them.
         hint_weight: weight of a loss on the hint itself.
     """
 
@@ -133,13 +134,14 @@ class ControlStage(_DiffusionStage):
         encoder: ImageEncoder,
         *args: Any,
         segmentation_weight: float = 0.5,
+        head_follows: bool = False,
         hint_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.control, self.encoder = control, encoder
         self.segmentation_weight = segmentation_weight if encoder.config.classes else 0.0
-        self.hint_weight = hint_weight
+        self.head_follows, self.hint_weight = head_follows, hint_weight
         self.unet.requires_grad_(False).eval()
         self.text_encoder.requires_grad_(False).eval()
         control.requires_grad_(True)
@@ -170,7 +172,8 @@ class ControlStage(_DiffusionStage):
         hint = self.encoder.hint(features[image], self.pooled[target])
         loss, numbers = self.diffusion_loss(self.velocity(noisy, t, hint, target), velocity, noisy, t, masks)
         if self.segmentation_weight:
-            segmentation = segmentation_loss(self.encoder.segment(features), batch.masks, batch.known)
+            seen = features.detach() if self.head_follows else features
+            segmentation = segmentation_loss(self.encoder.segment(seen), batch.masks, batch.known)
             numbers["seg"] = float(segmentation.detach())
             loss = loss + self.segmentation_weight * segmentation
         if self.hint_weight:

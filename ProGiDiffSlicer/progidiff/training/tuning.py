@@ -108,7 +108,8 @@ class TuneStage(ControlStage):
     name = "tuning"
 
     def __init__(self, method: Method, pixel_mm: float, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, hint_weight=0.0, **kwargs)
+        # On a few cases a head that shapes the features costs the proposals more than it gives them.
+        super().__init__(*args, head_follows=True, hint_weight=0.0, **kwargs)
         self.pixel_mm = pixel_mm
         if method == "lora":
             for name, parameter in self.trainable.named_parameters():
