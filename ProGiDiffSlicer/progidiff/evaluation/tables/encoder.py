@@ -85,8 +85,8 @@ def train_arm(
     """
     steps: dict[str, float] = {}
     began = time.process_time()
-    supervised = arm == "pretrained"
-    if supervised:
+    weight = 0.5 if arm == "pretrained" else 0.0
+    if weight:
         first = EncoderStage(model.image_encoder, source, [])
         steps["first"] = _run(first, _ENCODER, seconds * _FIRST_SHARE, seed, empty_folder(work / "first"))
         seconds -= time.process_time() - began
@@ -105,7 +105,8 @@ def train_arm(
         source=source,
         validation=[],
         prompts_per_image=4,
-        **({} if supervised else {"segmentation_weight": 0.0, "hint_weight": 0.0}),
+        segmentation_weight=weight,
+        hint_weight=weight,
     )
     steps["control"] = _run(stage, _CONTROL, seconds, seed, empty_folder(work / "control"))
     stage.trainable.requires_grad_(False).eval()
