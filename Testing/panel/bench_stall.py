@@ -88,7 +88,7 @@ def save(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
         driver.ask("liver", 2, 1, seed=1)
         driver.wait(lambda: driver.settled)
         driver.press_in_table(qt.Qt.Key_Return)
-        review.ui.examplesSection.setCollapsed(False)
+        review.ui.examplesSection.collapsed = False
         ui, curating = review.curating.ui, review.curating.curating
         ui.examplesFolderEdit.setCurrentPath(folder)
         driver.wait(lambda: not review.curating.looking)

@@ -23,7 +23,7 @@ class Saver:
         self.panels, self.folder, self._spin = panels, folder, spin
         self.curating = panels.review.curating.curating
         self.ui = panels.review.curating.ui
-        panels.review.ui.examplesSection.setCollapsed(False)
+        panels.review.ui.examplesSection.collapsed = False
         self.ui.examplesFolderEdit.setCurrentPath(str(folder))
         self.settle()
 

@@ -133,7 +133,7 @@ class Learning:
     def tune(self, folder: Path, steps: int) -> dict[str, Any]:
         """Tune on the set with the Tuning panel, and choose the adapter; what its card says."""
         panel = self.driver.panels.tuning
-        self.driver.panels.ui.tuningSection.setCollapsed(False)
+        self.driver.panels.ui.tuningSection.collapsed = False
         panel.ui.adaptersFolderEdit.setCurrentPath(str(folder))
         panel.ui.adapterNameEdit.setText(ADAPTER)
         panel.ui.tuningStepsSpinBox.setValue(steps)
@@ -194,7 +194,7 @@ class Learning:
         """Save corrected segments as training examples; what the panel says of the set."""
         review = self.driver.panels.review
         ui = review.curating.ui
-        review.ui.examplesSection.setCollapsed(False)
+        review.ui.examplesSection.collapsed = False
         ui.examplesFolderEdit.setCurrentPath(str(folder))
         for correction in corrections:
             self._choose(correction.segment_id)
@@ -222,7 +222,7 @@ class Learning:
         wanted, how = self._wanted(target, before)
         self.driver.click(self.driver.panels.review.ui.editButton)
         strokes = self._paint(segment_id, before, wanted)
-        self.driver.panels.review.ui.editorSection.setCollapsed(True)
+        self.driver.panels.review.ui.editorSection.collapsed = True
         self.driver.settle()
         return Correction(target, segment_id, before, self.mask(segment_id), strokes, how)
 

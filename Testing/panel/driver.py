@@ -250,7 +250,7 @@ class Driver:
         """Open these of the sections setup, prompt, proposals and review, and close the others."""
         ui = self.panels.ui
         for name in ("setup", "prompt", "proposals", "review"):
-            getattr(ui, f"{name}Section").setCollapsed(name not in names)
+            getattr(ui, f"{name}Section").collapsed = name not in names
 
     def panel(self, path: Path | None = None) -> Any:
         """A picture of the module's panel (QImage), as high as its content."""

@@ -169,14 +169,8 @@ class Rules:
 
     def _of_assignment(self, node: ast.Assign | ast.AugAssign | ast.AnnAssign) -> Iterator[tuple[int, str]]:
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            if isinstance(target, ast.Attribute) and self.is_widget(target.value):
-                if target.attr in PROPERTIES:
-                    yield (
-                        1,
-                        f"{dotted(target)} = ...: a property is written with set{target.attr[0].upper()}{target.attr[1:]}()",
-                    )
-                else:
-                    yield 2, f"{dotted(target)} = ...: keep your own state in your own classes"
+            if isinstance(target, ast.Attribute) and self.is_widget(target.value) and target.attr not in PROPERTIES:
+                yield 2, f"{dotted(target)} = ...: keep your own state in your own classes"
 
     def _of_class(self, node: ast.ClassDef) -> Iterator[tuple[int, str]]:
         for base in node.bases:

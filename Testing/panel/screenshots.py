@@ -47,7 +47,7 @@ class Screenshots:
         """All of them."""
         with without_packages(), opened() as driver:
             driver.open_sections("setup", "prompt")
-            driver.panels.setup.ui.detailsSection.setCollapsed(False)
+            driver.panels.setup.ui.detailsSection.collapsed = False
             driver.panel(self.out / "panel-1-setup-needed.png")
         with opened() as driver:
             self.main_path(driver)
@@ -100,7 +100,7 @@ class Screenshots:
         driver.click(driver.panels.review.ui.editButton)
         driver.settle()
         self.panel(driver, "7-editing")
-        driver.panels.review.ui.editorSection.setCollapsed(True)
+        driver.panels.review.ui.editorSection.collapsed = True
 
     def accidents(self, driver: Driver) -> None:
         """What the panel says when something is wrong."""

@@ -73,6 +73,13 @@ def test_the_folder_is_remembered_and_looking_makes_nothing(panel: Opened, saver
     assert not saver.folder.exists()
 
 
+def test_an_emptied_folder_is_forgotten(panel: Opened, saver: Saver) -> None:
+    saver.ui.examplesFolderEdit.setCurrentPath("")
+    panel.panels.tuning.ui.adaptersFolderEdit.setCurrentPath(str(saver.folder))
+    panel.panels.tuning.ui.adaptersFolderEdit.setCurrentPath("")
+    assert (panel.services.settings.curatedFolder, panel.services.settings.adaptersFolder) == ("", "")
+
+
 def test_random_texts_are_made_once() -> None:
     store = MemoryStore()
     first, second = Settings(store), Settings(store)

@@ -98,7 +98,7 @@ def test_a_panel_is_painted_with_its_text(app: Any, tmp_path: Path) -> None:
         form = qt.QFormLayout(button)
         form.addRow("Proposals:", ctk.ctkSliderWidget())
         form.addRow("Slices:", ctk.ctkRangeWidget())
-        button.setCollapsed(collapsed)
+        button.collapsed = collapsed
         return button
 
     first = host.grab(panel("Prompt"), tmp_path / "panel.png", width=400)

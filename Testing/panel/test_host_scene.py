@@ -87,7 +87,7 @@ def test_ui_file_with_stand_ins(scene: Any, tmp_path: Path) -> None:
     assert ui.proposalsSlider.property("SlicerParameterName") == "proposals"
     assert list(ui.volumeSelector.nodeTypes) == ["vtkMRMLScalarVolumeNode"]
     assert ui.volumeSelector.noneEnabled
-    ui.promptButton.setCollapsed(True)
+    ui.promptButton.collapsed = True
     assert not ui.proposalsSlider.enabled
     widget.setMRMLScene(scene)
     scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")

@@ -11,8 +11,6 @@ from .pythonqt_lint import findings, product_files
 BROKEN = [
     (1, "title = self.ui.edit.text()"),
     (1, "if button.checked(): pass"),
-    (1, "self.ui.edit.text = 'liver'"),
-    (1, "box = qt.QCheckBox('x', parent)\nbox.checked = True"),
     (2, "self.button = qt.QPushButton('x', parent)\nself.button.state_of_mine = 3"),
     (2, "self.ui.table.rows_of_mine = []"),
     (3, "button.connect('clicked', self.onClick)"),
@@ -45,6 +43,7 @@ KEPT = [
     "title = self.ui.edit.text",
     "name = table.item(0, 1).text()\nother = tableItem.text()",
     "self.ui.edit.setText('liver')\nself.ui.box.setChecked(True)",
+    "self.ui.section.collapsed = True\nbox = qt.QCheckBox('x', parent)\nbox.checked = True",
     "setting = settings.value('ProGiDiff/device')",
     "self.value = 3\nrow.text = 'x'",
     "button.connect('clicked()', self.onClick)\nbutton.clicked.connect(self.onClick)",

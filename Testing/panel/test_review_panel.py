@@ -236,7 +236,7 @@ def test_edit_opens_the_editor_on_the_segment_and_the_origin_follows(panel: Open
     slicer.util.updateSegmentBinaryLabelmapFromArray(
         edited.astype(np.uint8), accepted.segmentation_node, accepted.segment_id, node
     )
-    ui.editorSection.setCollapsed(True)
+    ui.editorSection.collapsed = True
     dice = 2 * edited.sum() / (edited.sum() + masks[index].sum())
     assert ui.provenanceLabel.text.endswith(f"Edited, Dice to the proposal {dice:.3f}")
 

@@ -138,7 +138,7 @@ def test_install_ends_with_a_closed_section(bench: Bench) -> None:
 
 def test_a_section_that_the_user_opened_stays_open(bench: Bench) -> None:
     bench.click_install()
-    bench.section.setCollapsed(False)
+    bench.section.collapsed = False
     bench.panel.refresh()
     bench.ui.deviceComboBox.setCurrentIndex(1)
     assert not bench.section.collapsed
@@ -220,6 +220,20 @@ def test_each_kind_of_worker_shows_its_own_rows(bench: Bench, index: int, rows: 
     assert {name for name in names if bench.shown(name)} == rows
 
 
+def test_an_emptied_path_is_forgotten(bench: Bench, tmp_path: Path) -> None:
+    """Nothing but validInputChanged tells that a line became empty."""
+    for edit, name in (
+        ("modelFolderEdit", "modelFolder"),
+        ("wheelFolderEdit", "wheelFolder"),
+        ("pythonPathEdit", "pythonPath"),
+    ):
+        line = getattr(bench.ui, edit)
+        line.setCurrentPath(str(tmp_path))
+        assert getattr(bench.settings, name) == str(tmp_path)
+        line.setCurrentPath("")
+        assert getattr(bench.settings, name) == "", name
+
+
 def test_a_folder_that_is_no_model_is_told_and_bundled_takes_it_back(bench: Bench, tmp_path: Path) -> None:
     bench.ui.modelFolderEdit.setCurrentPath(str(tmp_path))
     assert "holds no ProGiDiff model" in bench.ui.statusLabel.text
@@ -262,7 +276,7 @@ def test_a_test_can_be_cancelled(bench: Bench) -> None:
 def test_remove_what_was_brought(bench: Bench) -> None:
     bench.click_install()
     assert Ledger(bench.settings, "/opt/Slicer").packages() == {"torch": "2.9.1", "diffusers": "0.43.0"}
-    bench.section.setCollapsed(False)
+    bench.section.collapsed = False
 
     def uninstall(names: list[str]) -> None:
         for name in names:

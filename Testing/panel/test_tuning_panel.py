@@ -33,7 +33,7 @@ class Tuner:
         self.asked: list[tuple[str, ...]] = []
         self.panel = panels.panels.tuning
         self.ui = self.panel.ui
-        panels.panels.ui.tuningSection.setCollapsed(False)
+        panels.panels.ui.tuningSection.collapsed = False
         (folder / "set").mkdir()
         panels.services.settings.curatedFolder = str(folder / "set")
         self.ui.adaptersFolderEdit.setCurrentPath(str(folder / "adapters"))

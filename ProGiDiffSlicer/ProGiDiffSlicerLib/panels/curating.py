@@ -80,6 +80,7 @@ class CuratingPanel:
         self._timer.setInterval(LOOK_DELAY_MS)
         self._connections = (
             (self.ui.examplesFolderEdit, "currentPathChanged(QString)", self._on_folder),
+            (self.ui.examplesFolderEdit, "validInputChanged(bool)", self._on_folder),
             (self.ui.saveExampleButton, "clicked()", self.save),
             (self.ui.undoSaveButton, "clicked()", self.curating.undo),
             (self.ui.allSegmentsCheckBox, "toggled(bool)", self._on_all),
@@ -182,8 +183,8 @@ class CuratingPanel:
         contents = self.curating.contents
         return self.curating.trouble if contents is None else contents_sentence(contents)
 
-    def _on_folder(self, folder: str) -> None:
-        self._settings.curatedFolder = folder
+    def _on_folder(self, _told: str | bool) -> None:
+        self._settings.curatedFolder = self.ui.examplesFolderEdit.currentPath
         if self._active:
             self._due = True
             self._timer.start()

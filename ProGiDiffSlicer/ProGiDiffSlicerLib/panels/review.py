@@ -159,14 +159,14 @@ class ReviewPanel:
             parameters.overwrite.value,
             self._on_edited,
         )
-        self.ui.editorSection.setCollapsed(False)
+        self.ui.editorSection.collapsed = False
 
     def end_edit(self) -> None:
         """Leave and close the editor; the provenance is brought up to date."""
         editing, self._editing = self._editing, None
         if editing is not None:
             editing.end()
-            self.ui.editorSection.setCollapsed(True)
+            self.ui.editorSection.collapsed = True
 
     def undo(self) -> None:
         """Take back the last step."""

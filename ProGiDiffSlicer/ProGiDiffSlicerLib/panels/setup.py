@@ -57,12 +57,16 @@ class SetupPanel:
         self.ui.deviceComboBox.addItems([_("Automatic"), _("CPU"), _("Graphics card (CUDA)")])
         self.ui.restartButton.setVisible(False)
         self._say("")
+        # an emptied path line tells its validity only: currentPathChanged is for paths that are not empty
         self._connections = (
             (self.ui.workerKindComboBox, "currentIndexChanged(int)", self._on_kind),
             (self.ui.deviceComboBox, "currentIndexChanged(int)", self._on_device),
             (self.ui.pythonPathEdit, "currentPathChanged(QString)", self._on_python),
+            (self.ui.pythonPathEdit, "validInputChanged(bool)", self._on_python),
             (self.ui.modelFolderEdit, "currentPathChanged(QString)", self._on_model),
+            (self.ui.modelFolderEdit, "validInputChanged(bool)", self._on_model),
             (self.ui.wheelFolderEdit, "currentPathChanged(QString)", self._on_wheels),
+            (self.ui.wheelFolderEdit, "validInputChanged(bool)", self._on_wheels),
             (self.ui.commandEdit, "editingFinished()", self._on_command),
             (self.ui.bundledButton, "clicked()", self._on_bundled),
             (self.ui.installButton, "clicked()", self._on_install),
@@ -124,7 +128,7 @@ class SetupPanel:
         if self._installer.continues() and not self._installer.running:
             self._say(_("The installation waits for its continuation after the restart; press Continue installation."))
         if self._readiness.ready != was_ready:
-            self._section.setCollapsed(self._readiness.ready)
+            self._section.collapsed = self._readiness.ready
             self.readyChanged.emit(self._readiness.ready)
 
     def _show_readiness(self, found: Readiness) -> None:
@@ -186,14 +190,14 @@ class SetupPanel:
     def _on_device(self, index: int) -> None:
         self._settings.device = DEVICES[index]
 
-    def _on_python(self, path: str) -> None:
-        self._settings.pythonPath = path
+    def _on_python(self, _told: str | bool) -> None:
+        self._settings.pythonPath = self.ui.pythonPathEdit.currentPath
 
-    def _on_model(self, path: str) -> None:
-        self._settings.modelFolder = path
+    def _on_model(self, _told: str | bool) -> None:
+        self._settings.modelFolder = self.ui.modelFolderEdit.currentPath
 
-    def _on_wheels(self, path: str) -> None:
-        self._settings.wheelFolder = path
+    def _on_wheels(self, _told: str | bool) -> None:
+        self._settings.wheelFolder = self.ui.wheelFolderEdit.currentPath
 
     def _on_command(self) -> None:
         self._settings.commandText = self.ui.commandEdit.text

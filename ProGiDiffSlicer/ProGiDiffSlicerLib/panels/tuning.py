@@ -62,6 +62,7 @@ class TuningPanel:
         self.ui.adaptersFolderEdit.setCurrentPath(self._settings.adaptersFolder)
         self._connections = (
             (self.ui.adaptersFolderEdit, "currentPathChanged(QString)", self._on_folder),
+            (self.ui.adaptersFolderEdit, "validInputChanged(bool)", self._on_folder),
             (self.ui.adapterComboBox, "currentIndexChanged(int)", self._on_adapter),
             (self.ui.worseCheckBox, "toggled(bool)", self._on_worse),
             (self.ui.deleteAdapterButton, "clicked()", self.delete),
@@ -195,8 +196,8 @@ class TuningPanel:
         if self._binding.parameters is not None:
             self._binding.parameters.adapterEvenIfWorse = checked
 
-    def _on_folder(self, path: str) -> None:
-        self._settings.adaptersFolder = path
+    def _on_folder(self, _told: str | bool) -> None:
+        self._settings.adaptersFolder = self.ui.adaptersFolderEdit.currentPath
         self.look()
 
     # Tuning ---------------------------------------------------------------------------------------------------------------

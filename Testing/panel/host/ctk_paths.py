@@ -34,8 +34,17 @@ class ctkPathLineEdit(qt.QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self._combo, 1)
         row.addWidget(self._browse)
-        self._combo.editTextChanged.connect(self.currentPathChanged.emit)
+        self._valid = False
+        self._combo.editTextChanged.connect(self._on_text)
         self._browse.clicked.connect(lambda: self.browse())
+
+    def _on_text(self, text: str) -> None:
+        # CTK's validator is ".+": an empty line is invalid, and currentPathChanged is told for valid ones only
+        before, self._valid = self._valid, bool(text)
+        if text:
+            self.currentPathChanged.emit(text)
+        if before != self._valid:
+            self.validInputChanged.emit(self._valid)
 
     filters = kept(int, "filters", 0)
     options = kept(int, "options", 0)

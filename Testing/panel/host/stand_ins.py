@@ -10,6 +10,8 @@ from PySide6.QtCore import Property
 from . import ui_loader
 
 _Class = TypeVar("_Class", bound=type)
+#: Classes whose setters are plain C++, out of reach of PythonQt: their properties are written as attributes only.
+_NO_SETTERS = frozenset({"ctkCollapsibleButton"})
 
 
 def kept(
@@ -44,14 +46,15 @@ def forwarded(kind: Any, name: str, part: str) -> Any:
 def stand_in(module: Any) -> Callable[[_Class], _Class]:
     """Class decorator: the class takes the place of the C++ class of the same name in ``module`` and in ``.ui`` files.
 
-    Every property gets its ``setX`` method, and objects refuse attributes that the class does not have.
+    Every property gets its ``setX`` method where the real class has one; objects refuse attributes that the class does not
+    have.
     """
 
     def decorate(cls: _Class) -> _Class:
         own = [base for base in cls.__mro__ if base.__module__.startswith(f"{__package__}.")]
         for name, declared in [each for base in own for each in vars(base).items()]:
             setter = f"set{name[0].upper()}{name[1:]}"
-            if isinstance(declared, Property) and not hasattr(cls, setter):
+            if isinstance(declared, Property) and not hasattr(cls, setter) and cls.__name__ not in _NO_SETTERS:
                 setattr(cls, setter, _setter(name))
         cls.stand_in = True  # type: ignore[attr-defined]
         setattr(module, cls.__name__, cls)
