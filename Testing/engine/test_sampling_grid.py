@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.grid import ModelGrid, body_box, lay_grid
+from progidiff.training.default import empty_card
 
 # name, shape, spacing (mm), centre (pixels): the grid has 160 pixels of 2.4 mm, 384 mm in all
 LAYOUTS = {
@@ -22,7 +23,7 @@ LAYOUTS = {
 
 def _grid(name: str) -> ModelGrid:
     shape, spacing, centre = LAYOUTS[name]
-    return ModelGrid(160, 2.4, shape, spacing, centre)
+    return ModelGrid((160, 160), 2.4, shape, spacing, centre)
 
 
 def _ellipse(grid: ModelGrid, centre_mm: tuple[float, float], radii_mm: tuple[float, float]) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_finer_slices_are_smoothed_before_they_are_thinned_out() -> None:
 
 
 def test_outside_of_the_slice_is_zero_and_outside_of_the_grid_is_background() -> None:
-    small = ModelGrid(160, 2.4, (50, 60), (2.4, 2.4), (24.5, 29.5))
+    small = ModelGrid((160, 160), 2.4, (50, 60), (2.4, 2.4), (24.5, 29.5))
     there = small.to_model(torch.ones(50, 60))[0, 0]
     assert float(there[:54].max()) == 0
     assert float(there[106:].max()) == 0
@@ -125,7 +126,7 @@ def test_body_centre_passes_over_table_arms_and_marks() -> None:
     arm = 0.5 * _disc((200, 240), (80, 25), (14, 14))
     mark = np.zeros_like(body)
     mark[2:6, 2:30] = 1
-    assert body_centre([body + table + arm + mark], SPACING) == pytest.approx((80, 130), abs=1)
+    assert body_box([body + table + arm + mark], SPACING).centre_rc == pytest.approx((80, 130), abs=1)
 
 
 def test_body_centre_of_a_narrow_window_is_that_of_all_its_pieces() -> None:
@@ -133,20 +134,61 @@ def test_body_centre_of_a_narrow_window_is_that_of_all_its_pieces() -> None:
     pieces = [((90, 70), (40, 24)), ((130, 120), (18, 12)), ((110, 160), (18, 14)), ((95, 194), (40, 6))]
     slice_ = sum(_disc((220, 260), centre, radii) for centre, radii in pieces)
     slice_[152:154, 10:250] = 0.9
-    assert body_centre([slice_], SPACING)[1] == pytest.approx((46 + 200) / 2, abs=2)
-    assert body_centre([slice_], SPACING)[0] == pytest.approx((50 + 148) / 2, abs=2)
+    assert body_box([slice_], SPACING).centre_rc[1] == pytest.approx((46 + 200) / 2, abs=2)
+    assert body_box([slice_], SPACING).centre_rc[0] == pytest.approx((50 + 148) / 2, abs=2)
 
 
 def test_body_centre_keeps_both_legs() -> None:
     legs = _disc((100, 200), (50, 60), (30, 30)) + _disc((100, 200), (50, 150), (28, 28))
-    assert body_centre([legs], SPACING)[1] == pytest.approx((60 - 30 + 150 + 28) / 2, abs=1.5)
+    assert body_box([legs], SPACING).centre_rc[1] == pytest.approx((60 - 30 + 150 + 28) / 2, abs=1.5)
 
 
 def test_body_centre_looks_at_all_slices() -> None:
     above, below = _disc((100, 100), (40, 45), (20, 20)), _disc((100, 100), (60, 55), (20, 20))
-    assert body_centre([above, below], SPACING) == pytest.approx((50, 50), abs=1)
+    assert body_box([above, below], SPACING).centre_rc == pytest.approx((50, 50), abs=1)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05])
 def test_body_centre_of_nothing_is_the_middle(value: float) -> None:
-    assert body_centre([np.full((11, 20), value, np.float32)], SPACING) == (5.0, 9.5)
+    assert body_box([np.full((11, 20), value, np.float32)], SPACING).centre_rc == (5.0, 9.5)
+
+
+def test_the_grid_of_a_body_fits_it_whatever_the_window_the_arms_and_the_table() -> None:
+    """The same body in a wide window, in one where fat is black, with arms and table, and as half a body."""
+    card = empty_card()
+    shape = (220, 300)
+    fat, wall = _disc(shape, (110, 150), (72, 100)), _disc(shape, (110, 150), (64, 92))
+    organs = sum(_disc(shape, (110 + dy, 150 + dx), (22, 20)) for dy, dx in ((-20, -50), (10, 45), (25, -10)))
+    wide = 0.15 * fat + 0.35 * wall + 0.2 * organs
+    narrow = 0.5 * (wall - _disc(shape, (110, 150), (55, 83))) + 0.5 * organs
+    arms = wide + 0.5 * _disc(shape, (110, 24), (16, 16)) + 0.5 * _disc(shape, (110, 278), (16, 16))
+    arms[188:190, 30:270] = 0.8
+    half = wide.copy()
+    half[:, 150:] = 0
+
+    def pixel(image: np.ndarray) -> float:
+        return lay_grid(card, "axial", [image.astype(np.float32)], shape, SPACING).pixel_mm
+
+    fitting = 400 / (160 * 0.95)  # 200 pixels of 2 mm
+    assert pixel(wide) == pytest.approx(fitting, rel=0.04)
+    assert pixel(arms) == pytest.approx(fitting, rel=0.04)
+    assert pixel(narrow) == pytest.approx(fitting * 0.92, rel=0.05)  # the body without its fat
+    assert pixel(half) == pytest.approx(288 / (112 * 0.95), rel=0.04)  # the height decides
+    assert pixel(wide * 0) == 3.2
+    assert lay_grid(card, "axial", [wide.astype(np.float32)], shape, SPACING).size == (112, 160)
+
+
+def test_the_grid_of_a_volume_does_not_widen_for_its_shoulders() -> None:
+    card = empty_card()
+    trunk, shoulders = (_disc((200, 300), (100, 150), radii).astype(np.float32) for radii in ((50, 75), (50, 140)))
+    alone = lay_grid(card, "axial", [trunk] * 7, (200, 300), SPACING)
+    with_one = lay_grid(card, "axial", [trunk] * 6 + [shoulders], (200, 300), SPACING)
+    assert with_one == alone
+
+
+def test_a_coronal_grid_follows_the_width_alone() -> None:
+    card = empty_card()
+    tall = _disc((300, 300), (150, 150), (148, 75)).astype(np.float32)
+    grid = lay_grid(card, "coronal", [tall], (300, 300), SPACING)
+    assert grid.size == (144, 160)
+    assert grid.pixel_mm == pytest.approx(300 / (160 * 0.95), rel=0.04)

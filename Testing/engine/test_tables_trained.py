@@ -146,7 +146,7 @@ class Recording(SyntheticBatches):
     """Phantoms, and what was drawn."""
 
     def __init__(self, card: Any) -> None:
-        super().__init__(SyntheticSource([], card.image_size, card.spacing_mm, "cpu", 4), card.vocabulary)
+        super().__init__(SyntheticSource([], {"axial": card.grid_size("axial")}, card.spacing_mm, "cpu", 4), card.vocabulary)
         self.drawn: list[torch.Tensor] = []
 
     def batch(self, count: int) -> TrainingBatch:

@@ -15,11 +15,10 @@ import torch
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError, ModelError
 from progidiff.model.card import ModelCard, Window
-from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.grid import lay_grid
 from progidiff.sampling.intensity import normaliser
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.training.augment import augment
-from progidiff.training.batches import SyntheticBatches, TrainingBatch
+from progidiff.training.augment import augment, without_margin
+from progidiff.training.batches import TrainingBatch, painted_batches
 from progidiff.training.datasets import (
     DatasetBatches,
     MixedBatches,
@@ -118,10 +117,10 @@ def test_pictures_are_those_that_the_engine_makes() -> None:
     prepared = prepare(stacks_of([item])[0], card())
     assert prepared is not None
     normal = normaliser(item.image[None], card(), "CT")(item.image)
-    grid = ModelGrid(SIZE, PIXEL, (60, 70), item.spacing_rc, body_centre([normal], item.spacing_rc))
+    grid = lay_grid(card(), "axial", [normal], (60, 70), item.spacing_rc)
     wanted = grid.to_model(torch.from_numpy(normal))
     image, masks, known = prepared.slice(0)
-    cut, inner = augment(image[None], masks[None], torch.zeros(1).bool(), SIZE, PIXEL, torch.Generator(), strength=0)
+    cut, inner = without_margin(image[None], masks[None], margin_of(card()))
     assert cut.shape == (1, 1, SIZE, SIZE)
     assert torch.allclose(cut, wanted, atol=6e-4)  # half precision in memory
     liver = grid.to_model(torch.from_numpy(item.labels["liver"].astype(np.float32)))[0, 0] > 0.5
@@ -185,10 +184,10 @@ def test_labels_move_with_the_picture() -> None:
 
 def test_augmentation_is_seeded_and_changes_only_what_it_should() -> None:
     images, masks, mr = torch.rand(2, 36, 36), torch.rand(2, 3, 36, 36) > 0.5, torch.tensor([True, False])
-    one, two = (augment(images, masks, mr, SIZE, PIXEL, torch.Generator().manual_seed(4)) for _ in range(2))
+    one, two = (augment(images, masks, mr, 2, torch.full((2,), PIXEL), torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
-    none = augment(images, masks, mr, SIZE, PIXEL, torch.Generator(), strength=0)
+    none = augment(images, masks, mr, 2, torch.full((2,), PIXEL), torch.Generator(), strength=0)
     assert torch.equal(none[0][:, 0], images[:, 2:-2, 2:-2])
     assert torch.equal(none[1], masks[..., 2:-2, 2:-2])
 
@@ -246,9 +245,22 @@ def test_validation_slices_are_fixed_and_unchanged() -> None:
     assert validation_batches([], card()) == []
 
 
+def test_planes_of_a_grid_on_the_body_are_never_mixed() -> None:
+    """Coronal slices of a data set, and axial phantoms beside them."""
+    body = card(planes=["axial", "coronal"], body_grids={"axial": (32, 48), "coronal": (48, 48)})
+    coronal = DatasetBatches(stacks_of([labelled("p", n, plane="coronal") for n in range(3)]), body, seed=1)
+    assert coronal.batch(3).images.shape == (3, 1, 48, 48)
+    mixed = MixedBatches([coronal, painted_batches([], body, seed=2)], [0.6, 0.4], seed=3)
+    seen = [tuple(mixed.batch(4).images.shape) for _ in range(12)]
+    assert set(seen) == {(4, 1, 48, 48), (4, 1, 32, 48)}
+    both = [labelled("p", 1, plane="coronal"), labelled("q", 2)]
+    found = validation_batches(stacks_of(both), body)
+    assert {tuple(b.masks.shape[-2:]) for b in found} == {(32, 48), (48, 48)}
+
+
 def test_mixed_sources_keep_their_shares_and_resume() -> None:
     def make() -> MixedBatches:
-        synthetic = SyntheticBatches(SyntheticSource([], SIZE, PIXEL, seed=2), VOCABULARY)
+        synthetic = painted_batches([], card(), seed=2)
         return MixedBatches([DatasetBatches(stacks(), card(), seed=1), synthetic], [0.75, 0.25], seed=3)
 
     source = make()

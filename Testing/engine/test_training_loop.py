@@ -25,12 +25,20 @@ from progidiff.training.stages import AutoencoderStage, EncoderStage
 
 SIZE = 32
 TARGETS = ("liver", "spleen", "kidneys")
-STAGES = ("autoencoder", "autoencoder of pictures", "base", "encoder", "control", "control without decoder")
+STAGES = (
+    "autoencoder",
+    "autoencoder of pictures",
+    "base",
+    "encoder",
+    "control",
+    "control without decoder",
+    "control on its own estimates",
+)
 SETTINGS = LoopSettings(steps=6, images=2, warmup=2, checkpoint_every=100, validate_every=2, log_every=2, seed=5)
 
 
 def source(seed: int) -> SyntheticBatches:
-    return SyntheticBatches(SyntheticSource([], SIZE, 11.0, seed=seed), TARGETS)
+    return SyntheticBatches(SyntheticSource([], {"axial": (SIZE, SIZE)}, 11.0, seed=seed), TARGETS)
 
 
 def build(name: str) -> Stage:
@@ -78,7 +86,8 @@ def build(name: str) -> Stage:
     }
     if name == "base":
         return BaseStage(**shared)
-    return ControlStage(ControlBranch.from_unet(unet), encoder, **shared)
+    own = {"recycled": 0.5, "dice_weight": 0.3} if "estimates" in name else {}
+    return ControlStage(ControlBranch.from_unet(unet), encoder, **shared, **own)
 
 
 def weights(stage: Stage) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from progidiff.training.batches import TrainingBatch, pick_prompts
-from progidiff.training.losses import decoded_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
+from progidiff.training.losses import decoded_loss, dice_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
 from progidiff.training.small import make_schedule
 
 
@@ -46,6 +46,25 @@ def test_segmentation_loss_falls_towards_the_truth() -> None:
     known = torch.ones(1, 1, dtype=torch.bool)
     right, wrong = (masks.float() * 2 - 1) * 8, (1 - masks.float() * 2) * 8
     assert segmentation_loss(right, masks, known) < 0.05 < 1.0 < segmentation_loss(wrong, masks, known)
+
+
+def test_absent_targets_that_the_model_believes_in_are_asked_for_first() -> None:
+    torch.manual_seed(0)
+    images = batch([[False] * 4] * 200, [[True] * 4] * 200)
+    believed = torch.tensor([[0.0, 0.9, 0.0, 0.1]]).expand(200, -1)
+    _, target = pick_prompts(images, 1, believed=believed)
+    share = torch.bincount(target, minlength=4) / 200
+    assert share[1] > 0.7
+    assert share[0] > 0
+    _, evenly = pick_prompts(images, 1)
+    assert (torch.bincount(evenly, minlength=4) / 200 - 0.25).abs().max() < 0.1
+
+
+def test_the_dice_loss_falls_towards_the_truth_and_forgives_nothing_on_empty_masks() -> None:
+    masks = torch.zeros(2, 1, 16, 16)
+    masks[0, :, 4:9, 4:9] = 1
+    right, nothing, everything = (masks * 2 - 1) * 9, torch.full_like(masks, -9.0), torch.full_like(masks, 9.0)
+    assert dice_loss(right, masks) < 0.01 < dice_loss(nothing, masks) < dice_loss(everything, masks)
 
 
 @pytest.mark.parametrize("t", [0, 1, 250, 500, 900, 999])

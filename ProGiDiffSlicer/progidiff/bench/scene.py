@@ -13,7 +13,7 @@ from progidiff.errors import ModelError
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.sampling.noise import proposal_noise
-from progidiff.synthesis.painting import AIR, paint_attenuation
+from progidiff.synthesis.painting import AIR, Anatomy, paint_attenuation
 from progidiff.synthesis.phantoms import phantom_tissues
 
 #: Runs take these slices in turn.
@@ -59,8 +59,10 @@ class Scene:
         target = "liver" if "liver" in card.vocabulary else card.vocabulary[0]
         pixel = FIELD_MM / size
         generator = torch.Generator().manual_seed(0)
-        tissues, outline = phantom_tissues(SLICES, size, pixel, generator)
-        array = paint_attenuation(tissues, outline, generator).round().clamp(-1024, 3000).to(torch.int16).numpy()
+        pixels = torch.full((SLICES,), pixel)
+        tissues, wall = phantom_tissues(SLICES, (size, size), pixels, generator, torch.linspace(130, 155, SLICES))
+        painted = paint_attenuation(Anatomy(tissues, wall, wall - 20, pixels), generator)
+        array = painted.hu.round().clamp(-1024, 3000).to(torch.int16).numpy()
         affine = np.diag([-pixel, -pixel, SLICE_MM, 1.0])
         modality = "CT" if "CT" in card.modalities else "MR"
         return cls(model, target, array, affine, modality, load_image(array, affine, modality, PLANE, card))

@@ -33,8 +33,7 @@ from progidiff.outputs.atomic import atomic_file
 from progidiff.ranking.ensembles import consensus
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.training.batches import BatchSource, SyntheticBatches
+from progidiff.training.batches import BatchSource, painted_batches
 from progidiff.training.datasets import DatasetBatches, MixedBatches
 from progidiff.training.stacks import Stack
 from progidiff.training.tuning import TuneSettings
@@ -146,7 +145,7 @@ def labelled_batches(
     own = DatasetBatches(stacks, card, "cpu", seed, strength)
     if not replay_share:
         return own
-    phantoms = SyntheticBatches(SyntheticSource([], card.image_size, card.spacing_mm, "cpu", seed + 1), card.vocabulary)
+    phantoms = painted_batches([], card, "cpu", seed + 1)
     return MixedBatches([own, phantoms], [1 - replay_share, replay_share], seed)
 
 

@@ -6,20 +6,18 @@ import numpy as np
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.synthesis.source import SyntheticSource
-from progidiff.synthesis.tissues import ORGANS
+from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
 
 HELD_OUT_SEED = 20_260_000
 
 
 def held_out_phantoms(count: int, size: int = 160, pixel_mm: float = 2.4) -> list[LabelledSlice]:
     """``count`` painted phantoms with all organs labelled; every one counts as a patient of its own."""
-    source = SyntheticSource([], size, pixel_mm, "cpu", HELD_OUT_SEED)
+    source = SyntheticSource([], {"axial": (size, size)}, pixel_mm, "cpu", HELD_OUT_SEED)
     items = []
     for n in range(count):
         batch = source.batch(1)
-        organs = batch.organs[0].numpy()
-        labels = {name: organs == i + 1 for i, name in enumerate(ORGANS)}
-        labels["kidneys"] = labels["left kidney"] | labels["right kidney"]
+        labels = {name: batch.mask(name)[0].numpy() for name in VOCABULARY if name in PHANTOM_TARGETS}
         items.append(
             LabelledSlice(
                 image=np.asarray(batch.images[0, 0].numpy(), np.float32),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.model.card import ModelCard
-from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import normaliser
 
 #: Direction (RAS) of growing columns, rows and slices for a canonical view of each plane.
@@ -48,6 +48,5 @@ def on_grid(item: LabelledSlice, card: ModelCard) -> tuple[ModelGrid, Tensor]:
     array, _ = as_volume(item, card)
     image = normaliser(array, card, item.modality)(array[0])
     shape = (image.shape[0], image.shape[1])
-    centre = body_centre([image], item.spacing_rc)
-    grid = ModelGrid(card.image_size, card.spacing_mm, shape, item.spacing_rc, centre)
+    grid = lay_grid(card, item.plane, [image], shape, item.spacing_rc)
     return grid, grid.to_model(torch.from_numpy(image))

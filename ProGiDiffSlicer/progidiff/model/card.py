@@ -92,8 +92,10 @@ class ModelCard(_Part):
         vocabulary: canonical target names that may be prompted; empty for a model that is not trained yet.
         prompt_template: text given to the text encoder; holds ``{target}`` and may hold ``{modality}``.
         windows: one per modality.
-        image_size: rows and columns of the (square) network input, pixels.
-        spacing_mm: in-plane spacing the slices are resampled to, mm per pixel.
+        image_size: rows and columns of a square network input, pixels.
+        spacing_mm: in-plane spacing the slices are resampled to, mm per pixel; a typical one where there are ``body_grids``.
+        body_grids: rows and columns of the network input by plane, for a model whose grid is laid on the body: its pixels
+            are as large as the body's size needs. Empty for the square of fixed pixels.
         latent_shift, latent_scale: per latent channel; the diffusion sees ``(z - shift) * scale`` of the raw
             encoder output ``z`` of a mask (the autoencoder's own ``scaling_factor`` is not applied).
         prediction_type: what the networks predict, in diffusers' terms; epsilon has no meaning at zero
@@ -114,6 +116,7 @@ class ModelCard(_Part):
     windows: dict[Modality, Window]
     image_size: int = Field(gt=0)
     spacing_mm: float = Field(gt=0)
+    body_grids: dict[Plane, tuple[int, int]] = {}
     latent_shift: list[float] = Field(min_length=1)
     latent_scale: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     prediction_type: PredictionType = "v_prediction"
@@ -147,6 +150,11 @@ class ModelCard(_Part):
         if len(self.latent_shift) != len(self.latent_scale):
             raise ValueError("latent_shift and latent_scale differ in length")
         return self
+
+    def grid_size(self, plane: str) -> tuple[int, int]:
+        """Rows and columns of the network input for slices of a plane."""
+        square = (self.image_size, self.image_size)
+        return next((size for known, size in self.body_grids.items() if known == plane), square)
 
     def prompt(self, target: str, modality: str | None = None) -> str:
         """Text for the text encoder, e.g. ``"liver"`` -> ``"segmentation mask of the liver"``."""

@@ -46,6 +46,8 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         text_dim: width of the text encoder's hidden states.
         norm_num_groups: groups of every normalisation.
         classes: targets of the segmentation head, in the order of the model's vocabulary; 0 for no head.
+        coordinates: give each pixel its place in the grid (row and column, -1 to 1) beside its grey value; for grids that
+            are laid on the body, where that is a place in the body.
     """
 
     @register_to_config
@@ -60,9 +62,11 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         text_dim: int = 64,
         norm_num_groups: int = 8,
         classes: int = 0,
+        coordinates: bool = False,
     ) -> None:
         super().__init__()
         channels = list(block_out_channels)
+        in_channels += 2 * coordinates
         target = (stride // stem_patch).bit_length() - 1  # level whose stride is the latent's
         if stem_patch * 2**target != stride or not 0 <= target < len(channels):
             raise ValueError("stride must be stem_patch times a power of two that the levels reach")
@@ -98,7 +102,12 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         Returns:
             float (B, feature_channels, H / stride, W / stride).
         """
-        x = self.stem(F.pixel_unshuffle(image * 2 - 1, self.config.stem_patch))
+        x = image * 2 - 1
+        if self.config.coordinates:
+            rows, columns = (torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype) for side in x.shape[-2:])
+            places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+            x = torch.cat([x, places.expand(len(x), -1, -1, -1)], 1)
+        x = self.stem(F.pixel_unshuffle(x, self.config.stem_patch))
         skips = []
         for i, block in enumerate(self.down_blocks):
             x = block(x if i == 0 else F.avg_pool2d(x, 2))

@@ -61,14 +61,17 @@ class Conditioner:
         return self._features[index]
 
     @torch.inference_mode()
-    def presence(self, index: int, pixels: Callable[[], Tensor]) -> Mapping[str, float]:
-        """How likely each target is on slice ``index``, in [0, 1]; empty for a model without a segmentation head."""
+    def presence(self, index: int, pixels: Callable[[], Tensor], pixel_mm: float) -> Mapping[str, float]:
+        """How likely each target is on slice ``index``, in [0, 1]; empty for a model without a segmentation head.
+
+        ``pixel_mm`` is the pixel size of the model's grid on the slice.
+        """
         encoder, card = self._model.image_encoder, self._model.card
         if not encoder.config.classes:
             return {}
         if index not in self._presence:
             logits = encoder.segment(self.features(index, pixels))[0]
-            self._presence[index] = dict(zip(card.vocabulary, presence_of(logits, card.spacing_mm).tolist(), strict=True))
+            self._presence[index] = dict(zip(card.vocabulary, presence_of(logits, pixel_mm).tolist(), strict=True))
         return self._presence[index]
 
     @torch.inference_mode()

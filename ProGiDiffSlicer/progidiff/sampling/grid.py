@@ -1,4 +1,4 @@
-"""Between a slice's own pixels and the model's square grid of fixed pixel size."""
+"""Between a slice's own pixels and the model's grid: a square of fixed pixel size, or a rectangle laid on the body."""
 
 from __future__ import annotations
 
@@ -10,43 +10,51 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from progidiff.model.card import ModelCard
+
+#: Share of the grid's rows and columns that the body fills where the grid is laid on it.
+BODY_SHARE = 0.95
+#: Finest and coarsest pixels of such a grid, mm.
+PIXEL_MM = (1.3, 3.2)
+
 
 @dataclass(frozen=True)
 class ModelGrid:
     """The model's grid laid over the slices of one volume.
 
     Attributes:
-        size: pixels per side of the model's grid.
+        size: rows and columns of the model's grid.
         pixel_mm: its pixel size.
         shape_rc: rows and columns of a slice.
         spacing_rc: pixel size of a slice in mm.
         centre_rc: where the grid's centre lies, in slice pixels.
     """
 
-    size: int
+    size: tuple[int, int]
     pixel_mm: float
     shape_rc: tuple[int, int]
     spacing_rc: tuple[float, float]
     centre_rc: tuple[float, float]
 
     def to_model(self, image: Tensor) -> Tensor:
-        """A slice (H, W) in [0, 1] on the model's grid, float32 (1, 1, size, size); outside the slice is 0.
+        """A slice (H, W) in [0, 1] on the model's grid, float32 (1, 1, rows, columns); outside the slice is 0.
 
         Finer slices are smoothed first, so that no detail aliases.
         """
         x = image[None, None].float()
         for axis, spacing in ((2, self.spacing_rc[0]), (3, self.spacing_rc[1])):
             x = _smooth(x, 0.4 * self.pixel_mm / spacing if self.pixel_mm > 1.25 * spacing else 0.0, axis)
-        offsets = (torch.arange(self.size, device=image.device, dtype=torch.float32) - (self.size - 1) / 2) * self.pixel_mm
-        rows = self.centre_rc[0] + offsets / self.spacing_rc[0]
-        cols = self.centre_rc[1] + offsets / self.spacing_rc[1]
+        rows, cols = (
+            centre + (torch.arange(size, device=image.device, dtype=torch.float32) - (size - 1) / 2) * (self.pixel_mm / mm)
+            for size, centre, mm in zip(self.size, self.centre_rc, self.spacing_rc, strict=True)
+        )
         return _sample(x, rows, cols)
 
     def from_model(self, values: Tensor, outside: float) -> Tensor:
-        """Values (N, size, size) on the model's grid at the slice's pixels, float32 (N, H, W); ``outside`` beyond it."""
+        """Values (N, rows, columns) on the model's grid at the slice's pixels, float32 (N, H, W); ``outside`` beyond it."""
         rows, cols = (
-            (torch.arange(count, device=values.device) - centre) * (spacing / self.pixel_mm) + (self.size - 1) / 2
-            for count, spacing, centre in zip(self.shape_rc, self.spacing_rc, self.centre_rc, strict=True)
+            (torch.arange(count, device=values.device) - centre) * (spacing / self.pixel_mm) + (size - 1) / 2
+            for size, count, spacing, centre in zip(self.size, self.shape_rc, self.spacing_rc, self.centre_rc, strict=True)
         )
         return _sample((values.float() - outside)[None], rows, cols)[0] + outside
 
@@ -78,15 +86,26 @@ _BODY_LEVEL = 0.06
 _CELL_MM = 4.0
 #: Parts nearer than twice this belong together: where fat is black, nothing joins the organs to the wall around them.
 _JOIN_MM = 16.0
+#: Widths of arms, mm.
+_ARM_MM = (40.0, 130.0)
 #: Groups of parts smaller than this share of the largest one (an arm) are not the body; both legs are.
 _GROUP_SHARE = 0.3
 
 
-def body_centre(slices: list[np.ndarray], spacing_rc: tuple[float, float]) -> tuple[float, float]:
-    """Centre (row, column) of the body's bounding box over some normalised slices, in pixels.
+@dataclass(frozen=True)
+class BodyBox:
+    """Where the body lies on slices: centre (row, column) in pixels, and height and width in mm."""
 
-    Neither the table nor an arm beside the body pulls the centre away, and a display window in which fat is black does not
-    make the body fall to pieces. Falls back to the image's centre.
+    centre_rc: tuple[float, float]
+    size_mm: tuple[float, float]
+
+
+def body_box(slices: list[np.ndarray], spacing_rc: tuple[float, float]) -> BodyBox:
+    """The body's bounding box over some normalised slices.
+
+    Neither the table nor an arm beside the body pulls it away, and a display window in which fat is black does not make the
+    body fall to pieces. Shoulders or hips on a few slices of many do not widen it: each side is where three quarters of the
+    slices have it or less. Falls back to the whole image.
 
     Args:
         slices: float (H, W) each, in [0, 1].
@@ -94,13 +113,42 @@ def body_centre(slices: list[np.ndarray], spacing_rc: tuple[float, float]) -> tu
     """
     shape = slices[0].shape
     cell = max(1, round(_CELL_MM / spacing_rc[0])), max(1, round(_CELL_MM / spacing_rc[1]))
-    found = [_body_cells(_cell_means(image, cell) > _BODY_LEVEL) for image in slices]
-    rows = np.max([cells.mean(1) for cells in found], axis=0)
-    cols = np.max([cells.mean(0) for cells in found], axis=0)
-    r, c = np.flatnonzero(rows > 0.02), np.flatnonzero(cols > 0.02)
-    if len(r) < 2 or len(c) < 2:
-        return (shape[0] - 1) / 2, (shape[1] - 1) / 2
-    return float(r[0] + r[-1] + 1) / 2 * cell[0] - 0.5, float(c[0] + c[-1] + 1) / 2 * cell[1] - 0.5
+    boxes = []
+    for image in slices:
+        cells = _body_cells(_cell_means(image, cell) > _BODY_LEVEL)
+        rows, cols = np.flatnonzero(cells.mean(1) > 0.02), np.flatnonzero(cells.mean(0) > 0.02)
+        if len(rows) > 1 and len(cols) > 1:
+            boxes.append([-rows[0] * cell[0], (rows[-1] + 1) * cell[0], -cols[0] * cell[1], (cols[-1] + 1) * cell[1]])
+    if not boxes:
+        boxes = [[0, shape[0], 0, shape[1]]]
+    top, bottom, left, right = (float(v) for v in np.quantile(np.array(boxes, float), 0.75, axis=0) * (-1, 1, -1, 1))
+    bottom, right = min(bottom, float(shape[0])), min(right, float(shape[1]))
+    return BodyBox(
+        ((top + bottom - 1) / 2, (left + right - 1) / 2),
+        ((bottom - top) * spacing_rc[0], (right - left) * spacing_rc[1]),
+    )
+
+
+def lay_grid(
+    card: ModelCard, plane: str, slices: list[np.ndarray], shape_rc: tuple[int, int], spacing_rc: tuple[float, float]
+) -> ModelGrid:
+    """The grid that a model wants over slices of one volume.
+
+    Args:
+        card: the model's card: a square of fixed pixels, or a rectangle that the body's width fills.
+        plane: plane of the slices.
+        slices: normalised slices, float (H, W) each, on which the body is looked for.
+        shape_rc: rows and columns of a slice.
+        spacing_rc: pixel size of a slice in mm.
+    """
+    body = body_box(slices, spacing_rc)
+    size = card.grid_size(plane)
+    pixel_mm = card.spacing_mm
+    if card.body_grids:
+        fitting = [mm / (side * BODY_SHARE) for mm, side in zip(body.size_mm, size, strict=True)]
+        # a coronal slice goes on above and below: only its width tells the body's size
+        pixel_mm = float(np.clip(max(fitting) if plane == "axial" else fitting[1], *PIXEL_MM))
+    return ModelGrid(size, pixel_mm, shape_rc, spacing_rc, body.centre_rc)
 
 
 def _cell_means(image: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
@@ -115,7 +163,27 @@ def _body_cells(inside: np.ndarray) -> np.ndarray:
         thick = inside
     near = ndimage.distance_transform_edt(~thick) * _CELL_MM <= _JOIN_MM
     groups, count = ndimage.label(near)
-    if count < 2:
-        return thick
-    sizes = np.bincount(groups[thick], minlength=count + 1)
-    return np.asarray((sizes >= _GROUP_SHARE * sizes.max())[groups] & thick)
+    if count > 1:
+        sizes = np.bincount(groups[thick], minlength=count + 1)
+        thick = np.asarray((sizes >= _GROUP_SHARE * sizes.max())[groups] & thick)
+    return _without_arms(thick)
+
+
+def _without_arms(cells: np.ndarray) -> np.ndarray:
+    """The cells without an outermost part that has the size and the round shape of an arm and lies beside a larger trunk.
+
+    Where fat is black the outermost part of a trunk is its wall, which is thin, or an organ larger than an arm.
+    """
+    parts, count = ndimage.label(cells)
+    out = cells
+    places = ndimage.find_objects(parts)
+    columns = np.flatnonzero(cells.any(0))
+    for number, (rows, cols) in enumerate(places, 1):
+        height, width = ((part.stop - part.start) * _CELL_MM for part in (rows, cols))
+        outermost = cols.start == columns[0] or cols.stop == columns[-1] + 1
+        round_ = 0.5 < width / height < 2
+        like_an_arm = outermost and round_ and _ARM_MM[0] <= width <= _ARM_MM[1] and height <= _ARM_MM[1] * 1.3
+        part = parts == number
+        if count > 1 and like_an_arm and part.sum() < _GROUP_SHARE * cells.sum() and part[rows, cols].mean() > 0.6:
+            out = out & ~part
+    return out

@@ -12,7 +12,7 @@ from progidiff.errors import InputError
 from progidiff.events import ImageInfo
 from progidiff.model.card import Modality, ModelCard
 from progidiff.protocol import image_key
-from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import Normaliser, guess_modality, normaliser
 from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
@@ -49,7 +49,7 @@ class LoadedImage:
     info: ImageInfo
 
     def pixels(self, index: int) -> Tensor:
-        """Slice ``index`` on the model's grid, float32 (1, 1, S, S) in [0, 1] on the CPU."""
+        """Slice ``index`` on the model's grid, float32 (1, 1, rows, columns) in [0, 1] on the CPU."""
         canonical = np.ascontiguousarray(extract_slice(self.array, self.plan, index))
         return self.grid.to_model(torch.from_numpy(self.normalise(canonical)))
 
@@ -86,12 +86,12 @@ def load_image(
     backwards = nearest_axes(geometry.affine)[2 - plan.axis][1] < 0
     looks = np.linspace(0, plan.count - 1, min(plan.count, _LOOKS)).round().astype(int)
     places = plan.count - 1 - looks if backwards else looks
-    centre = body_centre([normalise(extract_slice(array_kji, plan, int(s))) for s in places], plan.spacing_rc)
+    seen = [normalise(extract_slice(array_kji, plan, int(s))) for s in places]
     return LoadedImage(
         array=array_kji,
         plan=plan,
         backwards=backwards,
-        grid=ModelGrid(card.image_size, card.spacing_mm, plan.shape_rc, plan.spacing_rc, centre),
+        grid=lay_grid(card, plan.plane, seen, plan.shape_rc, plan.spacing_rc),
         normalise=normalise,
         modality=known,
         guessed=modality is None,

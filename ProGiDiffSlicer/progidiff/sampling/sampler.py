@@ -152,7 +152,9 @@ class Sampler:
             return True
         run.check()
         index, target, proposal = row
-        presence = self._conditioner.presence(index, partial(self._image.pixels, index)).get(target, 1.0)
+        presence = self._conditioner.presence(index, partial(self._image.pixels, index), self._image.grid.pixel_mm).get(
+            target, 1.0
+        )
         return presence > presence_threshold(proposal)
 
     def _logits(self, run: Run, batch: list[Row]) -> Tensor:

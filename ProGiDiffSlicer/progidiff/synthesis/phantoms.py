@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from progidiff.synthesis.fields import normal, uniform
+from progidiff.synthesis.fields import Shape, normal, uniform
 from progidiff.synthesis.tissues import INDEX
 
 #: centre (column, row) and radii as fractions of half the body's width; typical angle; chance to be in the slice.
@@ -27,7 +27,7 @@ _ORGANS: tuple[tuple[str, float, float, float, float, float, float], ...] = (
 
 def _blob(grid: Tensor, centre: Tensor, radii: Tensor, angle: Tensor, rough: float, generator: torch.Generator) -> Tensor:
     """Star-shaped region per sample: an ellipse whose radius is a random Fourier series; bool (B, S, S)."""
-    offset = grid[None] - centre[:, None, None, :]
+    offset = grid - centre[:, None, None, :]
     x, y = offset[..., 0], offset[..., 1]
     c, s = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     u = (c * x + s * y) / radii[:, 0, None, None]
@@ -40,24 +40,26 @@ def _blob(grid: Tensor, centre: Tensor, radii: Tensor, angle: Tensor, rough: flo
     return torch.hypot(u, v) < edge
 
 
-def phantom_tissues(batch: int, size: int, pixel_mm: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def phantom_tissues(
+    batch: int, shape: Shape, pixel_mm: Tensor, generator: torch.Generator, half: Tensor
+) -> tuple[Tensor, Tensor]:
     """Tissue maps of random phantoms.
 
     Args:
         batch: number of slices.
-        size: pixels per side.
-        pixel_mm: pixel size in mm.
+        shape: rows and columns of a slice.
+        pixel_mm: float (batch,), pixel size in mm.
         generator: source of randomness; its device is used.
+        half: float (batch,), half the width of the body's muscular wall in mm.
 
     Returns:
-        tissues, int64 (batch, size, size); outline, float (batch, size, size), approximate signed distance to the body wall
-        in mm.
+        tissues, int64 (batch, rows, columns); wall, float (batch, rows, columns), approximate signed distance to the
+        muscular wall in mm.
     """
     device = generator.device
-    axis = (torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2) * pixel_mm
-    rows, cols = torch.meshgrid(axis, axis, indexing="ij")
+    axes = [torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2 for side in shape]
+    rows, cols = (axis[None] * pixel_mm[:, None, None] for axis in torch.meshgrid(*axes, indexing="ij"))
     grid = torch.stack([cols, rows], -1)
-    half = uniform((batch,), 120, 165, generator)  # half width of the body wall, mm
     shift = normal((batch, 2), generator) * 8
     depth = half * uniform((batch,), 0.62, 0.82, generator)
 
@@ -72,18 +74,18 @@ def phantom_tissues(batch: int, size: int, pixel_mm: float, generator: torch.Gen
     radius = torch.hypot(
         (cols - shift[:, 0, None, None]) / half[:, None, None], (rows - shift[:, 1, None, None]) / depth[:, None, None]
     )
-    outline = (radius - 1) * depth[:, None, None]
+    wall = (radius - 1) * depth[:, None, None]
     cavity = _blob(grid, shift, torch.stack([half, depth], -1) * 0.9, zero, 0.03, generator)
-    tissues = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
-    tissues[(outline < 0) & ~cavity] = INDEX["muscle"]
+    tissues = torch.zeros(batch, *shape, dtype=torch.int64, device=device)
+    tissues[(wall < 0) & ~cavity] = INDEX["muscle"]
     for name, cx, cy, rx, ry, angle, chance in _ORGANS:
         region = place(cx, cy, rx, ry, angle, 0.05, 0.22) & cavity
         present = uniform((batch, 1, 1), 0, 1, generator) < chance
         tissues[region & present] = INDEX[name]
     for side in (-1.0, 1.0):
-        tissues[place(side * 0.20, 0.42, 0.13, 0.11, 0.0, 0.02, 0.15) & (outline < 0)] = INDEX["muscle"]
+        tissues[place(side * 0.20, 0.42, 0.13, 0.11, 0.0, 0.02, 0.15) & (wall < 0)] = INDEX["muscle"]
     tissues[place(0.0, 0.36, 0.15, 0.15, 0.0, 0.02, 0.08)] = INDEX["bone"]
     tissues[place(0.0, 0.52, 0.05, 0.05, 0.0, 0.01, 0.08)] = INDEX["spinal cord"]
     tissues[place(0.05, 0.15, 0.065, 0.075, 0.0, 0.015, 0.06)] = INDEX["aorta"]
     tissues[place(-0.12, 0.16, 0.08, 0.065, 0.0, 0.015, 0.12)] = INDEX["inferior vena cava"]
-    return tissues, outline
+    return tissues, wall

@@ -76,7 +76,7 @@ def _warped(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Tissue indices and body outline of the warped label volume on the sample's grid."""
-    inside = volume.outline[volume.slices] < 0
+    inside = volume.wall[volume.slices] < 0
     rows, cols = np.flatnonzero(inside.any((0, 2))), np.flatnonzero(inside.any((0, 1)))
     scale = (cols[-1] - cols[0] + 1) * volume.spacing[2] / body_width_mm
     # a little below the middle: the atlas leaves the lungs above the dome of the liver unlabelled
@@ -101,7 +101,7 @@ def _warped(
     excess = (torch.maximum(-voxel, voxel - limit)[..., 1:].clamp_min(0) * torch.tensor(volume.spacing[1:])).sum(-1)
     tissues = at(volume.tissues, "nearest").round().long()
     tissues[excess > 0] = 0
-    return tissues, at(volume.outline, "bilinear") + excess
+    return tissues, at(volume.wall, "bilinear") + excess
 
 
 def _paint(tissues: Tensor, outline: Tensor, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.synthesis.tissues import ORGANS, VOCABULARY
+from progidiff.model.card import ModelCard
+from progidiff.synthesis.fields import Shape, normal
+from progidiff.synthesis.labelmaps import LabelVolume
+from progidiff.synthesis.source import BODY_GRIDS, Plane, SyntheticBatch, SyntheticSource
+from progidiff.synthesis.tissues import VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,29 @@ class BatchSource(Protocol):
         ...
 
 
+def as_training_batch(made: SyntheticBatch, vocabulary: Sequence[str]) -> TrainingBatch:
+    """Painted slices with a mask for each target of a vocabulary; one that is not painted is unknown."""
+    nothing = made.known.new_zeros(len(made.known))
+    known = torch.stack([made.known[:, VOCABULARY.index(n)] if n in VOCABULARY else nothing for n in vocabulary], 1)
+    masks = torch.stack([made.mask(name) for name in vocabulary], 1) & known[..., None, None]
+    return TrainingBatch(made.images, masks, known)
+
+
 class SyntheticBatches:
     """Synthetic slices as training batches.
 
     Args:
         source: the painted slices.
-        vocabulary: target names: organs of the source, "kidneys" (the union of both), or others, which stay unknown.
+        vocabulary: target names; one that no source paints stays unknown.
     """
 
     def __init__(self, source: SyntheticSource, vocabulary: Sequence[str]) -> None:
         self.source = source
         self.vocabulary = tuple(vocabulary)
-        self._known = torch.tensor([name in VOCABULARY for name in self.vocabulary])
 
     def batch(self, count: int) -> TrainingBatch:
-        """``count`` painted slices; every target that is painted is known."""
-        made = self.source.batch(count)
-        masks = torch.stack([self._mask(made.organs, name) for name in self.vocabulary], 1)
-        known = self._known.to(masks.device).expand(count, -1)
-        return TrainingBatch(made.images, masks, known)
-
-    @staticmethod
-    def _mask(organs: Tensor, name: str) -> Tensor:
-        if name == "kidneys":
-            return (organs == ORGANS.index("left kidney") + 1) | (organs == ORGANS.index("right kidney") + 1)
-        return organs == ORGANS.index(name) + 1 if name in ORGANS else torch.zeros_like(organs, dtype=torch.bool)
+        """``count`` painted slices; what their anatomies label is known."""
+        return as_training_batch(self.source.batch(count), self.vocabulary)
 
     def state(self) -> Tensor:
         """State of the source's generator."""
@@ -79,7 +81,93 @@ class SyntheticBatches:
         self.source.restore(state)
 
 
-def pick_prompts(batch: TrainingBatch, per_image: int, absent_share: float = 0.3) -> tuple[Tensor, Tensor]:
+class ReusedBatches:
+    """Painted slices that are each used several times: painting one takes half as long as learning from it.
+
+    Slices are painted in shards, each from a seed of its own; the latest shards are drawn from at random, each time with
+    another small turn, shift, zoom, gamma and noise. What is drawn follows from the seed and the number of slices drawn
+    before, so a restored source paints the shards that it needs again and goes on exactly.
+
+    Args:
+        paint: makes the source of a shard from its seed.
+        vocabulary: target names.
+        seed: seed of everything drawn here, and the first shard's.
+        visits: how often a slice is drawn on average.
+    """
+
+    _SHARD, _KEPT, _TOGETHER = 96, 8, 8
+
+    def __init__(
+        self, paint: Callable[[int], SyntheticSource], vocabulary: Sequence[str], seed: int = 0, visits: int = 3
+    ) -> None:
+        self._paint, self.vocabulary, self._seed, self._visits = paint, tuple(vocabulary), seed, visits
+        self._drawn = 0
+        self._shards: dict[int, list[SyntheticBatch]] = {}
+        self._generator = torch.Generator(device=paint(seed).device).manual_seed(seed)
+
+    def batch(self, count: int) -> TrainingBatch:
+        """The next ``count`` slices, all of one plane."""
+        newest = self._drawn // (self._SHARD * self._visits)
+        for number in range(max(0, newest - self._KEPT + 1), newest + 1):
+            if number not in self._shards:
+                self._shards[number] = self._painted(number)
+        self._shards = {n: shard for n, shard in self._shards.items() if n > newest - self._KEPT}
+        parts = [part for shard in self._shards.values() for part in shard]
+        part = parts[self._random(len(parts))]
+        alike = [p for p in parts if p.images.shape == part.images.shape]
+        rows = [(alike[self._random(len(alike))], self._random(self._TOGETHER)) for _ in range(count)]
+        images, tissues, known = (
+            torch.stack([getattr(part, name)[row] for part, row in rows]) for name in ("images", "tissues", "known")
+        )
+        self._drawn += count
+        drawn = SyntheticBatch(*self._varied(images, tissues), known)
+        return as_training_batch(drawn, self.vocabulary)
+
+    def _painted(self, number: int) -> list[SyntheticBatch]:
+        source = self._paint(self._seed + 7919 * (number + 1))
+        made = (source.batch(self._TOGETHER) for _ in range(self._SHARD // self._TOGETHER))
+        return [SyntheticBatch(m.images, m.tissues.to(torch.uint8), m.known) for m in made]
+
+    def _varied(self, images: Tensor, tissues: Tensor) -> tuple[Tensor, Tensor]:
+        b, g = len(images), self._generator
+        angle, zoom = normal((b,), g) * 0.05, torch.exp(normal((b,), g) * 0.04)
+        cos, sin, aspect = torch.cos(angle) * zoom, torch.sin(angle) * zoom, images.shape[-1] / images.shape[-2]
+        shift = normal((b, 2), g) * 0.03
+        turn = torch.stack([cos, -sin / aspect, shift[:, 0], sin * aspect, cos, shift[:, 1]], 1).view(b, 2, 3)
+        grid = F.affine_grid(turn, list(images.shape), align_corners=False)
+        moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        labels = F.grid_sample(tissues[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+        look = moved.clamp(0, 1) ** torch.exp(normal((b, 1, 1, 1), g) * 0.15)
+        look = look * (1 + normal((b, 1, 1, 1), g) * 0.05) + normal((b, 1, 1, 1), g) * 0.02
+        return (look + normal(tuple(look.shape), g) * 0.015).clamp(0, 1), labels[:, 0].round().long()
+
+    def _random(self, below: int) -> int:
+        return int(torch.randint(below, (1,), generator=self._generator, device=self._generator.device))
+
+    def state(self) -> Tensor:
+        """Slices drawn so far, and the generator's state."""
+        return torch.cat([torch.tensor([self._drawn]).view(torch.uint8), self._generator.get_state()])
+
+    def restore(self, state: Tensor) -> None:
+        """Continue from a state."""
+        self._drawn = int(state[:8].clone().view(torch.int64))
+        self._generator.set_state(state[8:].clone())
+        self._shards = {}
+
+
+def painted_batches(
+    volumes: Sequence[LabelVolume], card: ModelCard, device: torch.device | str = "cpu", seed: int = 0
+) -> SyntheticBatches:
+    """Painted slices on a model's grid, of its vocabulary; phantoms where there are no volumes."""
+    square: Mapping[Plane, Shape] = {"axial": (card.image_size, card.image_size)}
+    on_body = {plane: card.body_grids[plane] for plane in BODY_GRIDS if plane in card.body_grids}
+    pixel_mm = None if on_body else card.spacing_mm
+    return SyntheticBatches(SyntheticSource(volumes, on_body or square, pixel_mm, device, seed), card.vocabulary)
+
+
+def pick_prompts(
+    batch: TrainingBatch, per_image: int, absent_share: float = 0.3, believed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Which targets are asked for on which image.
 
     Present targets (more than 15 pixels) are drawn evenly, whatever their size; now and then an absent one, whose right
@@ -89,6 +177,8 @@ def pick_prompts(batch: TrainingBatch, per_image: int, absent_share: float = 0.3
         batch: the batch.
         per_image: prompts per image.
         absent_share: chance that a prompt names an absent target.
+        believed: float (B, V) in [0, 1], how much the model believes that a target is there; absent targets in which it
+            believes are asked for first, since they are the ones to learn from.
 
     Returns:
         image index and target index of each prompt, both int64 (B * per_image,); fewer where an image has nothing known.
@@ -98,6 +188,8 @@ def pick_prompts(batch: TrainingBatch, per_image: int, absent_share: float = 0.3
     noise = torch.rand(present.shape, device=present.device)
     is_absent = torch.rand(present.shape[0], per_image, device=present.device) < absent_share
     order_present = torch.where(present, noise, noise - 2).argsort(1, descending=True)
+    if believed is not None:  # a draw without replacement by these weights (Efraimidis and Spirakis 2006)
+        noise = noise ** (1 / (0.03 + believed))
     order_absent = torch.where(absent, noise, noise - 2).argsort(1, descending=True)
     n_present, n_absent = present.sum(1, keepdim=True), absent.sum(1, keepdim=True)
     slot = torch.arange(per_image, device=present.device)[None]

@@ -11,9 +11,9 @@ from torch import Tensor
 from progidiff.datasets.split import split_by_patient
 from progidiff.errors import DatasetError
 from progidiff.model.card import ModelCard
-from progidiff.training.augment import augment
+from progidiff.training.augment import augment, without_margin
 from progidiff.training.batches import BatchSource, TrainingBatch
-from progidiff.training.stacks import PreparedStack, Stack, prepare
+from progidiff.training.stacks import PreparedStack, Stack, margin_of, prepare
 
 #: Draws from the slices in memory, per slice that shows a target, before others take their place.
 _VISITS = 4
@@ -64,13 +64,16 @@ class DatasetBatches:
     def batch(self, count: int) -> TrainingBatch:
         """The next ``count`` slices."""
         self._turn()
-        drawn = [self._draw() for _ in range(count)]
+        first = self._draw()
+        # one batch, one grid: slices of another plane have another shape
+        drawn = [first, *(self._draw(first[1].images.shape[1:]) for _ in range(count - 1))]
         self._used += count
         device = self._generator.device
         images, masks, known = (torch.stack(column).to(device) for column in zip(*(d[0] for d in drawn), strict=True))
-        is_mr = torch.tensor([d[1] for d in drawn], device=device)
-        card = self.card
-        images, masks = augment(images, masks, is_mr, card.image_size, card.spacing_mm, self._generator, self.strength)
+        is_mr = torch.tensor([stack.is_mr for _, stack in drawn], device=device)
+        pixel_mm = torch.tensor([stack.pixel_mm for _, stack in drawn], device=device)
+        margin = margin_of(self.card)
+        images, masks = augment(images, masks, is_mr, margin, pixel_mm, self._generator, self.strength)
         return TrainingBatch(images, masks, known)
 
     def state(self) -> Tensor:
@@ -91,17 +94,19 @@ class DatasetBatches:
         self._turn()
         return set(self._planes)
 
-    def _draw(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
-        patients = sorted({stack.patient for stack in self._window})
+    def _draw(self, shape: tuple[int, ...] | None = None) -> tuple[tuple[Tensor, Tensor, Tensor], PreparedStack]:
+        """A slice of some stack, of a given shape where one is given."""
+        window = [stack for stack in self._window if shape in (None, stack.images.shape[1:])]
+        patients = sorted({stack.patient for stack in window})
         patient = patients[self._random(len(patients))]
-        own = [stack for stack in self._window if stack.patient == patient]
+        own = [stack for stack in window if stack.patient == patient]
         stack = own[self._random(len(own))]
         useful = np.flatnonzero(stack.present.any(1))
         if len(useful) and float(torch.rand(1, generator=self._picker)) < _USEFUL_SHARE:
             index = int(useful[self._random(len(useful))])
         else:
             index = self._random(len(stack))
-        return stack.slice(index), stack.is_mr
+        return stack.slice(index), stack
 
     def _random(self, below: int) -> int:
         return int(torch.randint(below, (1,), generator=self._picker))
@@ -178,29 +183,31 @@ def validation_batches(
     """
     order = np.random.default_rng(seed).permutation(len(stacks))[:most].tolist()
     share = -(-most // max(len(order), 1))
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
     for index in order:
         prepared = prepare(stacks[index], card)
         useful = np.flatnonzero(prepared.present.any(1)) if prepared is not None else np.zeros(0, dtype=int)
         if prepared is None or not len(useful):
             continue
         places = np.linspace(0, len(useful) - 1, min(share, len(useful)) + 2)[1:-1].round().astype(int)
-        rows += [prepared.slice(int(i)) for i in useful[places]]
-    batches = []
-    for start in range(0, min(len(rows), most), 8):
-        part = rows[start : min(start + 8, most)]
-        images, masks, known = (torch.stack([row[i] for row in part]).to(device) for i in range(3))
-        unused, flat = torch.Generator(device=device), torch.zeros(len(part), dtype=torch.bool, device=device)
-        images, masks = augment(images, masks, flat, card.image_size, card.spacing_mm, unused, strength=0)
-        batches.append(TrainingBatch(images, masks, known))
+        rows.setdefault(prepared.images.shape[1:], []).extend(prepared.slice(int(i)) for i in useful[places])
+    batches: list[TrainingBatch] = []
+    margin = margin_of(card)
+    for alike in rows.values():
+        for start in range(0, len(alike), 8):
+            part = alike[start : min(start + 8, start + most - sum(len(b.images) for b in batches))]
+            if not part:
+                break
+            images, masks, known = (torch.stack([row[i] for row in part]).to(device) for i in range(3))
+            batches.append(TrainingBatch(*without_margin(images, masks, margin), known))
     return batches
 
 
 class MixedBatches:
-    """Several sources in one batch, by share.
+    """Several sources in one batch, by share; where their slices differ in plane and so in shape, a batch is of one source.
 
     Args:
-        sources: the sources; all have the same vocabulary and grid.
+        sources: the sources; all have the same vocabulary and the grids of one card.
         shares: their shares, positive.
         seed: seed of the mixture.
     """
@@ -215,6 +222,8 @@ class MixedBatches:
         which = torch.multinomial(self._shares, count, True, generator=self._generator)
         counts = torch.bincount(which, minlength=len(self.sources)).tolist()
         parts = [source.batch(n) for source, n in zip(self.sources, counts, strict=True) if n]
+        if len({part.images.shape[1:] for part in parts}) > 1:
+            return self.sources[int(which[0])].batch(count)
         return TrainingBatch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("images", "masks", "known")))
 
     def state(self) -> Tensor:

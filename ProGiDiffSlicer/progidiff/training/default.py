@@ -12,32 +12,34 @@ from typing import Any
 import torch
 
 from progidiff.errors import DatasetError, ModelError
-from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window
+from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window, make_card
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.networks import ControlBranch
 from progidiff.model.text import tokenize
-from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
-from progidiff.synthesis.source import SyntheticSource
+from progidiff.synthesis.labelmaps import LabelVolume, load_permissive, unpack, with_blends
+from progidiff.synthesis.source import BODY_GRIDS, SyntheticSource
 from progidiff.synthesis.tissues import VOCABULARY
 from progidiff.training import small
-from progidiff.training.batches import SyntheticBatches, TrainingBatch
+from progidiff.training.batches import BatchSource, ReusedBatches, SyntheticBatches, TrainingBatch
 from progidiff.training.diffusion import BaseStage, ControlStage
 from progidiff.training.loop import LoopSettings, Progress, Stage, run_stage, stage_clock
 from progidiff.training.stages import AutoencoderStage, EncoderStage
 
-IMAGE_SIZE = 160
-SPACING_MM = 2.4
 STAGES = ("autoencoder", "base", "encoder", "control")
+
+
+#: Pixel size of the grid on a body of ordinary width, mm.
+TYPICAL_MM = 2.1
 
 
 @dataclass(frozen=True)
 class DefaultSteps:
     """Optimiser steps per stage."""
 
-    autoencoder: int = 800
-    base: int = 700
-    encoder: int = 1500
-    control: int = 5600
+    autoencoder: int = 1500
+    base: int = 2500
+    encoder: int = 30000
+    control: int = 14000
 
 
 class DefaultRecipe:
@@ -70,20 +72,25 @@ class DefaultRecipe:
         self.tokenizer = small.make_tokenizer(VOCABULARY)
         self.text_encoder = small.make_text_encoder(len(self.tokenizer)).to(self.device)
         self.vae, self.decoder = small.make_vae().to(self.device), small.make_mask_decoder().to(self.device)
-        self.unet, self.schedule = small.make_unet(IMAGE_SIZE).to(self.device), small.make_schedule()
-        self.encoder = small.make_encoder(len(VOCABULARY)).to(self.device)
+        self.unet, self.schedule = small.make_unet(max(BODY_GRIDS["axial"])).to(self.device), small.make_schedule()
+        self.encoder = small.make_encoder(len(VOCABULARY), wide=True).to(self.device)
         self.control: ControlBranch | None = None
         self._validation: list[TrainingBatch] | None = None
 
-    def source(self, seed: int) -> SyntheticBatches:
-        """A stream of synthetic batches with its own seed."""
-        return SyntheticBatches(SyntheticSource(self.volumes, IMAGE_SIZE, SPACING_MM, self.device, seed), VOCABULARY)
+    def _paint(self, seed: int) -> SyntheticSource:
+        return SyntheticSource(self.volumes, device=self.device, seed=seed)
+
+    def source(self, seed: int) -> BatchSource:
+        """A stream of synthetic batches with its own seed; on a graphics card painting is cheap and every slice is new."""
+        if self.device.type == "cuda":
+            return SyntheticBatches(self._paint(seed), VOCABULARY)
+        return ReusedBatches(self._paint, VOCABULARY, seed)
 
     @property
     def validation(self) -> list[TrainingBatch]:
         """Held-out draws of the same source (never used for training: another seed)."""
         if self._validation is None:
-            source = self.source(999)
+            source = SyntheticBatches(self._paint(999), VOCABULARY)
             self._validation = [source.batch(8) for _ in range(3)]
         return self._validation
 
@@ -111,7 +118,7 @@ class DefaultRecipe:
 
     def _autoencoder(self) -> None:
         stage = AutoencoderStage(self.vae, self.decoder, self.source(1), self.validation)
-        settings = LoopSettings(self.steps.autoencoder, 4, 2e-3, validate_every=250, seed=1)
+        settings = LoopSettings(self.steps.autoencoder, 4, 2e-3, validate_every=500, seed=1)
         self._run(stage, settings)
         path = self.folder / "latents.json"
         if not path.exists():
@@ -119,18 +126,20 @@ class DefaultRecipe:
 
     def _base(self) -> None:
         stage = BaseStage(**self._diffusion(2))
-        settings = LoopSettings(self.steps.base, 4, 8e-4, validate_every=400, seed=2)
+        settings = LoopSettings(self.steps.base, 4, 8e-4, validate_every=500, seed=2, bf16=True)
         self._run(stage, settings)
 
     def _encoder(self) -> None:
         stage = EncoderStage(self.encoder, self.source(3), self.validation)
-        settings = LoopSettings(self.steps.encoder, 8, 1.5e-3, seed=3)
+        settings = LoopSettings(
+            self.steps.encoder, 8, 1.5e-3, warmup=200, ema=0.999, validate_every=1000, log_every=100, seed=3, bf16=True
+        )
         self._run(stage, settings)
 
     def _control(self) -> None:
         self.control = small.make_control(self.unet).to(self.device)
         stage = ControlStage(self.control, self.encoder, **self._diffusion(4))
-        settings = LoopSettings(self.steps.control, 4, 8e-4, validate_every=1000, seed=4)
+        settings = LoopSettings(self.steps.control, 4, 8e-4, validate_every=1000, seed=4, bf16=True)
         self._run(stage, settings)
 
     def _diffusion(self, seed: int) -> dict[str, Any]:
@@ -148,6 +157,27 @@ class DefaultRecipe:
             "validation": self.validation,
             "prompts_per_image": 4,
         }
+
+
+def empty_card(**fields: Any) -> ModelCard:
+    """The card of the bundled model, with what its training has found out in the given fields."""
+    known = {
+        # Segments name the model that they come from: another training is another model.
+        "model_id": f"progidiff-abdomen-small-{datetime.now(UTC):%Y%m%d}",
+        "name": "ProGiDiff abdomen, small",
+        "licence": "Apache-2.0",
+        "modalities": ["CT", "MR"],
+        "planes": list(BODY_GRIDS),
+        "vocabulary": list(VOCABULARY),
+        "windows": {"CT": Window(kind="hu", low=-160, high=240), "MR": Window(kind="percentile", low=1, high=99)},
+        "image_size": max(BODY_GRIDS["axial"]),
+        "spacing_mm": TYPICAL_MM,
+        "body_grids": dict(BODY_GRIDS),
+        "latent_shift": [0.0] * small.LATENT_CHANNELS,
+        "latent_scale": [1.0] * small.LATENT_CHANNELS,
+        "trainable_parameters": 0,
+    }
+    return make_card(known | fields)
 
 
 def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
@@ -168,17 +198,7 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
         tokenizer=recipe.tokenizer,
         scheduler=recipe.schedule,
         mask_decoder=recipe.decoder,
-        card=ModelCard(
-            # Segments name the model that they come from: another training is another model.
-            model_id=f"progidiff-abdomen-small-{datetime.now(UTC):%Y%m%d}",
-            name="ProGiDiff abdomen, small",
-            licence="Apache-2.0",
-            modalities=["CT", "MR"],
-            planes=["axial"],
-            vocabulary=list(VOCABULARY),
-            windows={"CT": Window(kind="hu", low=-160, high=240), "MR": Window(kind="percentile", low=1, high=99)},
-            image_size=IMAGE_SIZE,
-            spacing_mm=SPACING_MM,
+        card=empty_card(
             latent_shift=shift,
             latent_scale=scale,
             trained_on=[
@@ -203,7 +223,6 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
                 )
                 for seed, stage in enumerate(STAGES, 1)
             ],
-            trainable_parameters=0,
             notes=(
                 "Trained on pictures painted on label maps of three patients and on procedural phantoms; of two"
                 " of the patients (one CT, one MR) the real slices, recoloured and deformed, were among the pictures. The"
@@ -216,5 +235,10 @@ def assemble_default(recipe: DefaultRecipe, out: Path) -> ModelCard:
 
 
 def load_volumes(data: Path | None) -> list[LabelVolume]:
-    """Label volumes for the recipe; an empty list (phantoms only) when ``data`` is ``None``."""
-    return [] if data is None else load_permissive(data)
+    """Label volumes for the recipe, with blends of them; an empty list (phantoms only) when ``data`` is ``None``.
+
+    ``data`` is a folder that holds ``permissive``, or a file of packed volumes.
+    """
+    if data is None:
+        return []
+    return unpack(data) if data.is_file() else with_blends(load_permissive(data))

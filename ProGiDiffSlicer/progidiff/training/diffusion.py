@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
 from progidiff.model.text import encode_text
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
-from progidiff.training.losses import decoded_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
+from progidiff.training.losses import decoded_loss, dice_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
 from progidiff.training.stages import SourceStage, encode_masks, mean_dice
 
 
@@ -106,7 +106,7 @@ class BaseStage(_DiffusionStage):
         return self.diffusion_loss(prediction, velocity, noisy, t, masks)
 
     def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
-        return self._step(self.source.batch(count))
+        return self._step(self.draw(count))
 
     def validate(self) -> dict[str, float]:
         if not self.validation:
@@ -124,6 +124,10 @@ class ControlStage(_DiffusionStage):
             learning to segment beside serving the control branch.
         head_follows: that loss teaches the head alone, which then follows the features without shaping them.
         hint_weight: weight of a loss on the hint itself.
+        recycled: share of the masks that are noised from the networks' own estimate in place of the true mask (recycling,
+            arXiv 2308.16355): in sampling they see nothing else, and a network that only knows noisy true masks loses Dice
+            at every later step.
+        dice_weight: weight of a soft Dice on the decoded clean estimate, at every noise level.
     """
 
     name = "control"
@@ -136,10 +140,13 @@ class ControlStage(_DiffusionStage):
         segmentation_weight: float = 0.5,
         head_follows: bool = False,
         hint_weight: float = 0.5,
+        recycled: float = 0.0,
+        dice_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.control, self.encoder = control, encoder
+        self.recycled, self.dice_weight = recycled, dice_weight
         self.segmentation_weight = segmentation_weight if encoder.config.classes else 0.0
         self.head_follows, self.hint_weight = head_follows, hint_weight
         self.unet.requires_grad_(False).eval()
@@ -164,13 +171,21 @@ class ControlStage(_DiffusionStage):
         ).sample
 
     def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
-        batch = self.source.batch(count)
-        image, target = pick_prompts(batch, self.prompts_per_image)
-        masks = batch.masks[image, target][:, None].float()
-        noisy, t, velocity = self.noisy(self.clean_latents(masks))
+        batch = self.draw(count)
         features = self.encoder(batch.images)
+        image, target = pick_prompts(batch, self.prompts_per_image, believed=self._believed(features))
+        masks = batch.masks[image, target][:, None].float()
+        clean = self.clean_latents(masks)
+        noisy, t, velocity = self.noisy(clean)
         hint = self.encoder.hint(features[image], self.pooled[target])
-        loss, numbers = self.diffusion_loss(self.velocity(noisy, t, hint, target), velocity, noisy, t, masks)
+        if self.recycled:
+            noisy, t, velocity = self._with_estimates(clean, noisy, t, velocity, hint.detach(), target)
+        prediction = self.velocity(noisy, t, hint, target)
+        loss, numbers = self.diffusion_loss(prediction, velocity, noisy, t, masks)
+        if self.dice_weight and self.decoder is not None:
+            dice = dice_loss(self.decode(self.clean_estimate(prediction.float(), noisy, t)), masks)
+            numbers["soft dice"] = 1 - float(dice.detach())
+            loss = loss + self.dice_weight * dice
         if self.segmentation_weight:
             seen = features.detach() if self.head_follows else features
             segmentation = segmentation_loss(self.encoder.segment(seen), batch.masks, batch.known)
@@ -185,6 +200,32 @@ class ControlStage(_DiffusionStage):
             numbers["hint"] = float(located.detach())
             loss = loss + self.hint_weight * located
         return loss, numbers
+
+    @torch.no_grad()
+    def _believed(self, features: Tensor) -> Tensor | None:
+        """How much the segmentation head believes in each target, float (B, V) in [0, 1]; ``None`` without one."""
+        if not self.encoder.config.classes:
+            return None
+        logits = self.encoder.segment(features).float().flatten(2)
+        return logits.topk(min(12, logits.shape[-1]), dim=-1).values.mean(-1).sigmoid()
+
+    @torch.no_grad()
+    def _with_estimates(
+        self, clean: Tensor, noisy: Tensor, t: Tensor, velocity: Tensor, hint: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Some of the noisy latents made of the networks' own first estimate, with the velocity that leads to the truth."""
+        steps = self.schedule.config.num_train_timesteps
+        own = torch.rand(len(clean), device=clean.device) < self.recycled
+        # below a quarter of the noise no sampler step begins, and the velocity to the truth would be as large as it likes
+        late = own & (t >= steps // 4)
+        start = torch.full_like(t, steps - 1)
+        pure = torch.randn_like(clean)
+        estimate = self.clean_estimate(self.velocity(pure, start, hint, target).float(), pure, start)
+        again = self.schedule.add_noise(estimate, torch.randn_like(clean), t)
+        alpha = self.schedule.alphas_cumprod.to(t.device)[t].sqrt()[:, None, None, None]
+        to_truth = (alpha * again - clean) / (1 - alpha**2).clamp_min(1e-4).sqrt()
+        late = late[:, None, None, None]
+        return torch.where(late, again, noisy), t, torch.where(late, to_truth, velocity)
 
     @torch.no_grad()
     def sample(self, images: Tensor, steps: int = 4, seed: int = 0) -> Tensor:

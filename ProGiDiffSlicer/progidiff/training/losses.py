@@ -15,7 +15,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
         masks: bool (B, V, S, S).
         known: bool (B, V); unknown targets contribute nothing.
     """
-    truth = masks.float()
+    logits, truth = logits.float(), masks.float()  # sums over a picture need more than bfloat16
     weight = known.float()[:, :, None, None]
     cross = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight).sum()
     cross = cross / weight.expand_as(logits).sum().clamp_min(1)
@@ -38,7 +38,7 @@ def velocity_loss(prediction: Tensor, velocity: Tensor, near: Tensor, weight: fl
     Most tokens of a mask are empty background; unweighted, a small organ would hardly be heard.
     """
     w = 1 + weight * near
-    return ((prediction - velocity) ** 2 * w).mean() / w.mean()
+    return ((prediction.float() - velocity) ** 2 * w).mean() / w.mean()
 
 
 def decoded_loss(logits: Tensor, masks: Tensor, near: Tensor, weight: float = 9.0) -> Tensor:
@@ -48,7 +48,15 @@ def decoded_loss(logits: Tensor, masks: Tensor, near: Tensor, weight: float = 9.
     diversity instead of agreeing on one mask.
     """
     w = 1 + weight * F.interpolate(near, size=masks.shape[-2:], mode="nearest")
-    return (F.binary_cross_entropy_with_logits(logits, masks, reduction="none") * w).mean() / w.mean()
+    return (F.binary_cross_entropy_with_logits(logits.float(), masks, reduction="none") * w).mean() / w.mean()
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """One minus the soft Dice of each picture, averaged; float logits and masks (B, 1, S, S). Empty masks count as well."""
+    probability = logits.float().sigmoid().flatten(1)
+    truth = masks.flatten(1)
+    overlap = (probability * truth).sum(1)
+    return (1 - (2 * overlap + 10) / (probability.sum(1) + truth.sum(1) + 10)).mean()
 
 
 def soft_dice(logits: Tensor, masks: Tensor) -> Tensor:

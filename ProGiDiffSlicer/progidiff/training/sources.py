@@ -16,9 +16,8 @@ from progidiff.datasets.slices import SliceFolder
 from progidiff.errors import DatasetError
 from progidiff.model.card import ModelCard, TrainingSource
 from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
-from progidiff.synthesis.source import SyntheticSource
 from progidiff.synthesis.tissues import VOCABULARY
-from progidiff.training.batches import BatchSource, SyntheticBatches, TrainingBatch
+from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
 from progidiff.training.datasets import DatasetBatches, MixedBatches, split_stacks, validation_batches
 from progidiff.training.stacks import Stack, open_dataset, stacks_of
 
@@ -167,7 +166,7 @@ def make_source(
     if stacks:
         sources.append(DatasetBatches(stacks, card, device, seed, cache_mb=cache_mb, log=log))
     if opened.volumes is not None:
-        sources.append(_synthetic(opened.volumes, card, device, seed))
+        sources.append(painted_batches(opened.volumes, card, device, seed))
     if not sources:
         raise DatasetError("No case to train on is left; hold out a smaller share of the patients.")
     share = opened.data.synthetic_share
@@ -179,7 +178,7 @@ def make_validation(opened: OpenData, card: ModelCard, device: torch.device, ima
     if opened.datasets:
         return validation_batches(usable(opened.held_out, card), card, device, images, seed)
     assert opened.volumes is not None
-    source = _synthetic(opened.volumes, card, device, seed + _VALIDATION_SEED)
+    source = painted_batches(opened.volumes, card, device, seed + _VALIDATION_SEED)
     return [source.batch(min(_MOST_TOGETHER, images - start)) for start in range(0, images, _MOST_TOGETHER)]
 
 
@@ -195,10 +194,6 @@ def planes_of(source: BatchSource, opened: OpenData) -> list[str]:
 def usable(stacks: Sequence[Stack], card: ModelCard) -> list[Stack]:
     """Stacks that label at least one target of the vocabulary: others would have no prompt."""
     return [s for s in stacks if s.labelled & {*card.vocabulary}]
-
-
-def _synthetic(volumes: Sequence[LabelVolume], card: ModelCard, device: torch.device, seed: int) -> SyntheticBatches:
-    return SyntheticBatches(SyntheticSource(volumes, card.image_size, card.spacing_mm, device, seed), card.vocabulary)
 
 
 def _readable(tokenizer: Any, target: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError, InputError
 from progidiff.model.card import ModelCard
-from progidiff.sampling.grid import ModelGrid, body_centre
+from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import normaliser
 
 #: A target with no more pixels than this on the model's grid counts as absent, as in :func:`batches.pick_prompts`.
@@ -49,13 +49,14 @@ class PreparedStack:
     """Slices on the model's grid with a margin around it, packed.
 
     Attributes:
-        images: float16 (n, P, P) in [0, 1]; P is the grid's size and twice its margin.
-        masks: uint8 (n, V, bytes), bits of bool (P, P) per target of the vocabulary.
+        images: float16 (n, P, Q) in [0, 1]; P and Q are the grid's rows and columns and twice its margin.
+        masks: uint8 (n, V, bytes), bits of bool (P, Q) per target of the vocabulary.
         known: bool (n, V), whether the target is labelled on the slice.
         present: bool (n, V), whether it is known and covers more than :data:`MIN_PIXELS` pixels.
         is_mr: whether it is MR.
         plane: plane of the slices.
         patient: the patient.
+        pixel_mm: pixel size of the grid.
     """
 
     images: np.ndarray
@@ -65,6 +66,7 @@ class PreparedStack:
     is_mr: bool
     plane: str
     patient: str
+    pixel_mm: float
 
     @property
     def bytes(self) -> int:
@@ -76,10 +78,10 @@ class PreparedStack:
         return len(self.images)
 
     def slice(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image float32 (P, P), masks bool (V, P, P), known bool (V,)."""
-        side = self.images.shape[-1]
-        bits = np.unpackbits(self.masks[index], axis=-1, count=side * side)
-        masks = torch.from_numpy(bits.reshape(-1, side, side)).bool()
+        """Image float32 (P, Q), masks bool (V, P, Q), known bool (V,)."""
+        rows, columns = self.images.shape[-2:]
+        bits = np.unpackbits(self.masks[index], axis=-1, count=rows * columns)
+        masks = torch.from_numpy(bits.reshape(-1, rows, columns)).bool()
         return torch.from_numpy(self.images[index]).float(), masks, torch.from_numpy(self.known[index])
 
 
@@ -135,7 +137,7 @@ def _read_all(readers: Sequence[Callable[[], LabelledSlice]]) -> list[LabelledSl
 
 def margin_of(card: ModelCard) -> int:
     """Pixels kept around the grid, so that augmentation can shift and turn without running out of picture."""
-    return card.image_size // 16
+    return max(max(size) for size in (*card.body_grids.values(), (card.image_size,))) // 16
 
 
 def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> PreparedStack | None:
@@ -157,15 +159,20 @@ def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> Prepared
     images = _normalised(stack, slices, card)
     look = np.linspace(0, len(images) - 1, min(len(images), _CENTRE_SLICES)).round().astype(int)
     alike = len({image.shape for image in images}) == 1
-    common = body_centre([images[int(i)] for i in look], first.spacing_rc) if alike else None
-    side = card.image_size + 2 * margin_of(card)
+    margin = margin_of(card)
+
+    def laid(slices: list[np.ndarray], spacing_rc: tuple[float, float]) -> ModelGrid:
+        rows, columns = slices[0].shape
+        grid = lay_grid(card, first.plane, slices, (rows, columns), spacing_rc)
+        return replace(grid, size=(grid.size[0] + 2 * margin, grid.size[1] + 2 * margin))
+
+    common = laid([images[int(i)] for i in look], first.spacing_rc) if alike else None
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     empty = 0
     for item, image in zip(slices, images, strict=True):
-        shape = (image.shape[0], image.shape[1])
         # The grid of the engine, with a margin: the pixels inside are the same as at inference.
-        grid = ModelGrid(side, card.spacing_mm, shape, item.spacing_rc, common or body_centre([image], item.spacing_rc))
-        masks = np.zeros((len(card.vocabulary), side, side), dtype=bool)
+        grid = common or laid([image], item.spacing_rc)
+        masks = np.zeros((len(card.vocabulary), *grid.size), dtype=bool)
         known = np.array([target in item.labelled and target in item.labels for target in card.vocabulary])
         for v, target in enumerate(card.vocabulary):
             if known[v] and item.labels[target].any():
@@ -179,11 +186,12 @@ def prepare(stack: Stack, card: ModelCard, spare_empty: bool = True) -> Prepared
             if spare_empty and empty % _EMPTY_STEP != 1:
                 continue
         pixels = grid.to_model(torch.from_numpy(np.ascontiguousarray(image)))[0, 0].numpy().astype(np.float16)
+        pixel_mm = grid.pixel_mm
         rows.append((pixels, np.packbits(masks.reshape(len(masks), -1), axis=-1), known, present))
     if not rows:
         return None
-    columns = [np.stack(column) for column in zip(*rows, strict=True)]
-    return PreparedStack(columns[0], columns[1], columns[2], columns[3], first.modality == "MR", first.plane, stack.patient)
+    pixels, bits, labelled, shown = (np.stack(column) for column in zip(*rows, strict=True))
+    return PreparedStack(pixels, bits, labelled, shown, first.modality == "MR", first.plane, stack.patient, pixel_mm)
 
 
 def _normalised(stack: Stack, slices: Sequence[LabelledSlice], card: ModelCard) -> list[np.ndarray]:

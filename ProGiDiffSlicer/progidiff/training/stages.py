@@ -27,6 +27,11 @@ class SourceStage:
         self.source = source
         self.validation = list(validation)
 
+    def draw(self, count: int) -> TrainingBatch:
+        """New images, made in full precision whatever the networks compute in."""
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+            return self.source.batch(count)
+
     def source_state(self) -> Tensor:
         return self.source.state()
 
@@ -69,7 +74,7 @@ class AutoencoderStage(SourceStage):
         return batch.masks[image, target][:, None].float()
 
     def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
-        masks = self._masks(self.source.batch(count), 4)
+        masks = self._masks(self.draw(count), 4)
         with torch.set_grad_enabled(not self.frozen):
             raw = encode_masks(self.vae, masks)
         raw_noisy = raw + torch.randn_like(raw) * 0.1 * torch.rand(len(raw), 1, 1, 1, device=raw.device)
@@ -103,7 +108,7 @@ class AutoencoderStage(SourceStage):
         """
         values = []
         for _ in range(batches):
-            masks = self._masks(self.source.batch(count), 6)
+            masks = self._masks(self.draw(count), 6)
             near = neighbourhood(masks, self.stride)[:, 0] > 0
             values.append(encode_masks(self.vae, masks).permute(0, 2, 3, 1)[near])
         stacked = torch.cat(values)
@@ -130,7 +135,7 @@ class EncoderStage(SourceStage):
         return self.encoder.segment(self.encoder(images))
 
     def loss(self, count: int) -> tuple[Tensor, dict[str, float]]:
-        batch = self.source.batch(count)
+        batch = self.draw(count)
         return segmentation_loss(self.logits(batch.images), batch.masks, batch.known), {}
 
     def validate(self) -> dict[str, float]:

@@ -23,8 +23,7 @@ from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch
 from progidiff.model.text import tokenize
 from progidiff.sampling.presence import presence_of, presence_threshold
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.training.batches import BatchSource, SyntheticBatches, TrainingBatch
+from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
 from progidiff.training.datasets import DatasetBatches, MixedBatches, validation_batches
 from progidiff.training.diffusion import ControlStage
 from progidiff.training.loop import LoopSettings, Observer, read_curve, run_stage
@@ -283,6 +282,5 @@ def _source(model: ProGiDiffModel, train: Sequence[Stack], settings: TuneSetting
     own = DatasetBatches(train, card, device, settings.seed, settings.strength, settings.cache_mb, watch.log)
     if not settings.replay_share:
         return own
-    painted = SyntheticSource([], card.image_size, card.spacing_mm, str(device), settings.seed + 1)
-    phantoms = SyntheticBatches(painted, card.vocabulary)
+    phantoms = painted_batches([], card, device, settings.seed + 1)
     return MixedBatches([own, phantoms], [1 - settings.replay_share, settings.replay_share], settings.seed)

@@ -12,8 +12,7 @@ from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.unet import DROPOUT, FEATURES, images_seen, train_unet
 from progidiff.model.card import ModelCard
 from progidiff.synthesis.labelmaps import load_permissive
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.training.batches import SyntheticBatches
+from progidiff.training.batches import painted_batches
 
 UNET_MINUTES = 40.0
 
@@ -33,7 +32,6 @@ def synthetic_unet(setup: TableSetup, card: ModelCard, minutes: float) -> tuple[
         DatasetError: the label volumes are not there.
     """
     folder = unet_folder(setup.work, card, minutes, setup.seed)
-    source = SyntheticSource(load_permissive(setup.data), card.image_size, card.spacing_mm, "cpu", 7 + setup.seed)
-    batches = SyntheticBatches(source, card.vocabulary)
+    batches = painted_batches(load_permissive(setup.data), card, "cpu", 7 + setup.seed)
     network = train_unet(batches, len(card.vocabulary), minutes * 60, setup.seed, folder, progress=setup.progress)
     return network, folder.name, images_seen(folder)

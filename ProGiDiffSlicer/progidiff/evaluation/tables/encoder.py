@@ -29,9 +29,8 @@ from progidiff.model.networks import ImageEncoder
 from progidiff.model.text import tokenize
 from progidiff.sampling.engine import Engine
 from progidiff.synthesis.labelmaps import load_permissive
-from progidiff.synthesis.source import SyntheticSource
 from progidiff.training import small
-from progidiff.training.batches import BatchSource, SyntheticBatches
+from progidiff.training.batches import BatchSource, painted_batches
 from progidiff.training.diffusion import ControlStage
 from progidiff.training.loop import LoopSettings, Stage, run_stage
 from progidiff.training.stages import EncoderStage
@@ -146,9 +145,9 @@ def _samples(setup: TableSetup, arm: str, seed: int, seconds: float, every: int)
     def train() -> dict[str, float]:
         setup.progress(f"training {ARMS[arm]}, {seconds / 60:.0f} CPU min")
         card = model.card
-        source = SyntheticSource(load_permissive(setup.data), card.image_size, card.spacing_mm, "cpu", 4 + seed)
+        source = painted_batches(load_permissive(setup.data), card, "cpu", 4 + seed)
         with one_thread():
-            how = train_arm(model, arm, SyntheticBatches(source, card.vocabulary), seconds, seed, folder)
+            how = train_arm(model, arm, source, seconds, seed, folder)
         save_trained(model, folder / "trained.safetensors")
         return {**how, **parameters}
 
