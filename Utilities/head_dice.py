@@ -4,7 +4,7 @@ Usage: python Utilities/head_dice.py DATA MODEL [EVERY]
 
 DATA holds permissive/ and research/; MODEL is a model folder, or the work folder of a training, of whose encoder the
 averaged weights of the checkpoint are taken. EVERY n-th slice is measured. Prints JSON: for each set the Dice by target,
-the share of slices on which an absent target is rightly left out, and the numbers of slices; then the 3-D Dice of a whole CT.
+the share of slices on which an absent one is rightly left out, and the numbers of slices; then the 3-D Dice of a whole CT.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class Scene:
 
     def noise(self, index: int, seed: int, proposals: int) -> Tensor:
         """The engine's noise of the first ``proposals`` proposals on a slice, float32 (proposals, C, h, w)."""
-        side = self.model.card.image_size // self.model.stride
-        shape = (self.model.unet.config.in_channels, side, side)
+        rows, columns = (side // self.model.stride for side in self.image.grid.size)
+        shape = (self.model.unet.config.in_channels, rows, columns)
         position = self.image.position_mm(index)
         fields = [proposal_noise(seed, self.target, p, position, shape) for p in range(proposals)]
         return torch.stack(fields).to(self.model.device)

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from progidiff.datasets.naming import target_of, with_unions
 from progidiff.datasets.slices import LabelledSlice, Modality
 from progidiff.errors import DatasetError, InputError
-from progidiff.volumes.reading import Volume, read_volume
 from progidiff.volumes.slicing import extract_slice, plan_slices
+
+if TYPE_CHECKING:
+    from progidiff.volumes.reading import Volume
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -140,6 +142,8 @@ class NnUNetDataset:
             )
 
     def _read(self, path: Path) -> Volume:
+        from progidiff.volumes.reading import read_volume  # brings the libraries that read files
+
         try:
             return read_volume(path, allow_uniform=path.parent.name.startswith("labels"))
         except InputError as error:

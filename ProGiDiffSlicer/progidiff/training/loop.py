@@ -89,9 +89,9 @@ class Stage(Protocol):
         ...
 
 
-def _uses_bf16(settings: LoopSettings) -> bool:
+def uses_bf16(asked: bool) -> bool:
     """Whether to multiply in bfloat16: on a graphics card, and where asked for on a processor with AVX-512 BF16."""
-    return torch.cuda.is_available() or (settings.bf16 and bool(torch.cpu._is_avx512_bf16_supported()))
+    return torch.cuda.is_available() or (asked and bool(torch.cpu._is_avx512_bf16_supported()))
 
 
 def learning_rate_at(step: int, settings: LoopSettings, share: float | None = None) -> float:
@@ -141,7 +141,9 @@ def run_stage(
         OutputError: a checkpoint cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16" if _uses_bf16(settings) else "no", cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision="bf16" if uses_bf16(settings.bf16) else "no", cpu=not torch.cuda.is_available()
+    )
     parameters = [p for p in stage.trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     ema = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)

@@ -16,7 +16,7 @@ from progidiff.datasets.slices import SliceFolder
 from progidiff.errors import DatasetError
 from progidiff.model.card import ModelCard, TrainingSource
 from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
-from progidiff.synthesis.tissues import VOCABULARY
+from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
 from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
 from progidiff.training.datasets import DatasetBatches, MixedBatches, split_stacks, validation_batches
 from progidiff.training.stacks import Stack, open_dataset, stacks_of
@@ -106,7 +106,8 @@ def open_data(data: TrainingData, seed: int = 0) -> OpenData:
         raise DatasetError(f"The share of synthetic images must be between 0 and 1, not {data.synthetic_share:g}.")
     datasets = [open_dataset(Path(folder)) for folder in data.folders]
     volumes = None if data.synthetic is None else load_label_volumes(data.synthetic)
-    labelled = frozenset(VOCABULARY if volumes is not None else ()).union(*(d.labelled_targets for d in datasets))
+    painted = frozenset[str]() if volumes is None else PHANTOM_TARGETS.union(*(v.known for v in volumes))
+    labelled = painted.union(*(d.labelled_targets for d in datasets))
     opened = OpenData(data, datasets, volumes, labelled)
     stacks = [stack for d in datasets for stack in stacks_of(d)]
     if stacks:
