@@ -263,12 +263,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
 
 
 def test_train_default_runs_every_stage_and_assembles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from progidiff.synthesis import source
     from progidiff.training import default
     from progidiff.training.batches import ReusedBatches
     from progidiff.training.stages import AutoencoderStage
 
-    monkeypatch.setattr(source, "BODY_GRIDS", {"axial": (32, 48)})
+    monkeypatch.setattr(default, "BODY_GRIDS", {"axial": (32, 48)})
     monkeypatch.setattr(ReusedBatches, "_SHARD", 8)
     monkeypatch.setattr(default, "DefaultSteps", lambda: type("Steps", (), dict.fromkeys(default.STAGES, 1))())
     monkeypatch.setattr(AutoencoderStage, "latent_statistics", lambda stage: ([0.0] * 4, [1.0] * 4))

@@ -78,7 +78,7 @@ class DefaultRecipe:
         self._validation: list[TrainingBatch] | None = None
 
     def _paint(self, seed: int) -> SyntheticSource:
-        return SyntheticSource(self.volumes, device=self.device, seed=seed)
+        return SyntheticSource(self.volumes, BODY_GRIDS, device=self.device, seed=seed)
 
     def source(self, seed: int) -> BatchSource:
         """A stream of synthetic batches with its own seed; on a graphics card painting is cheap and every slice is new."""
