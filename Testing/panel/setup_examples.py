@@ -36,6 +36,7 @@ class ScriptedTools:
 
     def __init__(self, answer: bool = True) -> None:
         self.answer = answer
+        self.answers: list[bool] = []
         self.log: list[tuple[str, Any]] = []
         self.questions: list[str] = []
         self.extension_loaded = True
@@ -50,7 +51,7 @@ class ScriptedTools:
     def ask(self, title: str, text: str, details: str) -> bool:
         self.questions.append(text)
         self.log.append(("ask", details))
-        return self.answer
+        return self.answers.pop(0) if self.answers else self.answer
 
     def pip_install(self, arguments: list[str], on_line: Callable[[str], None], on_end: Callable[[int], None]) -> None:
         self.log.append(("pip", arguments))
