@@ -1,5 +1,8 @@
 """A headless stand-in for the Slicer application: Qt with the manners of PythonQt over the real MRML library.
 
+Its widgets have the members that Slicer's Python can reach, from a table (``facts``). It is Slicer 5.13, or 5.10 inside
+``as_version("5.10")``: that is the Qt side; the MRML library is always slicer-core's.
+
 ``install()`` makes ``import qt``, ``import ctk`` and Slicer's Python modules work; ``start()`` makes the application and the
 scene.
 """
@@ -21,23 +24,29 @@ __all__ = [
     "Dialogs",
     "SliceView",
     "answering_dialogs",
+    "as_version",
     "beside",
     "clear_scene",
     "collected_exceptions",
     "grab",
     "install",
     "load_module",
+    "quit_application",
     "scene",
     "spin",
     "start",
+    "unload_order",
 ]
 
 _started: list[Any] = []
 _LATER = {
+    "as_version": "versions",
     "beside": "screenshots",
     "collected_exceptions": "event_loop",
     "grab": "screenshots",
     "load_module": "loading",
+    "quit_application": "loading",
+    "unload_order": "loading",
     "SliceView": "slice_view",
     "spin": "event_loop",
 }
@@ -86,7 +95,7 @@ def start(terminologies: Path | None = None) -> Application:
     slicer.modules = world.modules
     sys.modules["slicer.modules"] = world.modules
     application = Application(world)
-    application.layouts = LayoutManager(world.scene, world.application_logic)
+    application._layouts = LayoutManager(world.scene, world.application_logic)
     slicer.app = application
     application.setOrganizationName("NA-MIC")
     application.setApplicationName("Slicer")
@@ -98,12 +107,12 @@ def start(terminologies: Path | None = None) -> Application:
 
 def scene() -> Any:
     """The scene (``slicer.mrmlScene``)."""
-    return start().world.scene
+    return start()._world.scene
 
 
 def clear_scene() -> None:
     """Close the scene."""
-    start().world.clear()
+    start()._world.clear()
 
 
 def __getattr__(name: str) -> Any:
