@@ -205,12 +205,17 @@ def test_where_taskkill_ends_a_tree_it_has_done_so_before_the_root_goes(
 ) -> None:
     """On Windows without psutil: QProcess kills the root next, and descendants are found through it."""
     script = tmp_path / "taskkill"
-    script.write_text(
-        f"#!{sys.executable}\nimport sys, time\ntime.sleep(0.3)\nsys.path.insert(0, {str(Path(tree.__file__).parents[2])!r})\n"
-        "from ProGiDiffSlicerLib.worker import tree\nassert sys.argv[1:4] == ['/T', '/F', '/PID']\n"
-        "import os, signal\npid = int(sys.argv[4])\nfor each in [*tree.descendants(pid), pid]: os.kill(each, signal.SIGKILL)\n",
-        encoding="utf-8",
-    )
+    code = f"""#!{sys.executable}
+import os, signal, sys, time
+time.sleep(0.3)
+sys.path.insert(0, {str(Path(tree.__file__).parents[2])!r})
+from ProGiDiffSlicerLib.worker.tree import descendants
+assert sys.argv[1:4] == ["/T", "/F", "/PID"]
+root = int(sys.argv[4])
+for each in [*descendants(root), root]:
+    os.kill(each, signal.SIGKILL)
+"""
+    script.write_text(code, encoding="utf-8")
     script.chmod(0o755)
     root, pids = family()
     with monkeypatch.context() as windows:

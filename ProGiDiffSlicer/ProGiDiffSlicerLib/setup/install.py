@@ -158,8 +158,8 @@ class Installer:
     def _wants_torch_of_pip(self, failure: Failure) -> bool:
         """Offer the second way to torch: its extension asks a server of its own, which can be blocked where pip's is not."""
         text = _(
-            "{failure}\n\nThe second way is pip with its own server and its usual build of torch, which is not chosen for your"
-            " graphics card. About {size} GB are downloaded. Install torch that way now?"
+            "{failure}\n\nThe second way is pip with its own server and its usual build of torch, which is not chosen for"
+            " your graphics card. About {size} GB are downloaded. Install torch that way now?"
         )
         text = text.format(failure=failure.message, size=TORCH_GB)
         return self._tools.ask(_("Install torch with pip"), text, failure.details)

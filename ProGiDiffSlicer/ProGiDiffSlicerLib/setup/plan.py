@@ -59,8 +59,8 @@ class Plan:
         text = _("{free} GB are free on this disk. Packages that are part of Slicer are not changed.")
         if self.torch:
             text = _(
-                "{free} GB are free on this disk. Packages that are part of Slicer are not changed, but for pip itself, which"
-                " the PyTorch extension may replace by an older version."
+                "{free} GB are free on this disk. Packages that are part of Slicer are not changed, but for pip itself,"
+                " which the PyTorch extension may replace by an older version."
             )
         parts.append(text.format(free=f"{free_bytes() / _GB:.1f}"))
         if self.replaced:
@@ -89,8 +89,8 @@ def make_plan(status: Status, wheel_folder: str, tools: Tools) -> Plan:
     if sys.platform == "darwin" and platform.machine() == "x86_64":
         # Builds for it ended with torch 2.2; also an Intel Slicer on an Apple processor says x86_64 of itself.
         text = _(
-            "There is no torch {window} for a Slicer that is built for Intel Macs; choose Another Python for the worker (on a"
-            " Mac with an Apple processor one that is built for arm64) or another computer."
+            "There is no torch {window} for a Slicer that is built for Intel Macs; choose Another Python for the worker (on"
+            " a Mac with an Apple processor one that is built for arm64) or another computer."
         )
         return Plan(obstacle=text.format(window=missing_torch.window))
     extension = not tools.torch_extension_loaded()

@@ -8,7 +8,7 @@ import ctk
 import qt
 from PySide6.QtCore import Property, Signal
 
-from .stand_ins import forwarded, kept, stand_in
+from .stand_ins import kept, stand_in
 
 _HANDLE = 12
 

@@ -2,8 +2,8 @@
 
 ``slicer_classes.json`` holds it for Slicer 5.10 and 5.13: the properties, the methods that are slots or invokable, and the
 signals, as the headers declare them, each class without what it inherits. PythonQt shows these and nothing else of a class
-of CTK or Slicer: ``ctkCollapsibleButton::setCollapsed`` is public, but no slot, and Python cannot call it. Of Qt's own classes
-it shows all public methods. A default argument is written with ``=``; ``only`` names what one of the two versions lacks.
+of CTK or Slicer: ``ctkCollapsibleButton::setCollapsed`` is public, but no slot, and Python cannot call it. Of Qt's own
+classes it shows all public methods. A default argument is written with ``=``; ``only`` names what just one version has.
 """
 
 from __future__ import annotations
