@@ -174,6 +174,19 @@ class ScratchPython:
         assert not blocking
         self._later(["uninstall", *requirements, "--yes"], logCallback, completedCallback)
 
+    def install_and_wait(self, requirements: list[str]) -> None:
+        """As Slicer 5.10 does it: print, and raise where pip fails."""
+        self._now(["install", *requirements])
+
+    def uninstall_and_wait(self, requirements: list[str]) -> None:
+        self._now(["uninstall", *requirements, "--yes"])
+
+    def _now(self, arguments: list[str]) -> None:
+        self.calls.append(arguments)
+        ran = self.pip(*arguments)
+        print(ran.stdout + ran.stderr)
+        ran.check_returncode()
+
     def _later(self, arguments: list[str], on_line: Any, on_end: Any) -> None:
         import qt
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import host
 from .accept_support import (
     LIVER,
     SPLEEN,
@@ -236,8 +235,8 @@ def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite
     assert scene.GetNodesByClass("vtkMRMLSegmentEditorNode").GetNumberOfItems() == 1
 
 
-@pytest.mark.parametrize("version", ["5.10", "5.13"])
-def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, acceptance: Any, version: str) -> None:
+@pytest.mark.usefixtures("slicer_version")
+def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, acceptance: Any) -> None:
     """A scene that was saved while somebody painted brings the effect; there may be no segmentation for it any more."""
     from ProGiDiffSlicerLib.logic.editing import EDITOR_TAG, begin_edit
 
@@ -247,17 +246,16 @@ def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, ac
     saved.SetSingletonTag(EDITOR_TAG)
     saved.SetActiveEffectName("Paint")
     scene.AddNode(saved)
-    with host.as_version(version):
-        editor = slicer.qMRMLSegmentEditorWidget()
-        editor.setMRMLScene(scene)
-        for segment_id in ("second", "first", "second"):
-            session = begin_edit(node, segment_id, other, editor)
-            assert editor.activeEffect() is None
-            assert (editor.segmentationNode(), editor.sourceVolumeNode()) == (node, other)
-            assert editor.currentSegmentID() == segment_id
-            editor.setActiveEffectByName("Erase")
-            session.end()
-            assert editor.activeEffect() is None
+    editor = slicer.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(scene)
+    for segment_id in ("second", "first", "second"):
+        session = begin_edit(node, segment_id, other, editor)
+        assert editor.activeEffect() is None
+        assert (editor.segmentationNode(), editor.sourceVolumeNode()) == (node, other)
+        assert editor.currentSegmentID() == segment_id
+        editor.setActiveEffectByName("Erase")
+        session.end()
+        assert editor.activeEffect() is None
 
 
 def test_an_embedded_editor_is_set_up_in_the_order_it_needs(scene: Any, acceptance: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import ctk
@@ -17,12 +16,6 @@ from .host import facts, ui_loader
 
 pytestmark = pytest.mark.usefixtures("app")
 _OF_THE_HOST = frozenset({"stand_in", "staticMetaObject"})
-
-
-@pytest.fixture(params=facts.VERSIONS)
-def version(request: pytest.FixtureRequest) -> Iterator[str]:
-    with host.as_version(request.param):
-        yield request.param
 
 
 def stand_ins() -> dict[str, type]:
@@ -46,7 +39,7 @@ def own_members(cls: type) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(stand_ins()))
-def test_every_member_of_a_stand_in_is_in_the_table(name: str, version: str) -> None:
+def test_every_member_of_a_stand_in_is_in_the_table(name: str, slicer_version: str) -> None:
     reach, wrong = facts.of(name), []
     for member, value in own_members(stand_ins()[name]).items():
         if isinstance(value, Property):
@@ -115,10 +108,10 @@ def test_setters_that_are_slots_and_attributes_both_write() -> None:
     assert (box.decimals, box.maximum, section.collapsed, widget.minimumValue) == (1, 7, True, 3)
 
 
-def test_the_versions_differ_where_slicers_do(version: str) -> None:
+def test_the_versions_differ_where_slicers_do(slicer_version: str) -> None:
     box = slicer.qMRMLNodeComboBox()
-    assert (slicer.app.majorVersion, slicer.app.minorVersion) == tuple(map(int, version.split(".")))
-    if version == "5.10":
+    assert (slicer.app.majorVersion, slicer.app.minorVersion) == tuple(map(int, slicer_version.split(".")))
+    if slicer_version == "5.10":
         with pytest.raises(ValueError, match="no signal"):
             box.connect("nodeAddedByUserAction(vtkMRMLNode*)", print)
         with pytest.raises(ImportError):

@@ -120,6 +120,7 @@ def test_the_first_volume_is_chosen(module: Any, scene: Any) -> None:
     assert module.panels.prompt.ui.volumeSelector.currentNode() is node
 
 
+@pytest.mark.usefixtures("slicer_version")
 def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> None:
     invented.enter()
     session = start_run(invented, spin)
@@ -218,24 +219,23 @@ def test_unloading_in_a_run_leaves_no_process_and_no_observer(app: Any, scene: A
     assert services() is None, "somebody still holds the services"
 
 
-@pytest.mark.parametrize("version", ["5.10", "5.13"])
-def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any, version: str) -> None:
+@pytest.mark.usefixtures("slicer_version")
+def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any) -> None:
     """Slicer 5.10 never removes the observer of ``connectGui``, which holds the parameters and their observers."""
-    with host.as_version(version):
-        loaded = host.load_module(MODULE)
-        try:
-            loaded.holder.enter()
-            shown = []
-            for _closed in range(3):
-                shown.append(weakref.ref(loaded.widget._parameters))
-                loaded.widget.panels.prompt.ui.promptEdit.setText("liver")
-                scene.Clear(0)
-                assert loaded.widget._parameters is not shown[-1]()
-                assert loaded.widget.panels.prompt.ui.promptEdit.text == loaded.widget._parameters.prompt
-            gc.collect()
-            assert [each() for each in shown] == [None] * 3
-        finally:
-            loaded.unload()
+    loaded = host.load_module(MODULE)
+    try:
+        loaded.holder.enter()
+        shown = []
+        for _closed in range(3):
+            shown.append(weakref.ref(loaded.widget._parameters))
+            loaded.widget.panels.prompt.ui.promptEdit.setText("liver")
+            scene.Clear(0)
+            assert loaded.widget._parameters is not shown[-1]()
+            assert loaded.widget.panels.prompt.ui.promptEdit.text == loaded.widget._parameters.prompt
+        gc.collect()
+        assert [each() for each in shown] == [None] * 3
+    finally:
+        loaded.unload()
 
 
 def test_the_module_is_unloaded_before_what_it_works_with(app: Any, scene: Any, spin: Spin) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .application import Application
 
 __all__ = [
+    "VERSIONS",
     "Dialogs",
     "SliceView",
     "answering_dialogs",
@@ -40,6 +41,7 @@ __all__ = [
 
 _started: list[Any] = []
 _LATER = {
+    "VERSIONS": "facts",
     "as_version": "versions",
     "beside": "screenshots",
     "collected_exceptions": "event_loop",
