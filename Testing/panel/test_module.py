@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import hashlib
+import os
+import subprocess
 import sys
 import urllib.parse
 import urllib.request
@@ -289,6 +292,21 @@ def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
     host.quit_application()
     assert workers() == []
     assert loaded.widget.panels is None
+
+
+def test_opening_the_panel_loads_no_library_that_it_can_open_without() -> None:
+    """SimpleITK alone is a good part of the time; the others are not there in Slicer's Python."""
+    code = (
+        "import sys\nfrom Testing.panel import host\nhost.install()\nhost.start()\nbefore = set(sys.modules)\n"
+        "import ProGiDiffSlicerLib.panels.module\nprint(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(MODULE.parent)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=MODULE.parents[1], env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = set(ast.literal_eval(ran.stdout.splitlines()[-1]))
+    assert "ProGiDiffSlicerLib" in loaded
+    assert loaded & {"SimpleITK", "torch", "scipy", "nibabel", "pydantic", "psutil", "matplotlib"} == set()
 
 
 def test_the_worker_ends_also_where_modules_are_not_unloaded(app: Any, scene: Any, spin: Spin) -> None:
