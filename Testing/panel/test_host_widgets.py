@@ -38,6 +38,11 @@ def shown_texts(box: Any) -> list[str]:
     return [inner.itemText(index) for index in range(inner.count)]
 
 
+def test_lists_are_read_as_tuples(box: Any) -> None:
+    assert box.nodeTypes == ("vtkMRMLScalarVolumeNode",)
+    assert box.sortFilterProxyModel().hiddenNodeIDs == ()
+
+
 def test_node_box_follows_the_scene(box: Any, scene: Any) -> None:
     changes: list[Any] = []
     box.connect("currentNodeChanged(vtkMRMLNode*)", changes.append)

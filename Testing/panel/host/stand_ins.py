@@ -21,11 +21,15 @@ others: dict[type, str] = {}
 def kept(
     kind: Any, name: str, default: Any, changed: str | None = None, apply: Callable[[Any, Any], None] | None = None
 ) -> Any:
-    """A Qt property ``name`` that keeps its value, applies it and emits the signal ``changed`` when it is another one."""
+    """A Qt property ``name`` that keeps its value, applies it and emits the signal ``changed`` when it is another one.
+
+    A list is read as a tuple, as PythonQt hands it out.
+    """
     key = f"_{name}_value"
 
     def read(self: Any) -> Any:
-        return self.__dict__.get(key, default)
+        value = self.__dict__.get(key, default)
+        return tuple(value) if kind is list else value
 
     def write(self: Any, new: Any) -> None:
         old = read(self)
