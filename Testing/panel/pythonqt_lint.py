@@ -8,7 +8,9 @@ files and the code want of widgets of CTK and Slicer is compared with the table 
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -67,38 +69,47 @@ def ui_classes() -> dict[str, str]:
     return found
 
 
+_ASK_QT = """
+import json, sys
+from PySide6 import QtCore, QtGui, QtWidgets
+
+def facts(cls):
+    meta = cls.staticMetaObject
+    methods = [meta.method(index) for index in range(meta.methodCount())]
+    signals = [bytes(each.methodSignature().data()).decode() for each in methods if each.methodType().name == "Signal"]
+    return [dir(cls), [meta.property(index).name() for index in range(meta.propertyCount())], signals]
+
+parts = (QtWidgets, QtGui, QtCore)
+found = {name: facts(next(getattr(part, name) for part in parts if hasattr(part, name))) for name in sys.argv[1:]}
+names = {each for part in parts for name in dir(part) if name.startswith("Q") for each in dir(getattr(part, name))}
+print(json.dumps({**found, "": [sorted(names), [], []]}))
+"""
+
+
+@cache
+def _qt() -> dict[str, Any]:
+    """What PySide says of the classes of Qt that those of the table derive from; "" holds the names of all classes.
+
+    Asked of a process of its own: the tests change PySide's classes.
+    """
+    names = sorted({facts.reach(cls, facts.chosen).qt_base for cls in facts.table()})
+    ran = subprocess.run([sys.executable, "-c", _ASK_QT, *names], capture_output=True, text=True, check=True)
+    return dict(json.loads(ran.stdout))
+
+
 @cache
 def of_qt(cls: str) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """The public names, the properties and the signals (with arguments) of a class of Qt."""
-    from PySide6 import QtCore, QtWidgets
-
-    qt_class: Any = getattr(QtWidgets, cls, None) or getattr(QtCore, cls)
-    meta = qt_class.staticMetaObject
-    methods = [meta.method(index) for index in range(meta.methodCount())]
-    signals = {bytes(each.methodSignature().data()).decode() for each in methods if each.methodType().name == "Signal"}
-    return (
-        frozenset(dir(qt_class)),
-        frozenset(meta.property(n).name() for n in range(meta.propertyCount())),
-        frozenset(signals),
-    )
+    names, properties, signals = map(frozenset, _qt()[cls])
+    return names, properties, signals
 
 
 @cache
 def plain_setters() -> frozenset[str]:
     """Setters of properties that are slots of no class of the table and methods of none of Qt's: wrong on anything."""
     every = [facts.reach(cls, version) for cls in facts.table() for version in facts.VERSIONS]
-    reached = {name for reach in every for name in [*reach.methods, *of_qt(reach.qt_base)[0]]}
     setters = {f"set{name[0].upper()}{name[1:]}" for reach in every for name in reach.properties}
-    from PySide6 import QtCore, QtGui, QtWidgets
-
-    of_any = {
-        name
-        for part in (QtCore, QtGui, QtWidgets)
-        for cls in dir(part)
-        if cls.startswith("Q")
-        for name in dir(getattr(part, cls))
-    }
-    return frozenset(setters - reached - of_any)
+    return frozenset(setters - {name for reach in every for name in reach.methods} - of_qt("")[0])
 
 
 @dataclass(frozen=True)
