@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
@@ -75,7 +75,7 @@ class Overwrite(enum.Enum):
 
 
 @parameterNodeWrapper
-class Parameters:
+class _Parameters:
     """The module's parameters.
 
     Attributes:
@@ -126,3 +126,27 @@ class Parameters:
     overwrite: Overwrite = Overwrite.NONE
     showAgreement: bool = False
     agreementOpacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+
+
+class Parameters(_Parameters):
+    """The module's parameters in one node, with every observer of it that was added through them.
+
+    Slicer 5.10 adds an observer in ``connectGui`` that it never removes; it would keep these parameters and their own
+    observers alive, and the node outlives them: one more set with every scene that is closed or read.
+    """
+
+    def __init__(self, parameterNode: Any) -> None:
+        super().__init__(parameterNode)  # type: ignore[call-arg]
+        self._tags: list[int] = []
+
+    def AddObserver(self, event: Any, callback: Any, priority: float = 0.0) -> int:
+        """Observe the node; the tag of the observer."""
+        tag = int(self.parameterNode.AddObserver(event, callback, priority))  # type: ignore[attr-defined]
+        self._tags.append(tag)
+        return tag
+
+    def removeObservers(self) -> None:
+        """Observe the node no more, whoever asked for it."""
+        for tag in self._tags:
+            self.parameterNode.RemoveObserver(tag)  # type: ignore[attr-defined]
+        self._tags.clear()

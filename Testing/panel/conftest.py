@@ -23,6 +23,13 @@ def app() -> Any:
     return host.start()
 
 
+@pytest.fixture(params=host.VERSIONS)
+def slicer_version(app: Any, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The versions of Slicer in which what Python sees differs: the test runs as each of them."""
+    with host.as_version(request.param):
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def nothing_raised_unseen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An exception in a slot or in an observer is printed and forgotten by Qt and VTK: here it fails the test."""

@@ -1,17 +1,25 @@
 """What code for Slicer's Python (PythonQt) must not do, found in its syntax tree.
 
-``python Testing/panel/pythonqt_lint.py`` lists what it finds in the module. The test host refuses most of it when it runs;
-this also finds it on the lines that no test reaches, and what only the real application would refuse.
+``python -m Testing.panel.pythonqt_lint`` lists what it finds in the module. The test host refuses most of it when it runs;
+this also finds it on the lines that no test reaches, and what only the real application would refuse. What the ``.ui``
+files and the code want of widgets of CTK and Slicer is compared with the table of what Python can reach (``host/facts.py``).
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from .host import facts
 
 ROOT = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"
 # Qt properties that a program reads; read as attributes (rule 1). Items of tables and lists have methods of the same names.
@@ -34,6 +42,74 @@ PROPERTIES = frozenset(
 FORBIDDEN_IMPORTS = frozenset({"PySide6", "PyQt5", "PyQt6", "diffusers", "monai", "nibabel", "peft", "pydantic", "torch"})
 _NEEDS_PARENT = frozenset({"QTimer", "QProcess", "QShortcut", "QAction", "QCompleter", "QButtonGroup"})
 _READS = frozenset({"readAll", "readAllStandardError", "readAllStandardOutput"})
+
+
+# What other names of the module hold, where that is of a class of the table.
+_HELD = {
+    "slicer.app": "qSlicerApplication",
+    "slicer.app.layoutManager()": "qSlicerLayoutManager",
+    "slicer.app.moduleManager()": "qSlicerModuleManager",
+    "editor_widget": "qMRMLSegmentEditorWidget",
+}
+
+
+@cache
+def ui_classes() -> dict[str, str]:
+    """The class of every widget in the module's ``.ui`` files, by its name.
+
+    Raises:
+        ValueError: two widgets of different classes have the same name.
+    """
+    found: dict[str, str] = {}
+    for path in ui_files():
+        for widget in ET.parse(path).getroot().iter("widget"):
+            name, cls = str(widget.get("name")), str(widget.get("class"))
+            if found.setdefault(name, cls) != cls:
+                raise ValueError(f"{name} is a {found[name]} and a {cls}: one name for one class, or the lint cannot tell")
+    return found
+
+
+_ASK_QT = """
+import json, sys
+from PySide6 import QtCore, QtGui, QtWidgets
+
+def facts(cls):
+    meta = cls.staticMetaObject
+    methods = [meta.method(index) for index in range(meta.methodCount())]
+    signals = [bytes(each.methodSignature().data()).decode() for each in methods if each.methodType().name == "Signal"]
+    return [dir(cls), [meta.property(index).name() for index in range(meta.propertyCount())], signals]
+
+parts = (QtWidgets, QtGui, QtCore)
+found = {name: facts(next(getattr(part, name) for part in parts if hasattr(part, name))) for name in sys.argv[1:]}
+names = {each for part in parts for name in dir(part) if name.startswith("Q") for each in dir(getattr(part, name))}
+print(json.dumps({**found, "": [sorted(names), [], []]}))
+"""
+
+
+@cache
+def _qt() -> dict[str, Any]:
+    """What PySide says of the classes of Qt that those of the table derive from; "" holds the names of all classes.
+
+    Asked of a process of its own: the tests change PySide's classes.
+    """
+    names = sorted({facts.reach(cls, facts.chosen).qt_base for cls in facts.table()})
+    ran = subprocess.run([sys.executable, "-c", _ASK_QT, *names], capture_output=True, text=True, check=True)
+    return dict(json.loads(ran.stdout))
+
+
+@cache
+def of_qt(cls: str) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """The public names, the properties and the signals (with arguments) of a class of Qt."""
+    names, properties, signals = map(frozenset, _qt()[cls])
+    return names, properties, signals
+
+
+@cache
+def plain_setters() -> frozenset[str]:
+    """Setters of properties that are slots of no class of the table and methods of none of Qt's: wrong on anything."""
+    every = [facts.reach(cls, version) for cls in facts.table() for version in facts.VERSIONS]
+    setters = {f"set{name[0].upper()}{name[1:]}" for reach in every for name in reach.properties}
+    return frozenset(setters - {name for reach in every for name in reach.methods} - of_qt("")[0])
 
 
 @dataclass(frozen=True)
@@ -77,7 +153,36 @@ class Rules:
             for target in node.targets
         } - {""}
 
+        self.held = dict(_HELD)
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    self._hold(target, node.value)
         self.own = {node.name for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)}
+
+    def _hold(self, target: ast.AST, value: ast.AST) -> None:
+        """Know what ``box = self.ui.rangeWidget`` and ``box = ctk.ctkRangeWidget()`` put into a name."""
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+            for one, other in zip(target.elts, value.elts, strict=True):
+                self._hold(one, other)
+        cls = dotted(value.func).rpartition(".")[2] if isinstance(value, ast.Call) else self.real_class(value)
+        if cls in facts.table() and dotted(target):
+            self.held[self._scoped(target)] = cls
+
+    def _scoped(self, node: ast.AST) -> str:
+        """The name, and for a plain one the function in which it is meant."""
+        if not isinstance(node, ast.Name) or node.id in _HELD:
+            return dotted(node)
+        scope: ast.AST = node
+        while scope in self.parents and not isinstance(scope, ast.FunctionDef):
+            scope = self.parents[scope]
+        return f"{getattr(scope, 'name', '')}:{getattr(scope, 'lineno', 0)}:{node.id}"
+
+    def real_class(self, node: ast.AST) -> str | None:
+        """The class of the table that the expression is of, where that can be told."""
+        in_ui = re.search(r"(^|\.)_?ui\.(\w+)$", dotted(node))
+        cls = ui_classes().get(in_ui[2]) if in_ui else self.held.get(self._scoped(node))
+        return cls if cls in facts.table() else None
 
     def is_widget(self, node: ast.AST) -> bool:
         """Whether the expression is something that Qt made: assigned from a constructor, or a child of a loaded ``.ui``."""
@@ -91,6 +196,10 @@ class Rules:
                 yield Finding(line, rule, message)
 
     def _of(self, node: ast.AST) -> Iterator[tuple[int, str]]:
+        if isinstance(node, ast.Attribute):
+            yield from self._of_member(node)
+        if isinstance(node, ast.Tuple | ast.Call):
+            yield from self._of_signal(node)
         if isinstance(node, ast.Call):
             yield from self._of_call(node)
         elif isinstance(node, ast.Attribute):
@@ -104,6 +213,48 @@ class Rules:
             for name in names:
                 if name.partition(".")[0] in FORBIDDEN_IMPORTS:
                     yield 7, f"imports {name}, which does not belong into Slicer's process"
+
+    def _of_member(self, node: ast.Attribute) -> Iterator[tuple[int, str]]:
+        """Compare a member of something of the table's classes with the table."""
+        cls, name, parent = self.real_class(node.value), node.attr, self.parents.get(node)
+        call = parent if isinstance(parent, ast.Call) and parent.func is node else None
+        if cls is None:
+            if call is not None and name in plain_setters() and name not in self.own:
+                yield 1, f"{dotted(node)}(): Python cannot call it; write the property as an attribute"
+            return
+        for version in facts.VERSIONS:
+            reach = facts.reach(cls, version)
+            names, properties, _signals = of_qt(reach.qt_base)
+            if isinstance(node.ctx, ast.Store):
+                if not reach.properties.get(name, name in properties):
+                    yield 2, f"{dotted(node)} = ...: {cls} has no such property to write in Slicer {version}"
+            elif call is None:
+                if not (name in reach.properties or name in reach.methods or name in reach.signals or name in names):
+                    yield 1, f"{dotted(node)}: {cls} has it not in Slicer {version}, or Python cannot reach it"
+            elif name in reach.methods:
+                spread = call.keywords or any(isinstance(each, ast.Starred) for each in call.args)
+                if not spread and not reach.takes(name, len(call.args)):
+                    taken = " or ".join(f"({each})" for each in reach.methods[name])
+                    yield 1, f"{dotted(node)}(): {cls} takes {taken} in Slicer {version}"
+            elif name in reach.properties or (name in properties and name not in {"parent"}):
+                yield 1, f"{dotted(node)}(): a property is read and written as an attribute"
+            elif name not in names:
+                yield 1, f"{dotted(node)}(): Python cannot call that of a {cls} in Slicer {version}"
+
+    def _of_signal(self, node: ast.Tuple | ast.Call) -> Iterator[tuple[int, str]]:
+        """``widget.connect("signal(...)", f)``, and tuples that begin with a widget and a signal."""
+        if isinstance(node, ast.Tuple):
+            sender, signal = (node.elts[0], node.elts[1]) if len(node.elts) > 1 else (None, None)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in {"connect", "disconnect"} and node.args:
+            sender, signal = node.func.value, node.args[0]
+        else:
+            return
+        cls = self.real_class(sender) if sender is not None else None
+        if cls is None or not isinstance(signal, ast.Constant) or not isinstance(signal.value, str):
+            return
+        for version in facts.VERSIONS:
+            if not is_signal(cls, signal.value, version):
+                yield 3, f"{signal.value}: {cls} has no such signal in Slicer {version}"
 
     def _of_call(self, node: ast.Call) -> Iterator[tuple[int, str]]:
         function, name = node.func, dotted(node.func)
@@ -169,7 +320,12 @@ class Rules:
 
     def _of_assignment(self, node: ast.Assign | ast.AugAssign | ast.AnnAssign) -> Iterator[tuple[int, str]]:
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            if isinstance(target, ast.Attribute) and self.is_widget(target.value) and target.attr not in PROPERTIES:
+            if (
+                isinstance(target, ast.Attribute)
+                and self.is_widget(target.value)
+                and self.real_class(target.value) is None
+                and target.attr not in PROPERTIES
+            ):
                 yield 2, f"{dotted(target)} = ...: keep your own state in your own classes"
 
     def _of_class(self, node: ast.ClassDef) -> Iterator[tuple[int, str]]:
@@ -193,6 +349,51 @@ class Rules:
             and any(dotted(value) == "qt.Qt.WidgetWithChildrenShortcut" for value in each.args)
             for each in ast.walk(scope)
         )
+
+
+def is_signal(cls: str, signature: str, version: str) -> bool:
+    """Whether the class of the table, or what it derives from in Qt, has the signal."""
+    name, _, arguments = signature.removesuffix(")").partition("(")
+    reach = facts.reach(cls, version)
+    return arguments in reach.signals.get(name, ()) or signature in of_qt(reach.qt_base)[2]
+
+
+def ui_findings(path: Path) -> list[str]:
+    """What a ``.ui`` file wants of widgets of CTK and Slicer that they have not, in words."""
+    root = ET.parse(path).getroot()
+    classes = {str(widget.get("name")): str(widget.get("class")) for widget in root.iter("widget")}
+    wanted: list[str] = []
+    for version in facts.VERSIONS:
+        for widget in root.iter("widget"):
+            cls = str(widget.get("class"))
+            if cls not in facts.table():
+                if cls.startswith(("ctk", "qMRML", "qSlicer")):
+                    wanted.append(f"{cls} is not in the table")
+                continue
+            reach = facts.reach(cls, version)
+            for each in widget.findall("property"):
+                name = str(each.get("name"))
+                known = reach.properties.get(name, name in of_qt(reach.qt_base)[1])
+                if not known and each.get("stdset") != "0":
+                    wanted.append(f"{widget.get('name')}.{name}: {cls} has no such property to write in Slicer {version}")
+        for connection in root.iter("connection"):
+            sender, signal, receiver, slot = (
+                connection.findtext(each, "") for each in ("sender", "signal", "receiver", "slot")
+            )
+            cls = classes[sender]
+            if cls in facts.table() and not is_signal(cls, signal, version):
+                wanted.append(f"{sender}: {cls} has no signal {signal} in Slicer {version}")
+            cls, name = classes[receiver], slot.partition("(")[0]
+            if cls in facts.table():
+                reach = facts.reach(cls, version)
+                if name not in reach.methods and name not in of_qt(reach.qt_base)[0]:
+                    wanted.append(f"{receiver}: {cls} has no slot {slot} in Slicer {version}")
+    return sorted(set(wanted))
+
+
+def ui_files() -> list[Path]:
+    """The module's ``.ui`` files."""
+    return sorted((ROOT / "Resources" / "UI").glob("*.ui"))
 
 
 def _has_methods(receiver: str) -> bool:
@@ -223,7 +424,10 @@ def main() -> int:
     found = [(path, each) for path in product_files() for each in findings(path.read_text(encoding="utf-8"))]
     for path, each in found:
         print(f"{path.relative_to(ROOT.parent)}:{each.line}: rule {each.rule}: {each.message}")
-    return 1 if found else 0
+    in_ui = [f"{path.relative_to(ROOT.parent)}: {each}" for path in ui_files() for each in ui_findings(path)]
+    for line in in_ui:
+        print(line)
+    return 1 if found or in_ui else 0
 
 
 if __name__ == "__main__":

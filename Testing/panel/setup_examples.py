@@ -36,6 +36,7 @@ class ScriptedTools:
 
     def __init__(self, answer: bool = True) -> None:
         self.answer = answer
+        self.answers: list[bool] = []
         self.log: list[tuple[str, Any]] = []
         self.questions: list[str] = []
         self.extension_loaded = True
@@ -50,7 +51,7 @@ class ScriptedTools:
     def ask(self, title: str, text: str, details: str) -> bool:
         self.questions.append(text)
         self.log.append(("ask", details))
-        return self.answer
+        return self.answers.pop(0) if self.answers else self.answer
 
     def pip_install(self, arguments: list[str], on_line: Callable[[str], None], on_end: Callable[[int], None]) -> None:
         self.log.append(("pip", arguments))
@@ -172,6 +173,19 @@ class ScratchPython:
     ) -> None:
         assert not blocking
         self._later(["uninstall", *requirements, "--yes"], logCallback, completedCallback)
+
+    def install_and_wait(self, requirements: list[str]) -> None:
+        """As Slicer 5.10 does it: print, and raise where pip fails."""
+        self._now(["install", *requirements])
+
+    def uninstall_and_wait(self, requirements: list[str]) -> None:
+        self._now(["uninstall", *requirements, "--yes"])
+
+    def _now(self, arguments: list[str]) -> None:
+        self.calls.append(arguments)
+        ran = self.pip(*arguments)
+        print(ran.stdout + ran.stderr)
+        ran.check_returncode()
 
     def _later(self, arguments: list[str], on_line: Any, on_end: Any) -> None:
         import qt

@@ -235,6 +235,29 @@ def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite
     assert scene.GetNodesByClass("vtkMRMLSegmentEditorNode").GetNumberOfItems() == 1
 
 
+@pytest.mark.usefixtures("slicer_version")
+def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, acceptance: Any) -> None:
+    """A scene that was saved while somebody painted brings the effect; there may be no segmentation for it any more."""
+    from ProGiDiffSlicerLib.logic.editing import EDITOR_TAG, begin_edit
+
+    volume, other = add_volume(scene), add_volume(scene, name="other")
+    node = add_segments(scene, volume, {"first": A, "second": B & ~A})
+    saved = slicer.vtkMRMLSegmentEditorNode()
+    saved.SetSingletonTag(EDITOR_TAG)
+    saved.SetActiveEffectName("Paint")
+    scene.AddNode(saved)
+    editor = slicer.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(scene)
+    for segment_id in ("second", "first", "second"):
+        session = begin_edit(node, segment_id, other, editor)
+        assert editor.activeEffect() is None
+        assert (editor.segmentationNode(), editor.sourceVolumeNode()) == (node, other)
+        assert editor.currentSegmentID() == segment_id
+        editor.setActiveEffectByName("Erase")
+        session.end()
+        assert editor.activeEffect() is None
+
+
 def test_an_embedded_editor_is_set_up_in_the_order_it_needs(scene: Any, acceptance: Any) -> None:
     from ProGiDiffSlicerLib.logic.editing import begin_edit
 
@@ -243,12 +266,9 @@ def test_an_embedded_editor_is_set_up_in_the_order_it_needs(scene: Any, acceptan
     node = done.segmentation_node
     editor = Editor()
     session = begin_edit(node, done.segment_id, volume, editor, ended=acceptance.tracker.update_all)
-    assert editor.calls == [
-        ("setMRMLSegmentEditorNode", session.editor_node),
-        ("setSegmentationNode", node),
-        ("setSourceVolumeNode", volume),
-        ("setCurrentSegmentID", done.segment_id),
-    ]
+    assert editor.calls == [("updateEffectList",), ("setMRMLSegmentEditorNode", session.editor_node)]
+    assert session.editor_node.GetSourceVolumeNode() is volume
+    assert session.editor_node.GetSelectedSegmentID() == done.segment_id
     paint(node, done.segment_id, volume, B)
     session.end()
     assert told(node, done.segment_id) == (True, pytest.approx(DICE))

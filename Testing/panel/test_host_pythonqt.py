@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
+import ctk
 import pytest
 import qt
+import slicer
+import vtk
+
+from . import host
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -144,13 +151,102 @@ def test_a_process_speaks_through_signals(spin: Any) -> None:
     assert b"".join(output).strip() == b"ready"
 
 
-def test_an_exception_in_a_slot_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from . import host
+def breaks(*_arguments: Any) -> None:
+    raise ZeroDivisionError
 
+
+class Breaking:
+    def __del__(self) -> None:
+        breaks()
+
+
+class BreakingWidget(qt.QWidget):
+    def paintEvent(self, _event: Any) -> None:
+        breaks()
+
+
+def by_observer() -> None:
+    where = vtk.vtkObject()
+    where.AddObserver("ModifiedEvent", breaks)
+    where.Modified()
+
+
+def by_observer_with_data() -> None:
+    scene = slicer.vtkMRMLScene()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def added(_caller: Any, _event: str, _node: Any) -> None:
+        breaks()
+
+    scene.AddObserver(scene.NodeAddedEvent, added)
+    scene.AddNode(slicer.vtkMRMLScalarVolumeNode())
+
+
+def by_signal_of_a_stand_in() -> None:
+    line = ctk.ctkPathLineEdit()
+    line.connect("currentPathChanged(QString)", breaks)
+    line.setCurrentPath("x")
+
+
+def by_property_of_a_stand_in() -> None:
+    box = ctk.ctkCollapsibleButton()
+    box.connect("contentsCollapsed(bool)", breaks)
+    box.collapsed = True
+
+
+def by_click(signature: bool) -> None:
     button = qt.QPushButton("x")
-    button.clicked.connect(lambda: 1 / 0)
+    if signature:
+        button.connect("clicked()", breaks)
+    else:
+        button.clicked.connect(breaks)
+    button.click()
+
+
+def by_process() -> None:
+    process, ends = qt.QProcess(), []
+    process.connect("finished(int,QProcess::ExitStatus)", breaks)
+    process.connect("finished(int,QProcess::ExitStatus)", lambda *values: ends.append(values))
+    process.start(sys.executable, ["-c", ""])
+    host.spin(lambda: ends)
+
+
+def by_timer() -> None:
+    ends: list[int] = []
+    qt.QTimer.singleShot(0, breaks)
+    qt.QTimer.singleShot(1, lambda: ends.append(1))
+    host.spin(lambda: ends)
+
+
+def by_thread() -> None:
+    thread = threading.Thread(target=breaks)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(lambda: by_click(True), id="slot by signature"),
+        pytest.param(lambda: by_click(False), id="slot"),
+        pytest.param(by_signal_of_a_stand_in, id="signal of a stand-in"),
+        pytest.param(by_property_of_a_stand_in, id="property of a stand-in"),
+        pytest.param(by_observer, id="observer"),
+        pytest.param(by_observer_with_data, id="observer with a node"),
+        pytest.param(by_process, id="process"),
+        pytest.param(by_timer, id="timer"),
+        pytest.param(lambda: BreakingWidget().grab(), id="painting"),
+        pytest.param(lambda: Breaking() and None, id="deletion"),
+        pytest.param(by_thread, id="thread"),
+    ],
+)
+def test_an_exception_fails_the_test_wherever_it_is_raised(way: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qt, VTK and Python print it and go on, which ``collected_exceptions`` sees, or it comes out of the event loop."""
     with host.collected_exceptions(monkeypatch) as raised:
-        button.click()
+        try:
+            way()
+        except ZeroDivisionError as error:
+            raised.append(repr(error))
     assert len(raised) == 1
     assert "ZeroDivisionError" in raised[0]
 

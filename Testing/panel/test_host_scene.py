@@ -119,6 +119,50 @@ def test_nodes_have_subject_hierarchy_items_while_they_live(scene: Any) -> None:
     assert not hierarchy.GetItemByName("CT")
 
 
+def test_segments_have_items_and_a_removed_segmentation_is_still_watched(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Accepted")
+    hierarchy, segmentation = scene.GetSubjectHierarchyNode(), node.GetSegmentation()
+    for name in ("liver", "spleen"):
+        segmentation.AddEmptySegment(name, name)
+    segmentation.GetSegment("liver").SetName("Leber")
+    item = hierarchy.GetItemByDataNode(node)
+    assert hierarchy.GetNumberOfItemChildren(item) == 2
+    assert hierarchy.GetItemChildWithName(item, "Leber")
+    segmentation.RemoveSegment("liver")
+    assert hierarchy.GetNumberOfItemChildren(item) == 1
+    scene.RemoveNode(node)
+    with host.collected_exceptions(monkeypatch) as complaints:
+        segmentation.RemoveSegment("spleen")
+    assert len(complaints) == 1
+    assert "Subject hierarchy item cannot be found for segmentation node Accepted" in complaints[0]
+    scene.AddNode(node)
+    segmentation.AddEmptySegment("spleen", "spleen")
+    assert hierarchy.GetNumberOfItemChildren(hierarchy.GetItemByDataNode(node)) == 1
+
+
+def test_modules_are_unloaded_in_the_reverse_order_and_come_back(scene: Any, tmp_path: Path) -> None:
+    path = tmp_path / "HostExample.py"
+    path.write_text(MODULE, encoding="utf-8")
+    loaded = host.load_module(path)
+    order = host.unload_order()
+    assert order.index("Markups") < order.index("HostExample") < order.index("Colors")
+    loaded.info.dependencies = ["Markups"]
+    order = host.unload_order()
+    assert order.index("HostExample") < order.index("Markups")
+    assert order.index("Segmentations") < order.index("HostExample")
+    gone: list[bool] = []
+    loaded.widget.cleanup = lambda: gone.append(hasattr(slicer.modules, "segmentations"))
+    told: list[bool] = []
+    slicer.app.aboutToQuit.connect(told_once := lambda: told.append(hasattr(slicer.modules, "markups")))
+    host.quit_application()
+    slicer.app.aboutToQuit.disconnect(told_once)
+    assert gone == [False]
+    assert told == [False], "who listens to the end of the application hears of it after all modules are gone"
+    assert slicer.modules.markups.logic() is not None
+
+
 def test_save_and_load(scene: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     array = rng.integers(-1000, 1000, (4, 5, 6)).astype(np.int16)

@@ -38,6 +38,11 @@ def shown_texts(box: Any) -> list[str]:
     return [inner.itemText(index) for index in range(inner.count)]
 
 
+def test_lists_are_read_as_tuples(box: Any) -> None:
+    assert box.nodeTypes == ("vtkMRMLScalarVolumeNode",)
+    assert box.sortFilterProxyModel().hiddenNodeIDs == ()
+
+
 def test_node_box_follows_the_scene(box: Any, scene: Any) -> None:
     changes: list[Any] = []
     box.connect("currentNodeChanged(vtkMRMLNode*)", changes.append)
@@ -194,18 +199,6 @@ def test_segments_table_shows_and_selects(segmentation: Any) -> None:
     assert table.segmentCount == 0
 
 
-def test_segment_selector(segmentation: Any, scene: Any) -> None:
-    selector, seen = slicer.qMRMLSegmentSelectorWidget(), []
-    selector.connect("currentSegmentChanged(QString)", seen.append)
-    selector.setMRMLScene(scene)
-    assert selector.currentNode() is segmentation
-    assert selector.segmentIDs() == ["liver", "spleen"]
-    selector.setCurrentSegmentID("spleen")
-    segmentation.GetSegmentation().RemoveSegment("spleen")
-    assert selector.currentSegmentID() == "liver"
-    assert seen == ["liver", "spleen", "liver"]
-
-
 def test_segment_editor_works_on_its_node(segmentation: Any, scene: Any) -> None:
     editor = slicer.qMRMLSegmentEditorWidget()
     editor.setMRMLScene(scene)
@@ -237,3 +230,40 @@ def test_segment_editor_undoes_through_the_real_logic(segmentation: Any, scene: 
     assert segmentation.GetSegmentation().GetSegment("liver") is not None
     editor.redo()
     assert segmentation.GetSegmentation().GetSegment("liver") is None
+
+
+def test_segment_editor_takes_the_reference_volume_and_the_first_segment(segmentation: Any, scene: Any) -> None:
+    editor = slicer.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(scene)
+    volume, other = (slicer.util.addVolumeFromArray(np.zeros((4, 5, 6), np.int16), name=name) for name in ("CT", "PET"))
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    node.SetAndObserveSegmentationNode(segmentation)
+    node.SetAndObserveSourceVolumeNode(other)
+    node.SetSelectedSegmentID("spleen")
+    editor.setMRMLSegmentEditorNode(node)
+    assert (node.GetSourceVolumeNode().GetName(), node.GetSelectedSegmentID()) == ("CT", "liver")
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    assert {each.GetBackgroundVolumeID() for each in composites} == {volume.GetID()}
+    editor.setMRMLSegmentEditorNode(None)
+    assert editor.segmentationNode() is segmentation, "what is shown stays"
+
+
+def test_segment_editor_activates_the_effect_that_its_node_brings(
+    segmentation: Any, scene: Any, slicer_version: str
+) -> None:
+    def shown(given: Any) -> Any:
+        editor = slicer.qMRMLSegmentEditorWidget()
+        editor.setMRMLScene(scene)
+        node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        node.SetAndObserveSegmentationNode(given)
+        node.SetActiveEffectName("Paint")
+        editor.setMRMLSegmentEditorNode(node)
+        return editor
+
+    assert shown(segmentation).activeEffect().name == "Paint"
+    if slicer_version == "5.10":
+        with pytest.raises(RuntimeError, match="crashes"):
+            shown(None)
+    else:
+        assert shown(None).activeEffect() is None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import hashlib
+import os
+import subprocess
 import sys
 import urllib.parse
 import urllib.request
@@ -15,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import qt
 import slicer
 
 from progidiff.resources import sample_volume
@@ -119,6 +123,7 @@ def test_the_first_volume_is_chosen(module: Any, scene: Any) -> None:
     assert module.panels.prompt.ui.volumeSelector.currentNode() is node
 
 
+@pytest.mark.usefixtures("slicer_version")
 def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> None:
     invented.enter()
     session = start_run(invented, spin)
@@ -217,6 +222,66 @@ def test_unloading_in_a_run_leaves_no_process_and_no_observer(app: Any, scene: A
     assert services() is None, "somebody still holds the services"
 
 
+@pytest.mark.usefixtures("slicer_version")
+def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any) -> None:
+    """Slicer 5.10 never removes the observer of ``connectGui``, which holds the parameters and their observers."""
+    loaded = host.load_module(MODULE)
+    try:
+        loaded.holder.enter()
+        shown = []
+        for _closed in range(3):
+            shown.append(weakref.ref(loaded.widget._parameters))
+            loaded.widget.panels.prompt.ui.promptEdit.setText("liver")
+            scene.Clear(0)
+            assert loaded.widget._parameters is not shown[-1]()
+            assert loaded.widget.panels.prompt.ui.promptEdit.text == loaded.widget._parameters.prompt
+        gc.collect()
+        assert [each() for each in shown] == [None] * 3
+    finally:
+        loaded.unload()
+
+
+def test_the_module_is_unloaded_before_what_it_works_with(app: Any, scene: Any, spin: Spin) -> None:
+    """At exit: an effect is active, so that the clean-up needs the Segment Editor and the segmentation's module."""
+    loaded = host.load_module(MODULE)
+    command = organs()
+    loaded.widget.logic.services.client._command = lambda: command
+    session = start_run(loaded.widget, spin)
+    spin(lambda: not session.running)
+    review = loaded.widget.panels.review
+    review.accept()
+    review.edit()
+    review.ui.segmentEditor.setActiveEffectByName("Paint")
+    order = host.unload_order()
+    needed = ("Markups", "Segmentations", "Sequences", "SubjectHierarchy", "Terminologies", "Volumes")
+    assert all(order.index("ProGiDiffSlicer") < order.index(name) for name in needed)
+    assert set(needed) <= set(order)
+    host.quit_application()
+    assert loaded.widget.panels is None
+    assert workers() == []
+
+
+def test_a_module_that_could_not_be_set_up_is_quiet(app: Any, scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ProGiDiffSlicerLib.panels.module import ModulePanels
+
+    def breaks(*_arguments: Any) -> None:
+        raise RuntimeError("no panels")
+
+    monkeypatch.setattr(ModulePanels, "__init__", breaks)
+    import ProGiDiffSlicer
+
+    widget = ProGiDiffSlicer.ProGiDiffSlicerWidget(slicer.qMRMLWidget())
+    widget.parent.setLayout(qt.QVBoxLayout())
+    with pytest.raises(RuntimeError, match="no panels"):
+        widget.setup()
+    widget.enter()
+    widget.onSceneStartClose(None, "")
+    widget.onSceneEndClose(None, "")
+    widget.onSceneEndImport(None, "")
+    widget.exit()
+    widget._onModuleAboutToBeUnloaded("ProGiDiffSlicer")
+
+
 def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
     loaded = host.load_module(MODULE)
     command = organs(pause=0.2)
@@ -224,9 +289,58 @@ def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
     session = start_run(loaded.widget, spin)
     spin(lambda: bool(workers()))
     assert session.running
+    host.quit_application()
+    assert workers() == []
+    assert loaded.widget.panels is None
+
+
+def test_opening_the_panel_loads_no_library_that_it_can_open_without() -> None:
+    """SimpleITK alone is a good part of the time; the others are not there in Slicer's Python."""
+    code = (
+        "import sys\nfrom Testing.panel import host\nhost.install()\nhost.start()\nbefore = set(sys.modules)\n"
+        "import ProGiDiffSlicerLib.panels.module\nprint(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(MODULE.parent)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=MODULE.parents[1], env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = set(ast.literal_eval(ran.stdout.splitlines()[-1]))
+    assert "ProGiDiffSlicerLib" in loaded
+    assert loaded & {"SimpleITK", "torch", "scipy", "nibabel", "pydantic", "psutil", "matplotlib"} == set()
+
+
+def test_the_worker_ends_also_where_modules_are_not_unloaded(app: Any, scene: Any, spin: Spin) -> None:
+    loaded = host.load_module(MODULE)
+    command = organs(pause=0.2)
+    loaded.widget.logic.services.client._command = lambda: command
+    start_run(loaded.widget, spin)
+    spin(lambda: bool(workers()))
     app.aboutToQuit.emit()
     assert workers() == []
     loaded.unload()
+
+
+def test_a_module_that_is_reloaded_while_it_is_shown_goes_on(app: Any, scene: Any) -> None:
+    loaded = host.load_module(MODULE)
+    try:
+        loaded.widget.onReload()
+        assert not loaded.widget._entered, "it was not shown"
+        loaded.holder.enter()
+        loaded.widget.onReload()
+        assert loaded.widget._entered
+        assert loaded.widget.panels.prompt._shortcuts._installed
+        loaded.holder.exit()
+        assert not loaded.widget.panels.prompt._shortcuts._installed
+    finally:
+        loaded.unload()
+
+
+def test_a_skipped_self_test_is_no_failure(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(type(module.panels.setup), "ready", property(lambda panel: False))
+    monkeypatch.setattr(slicer.util, "delayDisplay", lambda message, *_rest: told.append(message))
+    slicer.selfTests["ProGiDiffSlicer"](msec=0)
+    assert told == ["Test skipped: The setup is not complete: open the module and install what it needs."]
 
 
 def test_reloading_reads_the_library_again_and_works(app: Any, scene: Any, spin: Spin) -> None:

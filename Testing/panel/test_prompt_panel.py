@@ -151,6 +151,20 @@ def test_a_range_is_counted_from_one_and_passed_on_from_zero(panel: Opened) -> N
     assert panel.client.values[0].slices == (2, 5)
 
 
+def test_a_new_range_is_one_change_of_the_parameters(panel: Opened) -> None:
+    panel.choose_volume()
+    panel.prompt.ui.extentComboBox.setCurrentIndex(list(Extent).index(Extent.RANGE))
+    seen: list[tuple[int, int]] = []
+
+    def note(*_event: Any) -> None:
+        seen.append((panel.parameters.rangeStart, panel.parameters.rangeStop))
+
+    tag = panel.parameters.AddObserver("ModifiedEvent", note)
+    panel.prompt.ui.rangeWidget.setValues(3, 5)
+    panel.parameters.RemoveObserver(tag)
+    assert set(seen) == {(2, 5)}
+
+
 def test_another_volume_gets_its_own_range(panel: Opened) -> None:
     panel.choose_volume()
     panel.prompt.ui.extentComboBox.setCurrentIndex(list(Extent).index(Extent.RANGE))

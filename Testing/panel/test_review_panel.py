@@ -218,6 +218,7 @@ def test_accepting_into_a_segmentation_that_was_there(panel: Opened, spin: Spin)
     assert np.array_equal(voxels(own, "Liver"), masks[panel.proposals.selected.index])
 
 
+@pytest.mark.usefixtures("slicer_version")
 def test_edit_opens_the_editor_on_the_segment_and_the_origin_follows(panel: Opened, spin: Spin) -> None:
     node, masks = panel.run(spin, 3)
     accepted = panel.review.accept()
@@ -226,6 +227,7 @@ def test_edit_opens_the_editor_on_the_segment_and_the_origin_follows(panel: Open
     ui.editButton.click()
     editor = ui.segmentEditor.mrmlSegmentEditorNode()
     assert not ui.editorSection.collapsed
+    assert "the editor's own Undo takes back a stroke" in ui.undoButton.toolTip
     assert editor.GetSegmentationNode() is accepted.segmentation_node
     assert editor.GetSourceVolumeNode() is node
     assert editor.GetSelectedSegmentID() == accepted.segment_id

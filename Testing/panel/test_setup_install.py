@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import types
 from collections.abc import Callable
@@ -287,9 +288,10 @@ def test_torch_that_cannot_be_had_is_told_by_pips_last_line(desk: Desk) -> None:
         raise CalledProcessError(1, "pip")
 
     desk.tools.torch_effect = fail
+    desk.tools.answers = [True, False] * 3
     outcome = desk.install()
     assert outcome.kind == "failed"
-    assert desk.tools.acts == ["ask", "torch"], "pip is not asked for the rest"
+    assert desk.tools.acts == ["ask", "torch", "ask"], "pip is not asked for the rest"
 
     def refuse() -> None:
         raise ValueError("Failed to get computation backend.")
@@ -298,6 +300,57 @@ def test_torch_that_cannot_be_had_is_told_by_pips_last_line(desk: Desk) -> None:
     assert desk.install().message.startswith("The PyTorch extension failed: ValueError: Failed to get computation backend;")
     desk.tools.torch_effect = lambda: None
     assert "The PyTorch extension failed: it did not install torch;" in desk.install().message
+
+
+def test_pip_is_the_second_way_to_torch_where_its_own_server_is_blocked(desk: Desk) -> None:
+    def blocked() -> None:
+        raise TypeError("build_source() missing 1 required keyword-only argument: 'project_name'")
+
+    desk.tools.torch_effect = blocked
+    desk.tools.answers = [True, False]
+    assert desk.install().message.startswith("The package server cannot be reached; ")
+    desk.tools.answers = [True, True]
+    assert desk.install().kind == "done"
+    assert desk.tools.acts[3:] == ["ask", "torch", "ask", "pip"]
+    assert pip_arguments(desk.tools)[:3] == ["torch>=2.9,<3", "diffusers>=0.42,<1", "transformers>=5.0,<6"]
+    assert "its usual build of torch" in desk.tools.questions[-1]
+    assert "cannot be reached" in desk.tools.questions[-1]
+
+
+def test_a_full_disk_is_not_asked_about_a_second_way(desk: Desk) -> None:
+    def full() -> None:
+        raise OSError("[Errno 28] No space left on device")
+
+    desk.tools.torch_effect = full
+    assert desk.install().message.startswith("The disk is full")
+    assert desk.tools.acts == ["ask", "torch"]
+
+
+def test_pip_itself_may_change_and_the_question_says_so(desk: Desk, tmp_path: Path) -> None:
+    desk.tools.answer = False
+    desk.install()
+    assert "are not changed, but for pip itself, which the PyTorch extension may replace" in desk.tools.questions[-1]
+    make_wheel(tmp_path / "wheels", "torch", "2.10.0")
+    desk.settings.wheelFolder = str(tmp_path / "wheels")
+    desk.install()
+    assert "are not changed.\n" in desk.tools.questions[-1]
+
+
+def test_a_slicer_for_intel_macs_points_to_another_python(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    outcome = desk.install()
+    assert outcome.kind == "failed"
+    assert outcome.message.startswith("There is no torch >=2.9,<3 for a Slicer that is built for Intel Macs; choose Another")
+    assert desk.tools.acts == []
+    make_wheel(tmp_path / "wheels", "torch", "2.10.0")
+    desk.settings.wheelFolder = str(tmp_path / "wheels")
+    assert desk.install().kind == "done", "who has built torch can use it"
+    desk.settings.wheelFolder = ""
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert desk.install().kind == "done"
 
 
 def test_torch_that_is_there_but_cannot_be_loaded_here_is_enough(desk: Desk) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import slicer
 
 from ProGiDiffSlicerLib.setup.tools import SlicerTools, lines_of_stdout
+
+from . import host
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -64,9 +67,8 @@ def packaging(monkeypatch: pytest.MonkeyPatch, application: SimpleNamespace) -> 
 
 
 @pytest.fixture
-def old_slicer(monkeypatch: pytest.MonkeyPatch, application: SimpleNamespace) -> Any:
+def old_slicer(monkeypatch: pytest.MonkeyPatch, application: SimpleNamespace) -> Iterator[Any]:
     """Slicer 5.10: pip blocks and prints; there is no ``slicer.packaging``."""
-    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
     calls: list[Any] = []
 
     def pip(requirements: list[str]) -> None:
@@ -76,9 +78,10 @@ def old_slicer(monkeypatch: pytest.MonkeyPatch, application: SimpleNamespace) ->
         if "bad" in requirements:
             raise CalledProcessError(2, "pip")
 
-    monkeypatch.setattr(slicer.util, "pip_install", pip, raising=False)
-    monkeypatch.setattr(slicer.util, "pip_uninstall", pip, raising=False)
-    return calls
+    with host.as_version("5.10"):
+        monkeypatch.setattr(slicer.util, "pip_install", pip)
+        monkeypatch.setattr(slicer.util, "pip_uninstall", pip)
+        yield calls
 
 
 def test_the_newer_slicer_does_not_block(packaging: Any, told: Told) -> None:

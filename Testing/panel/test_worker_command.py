@@ -200,6 +200,35 @@ def test_without_psutil_the_systems_own_means_do(monkeypatch: pytest.MonkeyPatch
 
 
 @posix_only
+def test_where_taskkill_ends_a_tree_it_has_done_so_before_the_root_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On Windows without psutil: QProcess kills the root next, and descendants are found through it."""
+    script = tmp_path / "taskkill"
+    code = f"""#!{sys.executable}
+import os, signal, sys, time
+time.sleep(0.3)
+sys.path.insert(0, {str(Path(tree.__file__).parents[2])!r})
+from ProGiDiffSlicerLib.worker.tree import descendants
+assert sys.argv[1:4] == ["/T", "/F", "/PID"]
+root = int(sys.argv[4])
+for each in [*descendants(root), root]:
+    os.kill(each, signal.SIGKILL)
+"""
+    script.write_text(code, encoding="utf-8")
+    script.chmod(0o755)
+    root, pids = family()
+    with monkeypatch.context() as windows:
+        windows.setitem(sys.modules, "psutil", None)
+        windows.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        windows.setattr(sys, "platform", "win32")
+        windows.setattr(subprocess, "CREATE_NO_WINDOW", 0, raising=False)
+        tree.kill_tree(root)
+    psutil.Process(root).kill()
+    assert all_gone(pids)
+
+
+@posix_only
 def test_descendants_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     root, pids = family()
     try:

@@ -4,23 +4,31 @@ Everything that can be tested without the application is tested by ``make test``
 is for the rest. It needs a Slicer (5.10 or later) in which the module's Setup says that everything is installed::
 
     Slicer --testing --no-splash --additional-module-paths <checkout>/ProGiDiffSlicer \\
-           --python-script <checkout>/Testing/slicer/main_path.py [folder]
+           --python-script <checkout>/Testing/slicer/main_path.py <folder>
 
-It closes the scene, takes a few minutes on a CPU, and prints one line per step. With a folder it leaves pictures of the
-window and the saved scene there. Exit code: 0 passed, 1 failed, 77 not run because packages of the worker are missing. CTest
-runs it too (Testing/slicer/CMakeLists.txt).
+It closes the scene and takes a few minutes on a CPU. For each step it prints what happened and what a person who looks at
+the window should see then; with a folder it leaves pictures of the window and the saved scene there. Who sends the printed
+lines and the folder has said everything. Exit code: 0 passed, 1 failed, 77 not run because packages of the worker are
+missing. CTest runs it too (Testing/slicer/CMakeLists.txt).
 
-Not verified so far: nobody has run this script in the real application yet. Its steps other than editing run in the stand-in
-(Testing/panel/test_main_path_script.py).
+An exception that Python raises in a slot or an observer is printed by PythonQt and forgotten, and with ``--testing`` Slicer
+then ends with 1, whatever exit code a script asks for. So such an exception is a failure of its step here, and a skip is one
+only where nothing was raised. Without ``--testing`` the exit code is the script's own.
+
+Not verified so far: nobody has run this script in the real application yet. It runs in the stand-in
+(Testing/panel/test_main_path_script.py), which has no effects to edit with.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import slicer
@@ -40,6 +48,45 @@ def panels() -> Any:
 def say(text: str) -> None:
     """Tell the console, which --testing may be redirected to a file."""
     print(f"main path: {text}", flush=True)
+
+
+def see(text: str) -> None:
+    """Tell what a person should see in the window now."""
+    say(f"     you should see: {text}")
+
+
+class Unseen:
+    """The exceptions that are printed and forgotten while this watches; they are printed as before."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._before = sys.excepthook
+        sys.excepthook = self._note
+
+    def _note(self, kind: Any, error: Any, trace: Any) -> None:
+        self.texts.append("".join(traceback.format_exception(kind, error, trace)))
+        self._before(kind, error, trace)
+
+    def take(self) -> list[str]:
+        """What was raised since this was asked last."""
+        texts, self.texts = self.texts, []
+        return texts
+
+    def end(self) -> None:
+        """Watch no more."""
+        sys.excepthook = self._before
+
+
+def say_where() -> None:
+    """What this runs in: the first thing that anybody asks."""
+    version = f"{slicer.app.majorVersion}.{slicer.app.minorVersion} (revision {slicer.app.revision})"
+    say(f"Slicer {version}, Python {platform.python_version()}, {platform.platform()}, {platform.machine()}")
+    for name in ("pip", "numpy", "SimpleITK", "torch", "diffusers"):
+        try:
+            say(f"     {name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            say(f"     {name} is not installed")
+    say(f"     testing mode: {slicer.app.testingEnabled()}, main window: {slicer.util.mainWindow() is not None}")
 
 
 def wait_until(condition: Any, what: str) -> None:
@@ -66,15 +113,48 @@ def role(node: Any) -> str | None:
     return None if value is None else str(value)
 
 
+def check_panel() -> None:
+    """The sections open and close, and a folder that was chosen can be un-chosen."""
+    ui, setup = panels().ui, panels().setup
+    assert ui.setupSection.collapsed, "Setup stays open although everything is installed"
+    for section in (ui.setupSection, ui.promptSection, ui.proposalsSection, ui.reviewSection, ui.tuningSection):
+        was_closed = section.collapsed
+        section.collapsed = not was_closed
+        assert section.collapsed is not was_closed, section.name
+        section.collapsed = was_closed
+    line, settings = setup.ui.modelFolderEdit, slicer.modules.ProGiDiffSlicerWidget.logic.services.settings
+    before = line.currentPath
+    try:
+        line.setCurrentPath(os.path.dirname(__file__))
+        assert settings.modelFolder == os.path.dirname(__file__), settings.modelFolder
+        line.setCurrentPath("")
+        assert settings.modelFolder == "", "an emptied model folder is not forgotten"
+    finally:
+        line.setCurrentPath(before)
+    see(f"the title 'Setup: ready' above a closed section, and the sections {_titles(ui)}")
+
+
+def _titles(ui: Any) -> str:
+    sections = (ui.promptSection, ui.proposalsSection, ui.reviewSection, ui.tuningSection)
+    return ", ".join(str(section.text) for section in sections)
+
+
 def check_main_path() -> None:
     """Sample volume, prompt, proposals, accept, undo, redo: the test that the module itself has."""
     from ProGiDiffSlicer import ProGiDiffSlicerTest
 
+    began = time.monotonic()
     case = ProGiDiffSlicerTest()
     case.messageDelay = 100
     case.setUp()
     case.test_main_path()
-    accepted()
+    _node, _identifier, segment = accepted()
+    proposals = panels().proposals
+    say(f"     status line: {panels().status.text}")
+    say(f"     {proposals.ui.proposalsTable.rowCount} lines, the best with {proposals.selected.millilitres:.0f} mL")
+    say(f"     {time.monotonic() - began:.0f} s with loading the model")
+    see("the abdomen in the slice views, the best proposals outlined on it, thumbnails with scores in the list,")
+    see(f"and the accepted segment {segment.GetName()} in Review; no red error sign in the status bar")
 
 
 def check_editing() -> None:
@@ -99,6 +179,9 @@ def check_editing() -> None:
     assert facts.edited
     assert facts.dice_to_proposal is not None
     assert 0 < facts.dice_to_proposal < 1, facts.dice_to_proposal
+    assert editor.activeEffect() is None, "the effect stays active after editing"
+    see(f"a segment that is {MARGIN_MM} mm larger all around, the editor closed again, and below it:")
+    see(f"'{review.ui.provenanceLabel.text.splitlines()[-1]}'")
 
 
 def check_scene_file(folder: str) -> None:
@@ -120,6 +203,8 @@ def check_scene_file(folder: str) -> None:
     assert max(abs(a - b) for a, b in zip(segment.GetColor(), color, strict=True)) < 0.01
     assert read_provenance(segment) == before
     assert panels().prompt.ui.promptEdit.text == "liver", "the parameters were not saved with the scene"
+    say(f"     {os.path.getsize(path) / 1e6:.1f} MB in {os.path.basename(path)}")
+    see("the same segment in the same colour after loading, an empty list of proposals, and 'liver' in Outline")
 
 
 def check_reload() -> None:
@@ -130,6 +215,7 @@ def check_reload() -> None:
     wait_until(lambda: old.state.value == "stopped", "the worker of the panel before the reload ends")
     assert slicer.modules.ProGiDiffSlicerWidget.logic.services.client is not old
     assert panels().setup.ready
+    see("the panel as before, without proposals; its keys work (Ctrl+Z, arrows in the list)")
 
 
 def picture(folder: str, name: str) -> None:
@@ -142,33 +228,59 @@ def picture(folder: str, name: str) -> None:
 
 def run(folder: str) -> int:
     """All steps; returns the exit code."""
+    unseen = Unseen()
+    try:
+        return _run(folder, unseen)
+    finally:
+        unseen.end()
+
+
+def _run(folder: str, unseen: Unseen) -> int:
+    say_where()
     if not hasattr(slicer.modules, "progidiffslicer"):
         say("FAILED: the module is not loaded; name its folder with --additional-module-paths")
+        return FAILED
+    if not _step("opening", panels, unseen, folder):
         return FAILED
     if not panels().setup.ready:
         say("SKIPPED: packages of the worker are missing; open the module, press Install in Setup, and run this again")
         return SKIPPED
-    for name, step in (
+    steps: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("panel", check_panel),
         ("proposals", check_main_path),
         ("editing", check_editing),
         ("scene-file", lambda: check_scene_file(folder)),
         ("reload", check_reload),
-    ):
-        try:
-            step()
-        except Exception:
-            say(f"FAILED: {name}\n{traceback.format_exc()}")
-            picture(folder, f"{name}-failed.png")
+    )
+    for name, step in steps:
+        if not _step(name, step, unseen, folder):
             return FAILED
-        say(f"ok: {name}")
-        picture(folder, f"{name}.png")
+    say(f"PASSED: {len(steps)} steps")
     return PASSED
+
+
+def _step(name: str, step: Callable[[], Any], unseen: Unseen, folder: str) -> bool:
+    """Run one step and tell how it went; whether it went well."""
+    trouble = ""
+    try:
+        step()
+        slicer.app.processEvents()
+    except Exception:
+        trouble = traceback.format_exc()
+    raised = unseen.take()
+    if not trouble and raised:
+        trouble = f"{len(raised)} raised in slots or observers, the first:\n{raised[0]}"
+    say(f"FAILED: {name}\n{trouble}" if trouble else f"ok: {name}")
+    picture(folder, f"{name}-failed.png" if trouble else f"{name}.png")
+    return not trouble
 
 
 def main() -> None:
     """Run in the application and leave it with the exit code."""
     if len(sys.argv) > 1 and os.path.isdir(sys.argv[-1]):
-        slicer.util.exit(run(sys.argv[-1]))
+        code = run(sys.argv[-1])
+        say(f"please send these lines and what is in {sys.argv[-1]}")
+        slicer.util.exit(code)
         return
     with tempfile.TemporaryDirectory() as folder:
         slicer.util.exit(run(folder))

@@ -85,9 +85,8 @@ class EditTracker:
             scene.AddObserver(scene.StartSaveEvent, self._on_save),
             scene.AddObserver(scene.EndCloseEvent, self._on_scene_closed),
         ]
-        nodes = scene.GetNodesByClass("vtkMRMLSegmentationNode")
-        for n in range(nodes.GetNumberOfItems()):
-            self._observe(nodes.GetItemAsObject(n))
+        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode", scene):
+            self._observe(node)
 
     def remember(self, segmentation_node: Any, segment_id: str) -> None:
         """Take a segment as it is now for the accepted mask that later edits are compared with."""
@@ -244,12 +243,14 @@ def begin_edit(
         "visible": editor_node.OverwriteVisibleSegments,
         "all": editor_node.OverwriteAllSegments,
     }
-    if editor_widget is not None:
-        editor_widget.setMRMLSegmentEditorNode(editor_node)
-        editor_widget.setSegmentationNode(segmentation_node)
-        editor_widget.setSourceVolumeNode(volume_node)
-        editor_widget.setCurrentSegmentID(segment_id)
+    # The node comes from the scene, perhaps with the effect that was active when that was saved: the widget activates it at
+    # once, and that of Slicer 5.10 crashes where there is no segmentation yet.
+    editor_node.SetActiveEffectName("")
     editor_node.SetAndObserveSegmentationNode(segmentation_node)
+    if editor_widget is not None:
+        editor_widget.updateEffectList()  # a start-up module is made before all effects are registered
+        editor_widget.setMRMLSegmentEditorNode(editor_node)
+    # Last: with a new segmentation the widget chooses its reference volume and its first segment.
     editor_node.SetAndObserveSourceVolumeNode(volume_node)
     editor_node.SetSelectedSegmentID(segment_id)
     editor_node.SetOverwriteMode(modes[overwrite])

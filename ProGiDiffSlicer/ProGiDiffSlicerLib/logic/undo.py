@@ -223,6 +223,9 @@ class UndoStack:
         step.companions = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
         step.companions.append(node.GetStorageNode())
         step.companions = [companion for companion in step.companions if companion is not None]
+        # The state holds the voxels; the node waits without them. Emptied while it is in the scene: Slicer goes on observing
+        # a removed segmentation and reports each of its segments as an error that has no item in the subject hierarchy.
+        node.GetSegmentation().RemoveAllSegments()
         playing = frames(node)
         step.recorded = playing is not None
         if playing is not None:
@@ -232,8 +235,6 @@ class UndoStack:
         self._scene.RemoveNode(node)
         for companion in step.companions:
             self._scene.RemoveNode(companion)
-        # The state holds the voxels; the node waits without them.
-        node.GetSegmentation().RemoveAllSegments()
 
     def _add_again(self, step: Step) -> None:
         for companion in step.companions:

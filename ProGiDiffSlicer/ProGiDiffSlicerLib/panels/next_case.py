@@ -76,7 +76,7 @@ class NextCasePart:
         if item is None:
             return
         try:
-            volume = slicer.util.loadVolume(item.path)
+            volume = slicer.util.loadVolume(item.path, {})
         except Exception as error:  # the readers of Slicer raise bare RuntimeError and others
             text = _("{volume} could not be loaded ({reason}); load it with Add Data or the DICOM module.")
             self._status.say(text.format(volume=item.label, reason=error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
@@ -170,9 +171,11 @@ class PromptPanel:
         box.blockSignals(blocked)
 
     def _on_range(self, first: float, last: float) -> None:
-        if self._binding.parameters is not None:
-            self._binding.parameters.rangeStart = round(first) - 1
-            self._binding.parameters.rangeStop = round(last)
+        parameters = self._binding.parameters
+        if parameters is not None:
+            with slicer.util.NodeModify(parameters):  # one change: a range of which half is old is shown to nobody
+                parameters.rangeStart = round(first) - 1
+                parameters.rangeStop = round(last)
 
     def _on_state(self, *_state: Any) -> None:
         running = self._session.running

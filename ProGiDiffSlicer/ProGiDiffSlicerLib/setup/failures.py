@@ -23,7 +23,9 @@ _SIGNS: tuple[tuple[Kind, str], ...] = (
         "network",
         r"NewConnectionError|ConnectTimeout|ReadTimeout|Read timed out|NameResolutionError|Temporary failure in name"
         r"|getaddrinfo failed|Network is unreachable|Connection refused|ConnectionResetError|Connection to \S+ timed out"
-        r"|nodename nor servname|Could not fetch URL|URLError|Failed to establish a new connection|RemoteDisconnected",
+        r"|nodename nor servname|Could not fetch URL|URLError|Failed to establish a new connection|RemoteDisconnected"
+        # what the PyTorch extension's installer (light-the-torch) makes of a server of torch that it cannot reach
+        r"|build_source\(\) missing \d+ required keyword-only argument",
     ),
     ("permission", r"Permission denied|Errno 13|Read-only file system|Errno 30"),
     ("conflict", r"ResolutionImpossible|conflicting dependencies|Cannot install .* because these package versions"),

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from subprocess import CalledProcessError
 
@@ -16,9 +17,9 @@ from packaging.version import InvalidVersion, Version
 from slicer.i18n import tr as _
 
 from ProGiDiffSlicerLib.setup.downloads import Ledger
-from ProGiDiffSlicerLib.setup.failures import explain
+from ProGiDiffSlicerLib.setup.failures import Failure, explain
 from ProGiDiffSlicerLib.setup.outcome import Outcome
-from ProGiDiffSlicerLib.setup.plan import Plan, make_plan
+from ProGiDiffSlicerLib.setup.plan import TORCH_GB, Plan, make_plan
 from ProGiDiffSlicerLib.setup.requirements import HELD
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import PythonHome
@@ -26,6 +27,8 @@ from ProGiDiffSlicerLib.setup.tools import Tools
 from ProGiDiffSlicerLib.signals import Signal
 
 _MARKER = "pendingInstall"
+# What stops the PyTorch extension and would stop pip as well.
+_NOT_MENDED_BY_PIP = frozenset({"disk", "in_use", "permission"})
 # Never wait for a person's typing on a console nobody sees; wheels before anything that would have to be compiled.
 _PIP_OPTIONS = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--prefer-binary")
 
@@ -143,9 +146,23 @@ class Installer:
         if self._home.status().wanting("torch"):
             if not self._lines or finished:
                 self._lines.append(_("it did not install torch"))
-            self._fail(_("The PyTorch extension"))
-            return
+            failure = explain(self._lines, program=_("The PyTorch extension"))
+            if self._abandoned or failure.kind in _NOT_MENDED_BY_PIP or not self._wants_torch_of_pip(failure):
+                self._fail(_("The PyTorch extension"))
+                return
+            self._lines = []
+            self._plan = replace(self._plan, packages=(f"torch{self._plan.torch}", *self._plan.packages))
+            self._steps = [self._install_packages]
         self._next()
+
+    def _wants_torch_of_pip(self, failure: Failure) -> bool:
+        """Offer the second way to torch: its extension asks a server of its own, which can be blocked where pip's is not."""
+        text = _(
+            "{failure}\n\nThe second way is pip with its own server and its usual build of torch, which is not chosen for"
+            " your graphics card. About {size} GB are downloaded. Install torch that way now?"
+        )
+        text = text.format(failure=failure.message, size=TORCH_GB)
+        return self._tools.ask(_("Install torch with pip"), text, failure.details)
 
     def _let_torch_be_installed(self) -> bool:
         self._tools.install_torch(self._plan.torch, self._told)

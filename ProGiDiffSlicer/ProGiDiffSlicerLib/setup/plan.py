@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ProGiDiffSlicerLib.setup.tools import TORCH_EXTENSION, Tools
 
 _GB = 1e9
 # Between a build for the CPU alone and one with all libraries for graphics cards.
-_TORCH_GB = "1 - 6"
+TORCH_GB = "1 - 6"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ class Plan:
         if self.wheel_folder:
             parts.append(_('They are installed from "{folder}"; the network is not used.').format(folder=self.wheel_folder))
         else:
-            size = _TORCH_GB if self.torch else "0.1"
+            size = TORCH_GB if self.torch else "0.1"
             parts.append(_("About {size} GB are downloaded.").format(size=size))
         text = _("{free} GB are free on this disk. Packages that are part of Slicer are not changed.")
+        if self.torch:
+            text = _(
+                "{free} GB are free on this disk. Packages that are part of Slicer are not changed, but for pip itself,"
+                " which the PyTorch extension may replace by an older version."
+            )
         parts.append(text.format(free=f"{free_bytes() / _GB:.1f}"))
         if self.replaced:
             text = _("Another version of these is replaced, which other extensions may notice: {names}.")
@@ -80,6 +86,13 @@ def make_plan(status: Status, wheel_folder: str, tools: Tools) -> Plan:
         return Plan(False, "", damaged, tuple(packages), replaced, wheel_folder)
     if wheel_folder:
         return Plan(False, "", damaged, (missing_torch.text, *packages), replaced, wheel_folder)
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        # Builds for it ended with torch 2.2; also an Intel Slicer on an Apple processor says x86_64 of itself.
+        text = _(
+            "There is no torch {window} for a Slicer that is built for Intel Macs; choose Another Python for the worker (on"
+            " a Mac with an Apple processor one that is built for arm64) or another computer."
+        )
+        return Plan(obstacle=text.format(window=missing_torch.window))
     extension = not tools.torch_extension_loaded()
     return Plan(extension, missing_torch.window, damaged, tuple(packages), replaced)
 

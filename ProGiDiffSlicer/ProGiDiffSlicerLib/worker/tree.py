@@ -15,7 +15,8 @@ _WAIT_S = 2.0
 def kill_tree(pid: int) -> None:
     """Kill the process ``pid`` and its descendants, and do not wait for their end. One that is gone is passed over.
 
-    psutil comes with the engine; without it the operating system's own means are used.
+    psutil comes with the engine; without it the operating system's own means are used. Those of Windows are a program, for
+    which this waits, two seconds at most: it finds the descendants through the process that its caller kills next.
     """
     try:
         import psutil
@@ -35,13 +36,15 @@ def kill_tree(pid: int) -> None:
 def _kill_without_psutil(pid: int) -> None:
     if sys.platform == "win32":
         taskkill = ["taskkill", "/T", "/F", "/PID", str(pid)]
-        with contextlib.suppress(OSError):
-            subprocess.Popen(
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
                 taskkill,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 creationflags=subprocess.CREATE_NO_WINDOW,
+                timeout=_WAIT_S,
+                check=False,
             )
     else:
         for member in [*descendants(pid), pid]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import SimpleITK as sitk
 
 from progidiff.errors import DatasetError, InputError
 from progidiff.volumes.geometry import Geometry
@@ -177,6 +176,8 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if plain.dtype == np.float16:
         plain = plain.astype(np.float32)
+    import SimpleITK as sitk  # not when Slicer's panel opens
+
     try:
         sitk.WriteImage(geometry.to_sitk(plain), str(path), useCompression=True)
     except RuntimeError as error:
@@ -189,6 +190,8 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DatasetError: missing or damaged.
     """
+    import SimpleITK as sitk
+
     try:
         return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
     except RuntimeError as error:

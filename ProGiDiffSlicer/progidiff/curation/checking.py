@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 from progidiff.curation.case import FIELDS, CuratedCase, case_files, parse_case, read_image
 from progidiff.curation.files import digest, explained, move
@@ -108,6 +107,8 @@ def _case_problems(case: CuratedCase, table: dict[str, int]) -> Iterator[str]:
 
 
 def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    import SimpleITK as sitk  # not when Slicer's panel opens
+
     image = sitk.ReadImage(str(path))
     return tuple(image.GetSize()), Geometry.from_sitk(image).affine
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 from progidiff.errors import InputError
 from progidiff.volumes.axes import nearest_axes
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 # ITK, NRRD and DICOM point to the patient's Left and Posterior, Slicer and NIfTI to the Right and Anterior.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -111,6 +114,8 @@ class Geometry:
         """SimpleITK image of ``array`` (K, J, I) on this grid; bool becomes uint8."""
         if array.shape != self.shape_kji:
             raise ValueError(f"array of shape {array.shape} does not fit a grid of shape {self.shape_kji}")
+        import SimpleITK as sitk  # a good part of the time in which Slicer's panel opens, which does not need it
+
         image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
         lps = self.affine_lps
         image.SetOrigin(lps[:3, 3].tolist())

@@ -11,8 +11,9 @@ import qt
 import slicer
 from PySide6.QtCore import Signal, qInstallMessageHandler
 
-from . import fonts
+from . import facts, fonts
 from .file_io import CoreIOManager
+from .stand_ins import stands_for
 from .world import World
 
 
@@ -22,6 +23,20 @@ def _log_message(kind: Any, context: Any, text: str) -> None:
         logging.getLogger("qt").warning("%s", text)
 
 
+@stands_for("qSlicerModuleFactoryManager")
+class ModuleFactoryManager:
+    """``slicer.app.moduleManager().factoryManager()``: which modules there are."""
+
+    def loadedModuleNames(self) -> list[str]:
+        """The names of all modules."""
+        return [each.name for each in vars(slicer.modules).values() if hasattr(each, "widgetRepresentation")]
+
+    def isLoaded(self, name: str) -> bool:
+        """Whether there is such a module."""
+        return name in self.loadedModuleNames()
+
+
+@stands_for("qSlicerModuleManager")
 class ModuleManager(qt.QObject):
     """``slicer.app.moduleManager()``."""
 
@@ -34,59 +49,69 @@ class ModuleManager(qt.QObject):
 
     def factoryManager(self) -> Any:
         """What knows which modules there are."""
-        return types.SimpleNamespace(
-            loadedModuleNames=self.modulesNames, isLoaded=lambda name: self.module(name) is not None
-        )
+        return ModuleFactoryManager()
 
     def modulesNames(self) -> list[str]:
         """The names of all modules."""
-        return [each.name for each in vars(slicer.modules).values() if hasattr(each, "widgetRepresentation")]
+        return ModuleFactoryManager().loadedModuleNames()
 
 
+@stands_for("qSlicerApplication")
 class Application(qt.QApplication):
     """``slicer.app``, in testing mode, without a main window."""
 
     startupCompleted = Signal()
-    majorVersion, minorVersion, revision, os = 5, 13, "33000", "linux"
+    revision, os = "33000", "linux"
     documentationBaseUrl = "https://slicer.readthedocs.io/en/latest/"
 
     def __init__(self, world: World) -> None:
         super().__init__(["Slicer"])
         qInstallMessageHandler(_log_message)
-        self.world = world
-        self.manager = ModuleManager()
-        self.io = CoreIOManager(world.scene)
-        self.layouts: Any = None
-        self.restarts = 0
+        self._world = world
+        self._loaded: list[Any] = []
+        self._manager = ModuleManager()
+        self._io = CoreIOManager(world.scene)
+        self._layouts: Any = None
+        self._restarts = 0
         self._folder = tempfile.TemporaryDirectory(prefix="slicer-host-")
         self.temporaryPath = self._folder.name
         self.slicerHome = self._folder.name
         self.setStyle("Fusion")
         fonts.ensure()
 
+    @property
+    def majorVersion(self) -> int:
+        """5."""
+        return int(facts.chosen.split(".")[0])
+
+    @property
+    def minorVersion(self) -> int:
+        """10 or 13, as the host is chosen to be."""
+        return int(facts.chosen.split(".")[1])
+
     def moduleManager(self) -> ModuleManager:
         """The module manager."""
-        return self.manager
+        return self._manager
 
     def coreIOManager(self) -> CoreIOManager:
         """What loads and saves."""
-        return self.io
+        return self._io
 
     def ioManager(self) -> CoreIOManager:
         """What loads and saves, with dialogs in the application."""
-        return self.io
+        return self._io
 
     def applicationLogic(self) -> Any:
         """The real ``vtkSlicerApplicationLogic``."""
-        return self.world.application_logic
+        return self._world.application_logic
 
     def mrmlScene(self) -> Any:
         """The scene."""
-        return self.world.scene
+        return self._world.scene
 
     def layoutManager(self) -> Any:
         """The light layout manager, or None while a test has taken it away."""
-        return self.layouts
+        return self._layouts
 
     def testingEnabled(self) -> bool:
         """True: dialogs are not shown."""
@@ -119,20 +144,15 @@ class Application(qt.QApplication):
 
     def restart(self) -> None:
         """Count the wish: nothing is restarted."""
-        self.restarts += 1
+        self._restarts += 1
 
     def startupEnvironment(self) -> Any:
         """The environment that the application was started in."""
         return qt.QProcessEnvironment.systemEnvironment()
 
-    def mainApplicationDisplayName(self) -> str:
-        """The name in title bars."""
-        return "3D Slicer"
-
     def pythonConsole(self) -> Any:
         """None: there is no console."""
         return None
 
-    def launcherExecutableFilePath(self) -> str:
-        """Empty: there is no launcher."""
-        return ""
+    mainApplicationDisplayName = "3D Slicer"
+    launcherExecutableFilePath = ""

@@ -123,26 +123,6 @@ class ctkCollapsibleButton(qt.QAbstractButton):
 
 
 @stand_in(ctk)
-class ctkCollapsibleGroupBox(qt.QGroupBox):
-    """A group box that folds."""
-
-    def __init__(self, title: Any = "", parent: Any = None) -> None:
-        if isinstance(title, qt.QWidget):
-            title, parent = "", title
-        super().__init__(title or "", parent)
-        self._collapsed = False
-
-    def _set_collapsed(self, collapsed: bool) -> None:
-        self._collapsed = collapsed
-        for each in self.children():
-            if isinstance(each, qt.QWidget):
-                each.setVisible(not collapsed)
-
-    collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
-    collapsedHeight = kept(int, "collapsedHeight", 14)
-
-
-@stand_in(ctk)
 class ctkCheckBox(qt.QCheckBox):
     """A check box whose indicator can be an icon."""
 
@@ -179,53 +159,5 @@ class ctkCheckablePushButton(ctkPushButton):
 
 
 @stand_in(ctk)
-class ctkMenuButton(ctkPushButton):
+class ctkMenuButton(qt.QPushButton):
     """A push button with a menu at its side."""
-
-    showMenuIndicator = kept(bool, "showMenuIndicator", True)
-
-
-@stand_in(ctk)
-class ctkSearchBox(qt.QLineEdit):
-    """A line with a magnifying glass and a cross to clear it."""
-
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__(parent)
-        self.setPlaceholderText("Search...")
-        self.setClearButtonEnabled(True)
-
-    showSearchIcon = kept(bool, "showSearchIcon", False)
-    alwaysShowClearIcon = kept(bool, "alwaysShowClearIcon", False)
-
-
-@stand_in(ctk)
-class ctkFittedTextBrowser(qt.QTextBrowser):
-    """A text browser that is as high as its text."""
-
-    collapsed = kept(bool, "collapsed", False)
-    collapsibleText = kept(str, "collapsibleText", "")
-
-
-@stand_in(ctk)
-class ctkMessageBox(qt.QMessageBox):
-    """A message box that can be told not to come again."""
-
-    dontShowAgain = kept(bool, "dontShowAgain", False)
-    dontShowAgainVisible = kept(bool, "dontShowAgainVisible", False)
-    dontShowAgainSettingsKey = kept(str, "dontShowAgainSettingsKey", "")
-
-
-@stand_in(ctk)
-class ctkColorPickerButton(qt.QPushButton):
-    """A button that shows a colour."""
-
-    colorChanged = Signal(qt.QColor)
-    displayColorName = kept(bool, "displayColorName", True)
-
-    def _apply(self, color: Any) -> None:
-        swatch = qt.QPixmap(14, 14)
-        swatch.fill(color)
-        self.setIcon(qt.QIcon(swatch))
-        self.setText(color.name() if self.displayColorName else "")
-
-    color = kept(qt.QColor, "color", qt.QColor(0, 0, 0), "colorChanged", _apply)

@@ -14,12 +14,29 @@ _STEPS = 10_000  # the integer slider below has this many positions over the ran
 
 
 @stand_in(ctk)
-class ctkDoubleSpinBox(qt.QDoubleSpinBox):
-    """A spin box for numbers."""
+class ctkDoubleSpinBox(qt.QWidget):
+    """A widget around a spin box for numbers."""
 
-    setMode = kept(int, "setMode", 0)
-    decimalsOption = kept(int, "decimalsOption", 0)
-    invertedControls = kept(bool, "invertedControls", False)
+    valueChanged = Signal(float)
+    editingFinished = Signal()
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._box = qt.QDoubleSpinBox(self)
+        row = qt.QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._box)
+        self._box.valueChanged.connect(self.valueChanged.emit)
+        self._box.editingFinished.connect(self.editingFinished.emit)
+
+    value = forwarded(float, "value", "_box")
+    minimum = forwarded(float, "minimum", "_box")
+    maximum = forwarded(float, "maximum", "_box")
+    singleStep = forwarded(float, "singleStep", "_box")
+    decimals = forwarded(int, "decimals", "_box")
+    prefix = forwarded(str, "prefix", "_box")
+    suffix = forwarded(str, "suffix", "_box")
+    readOnly = forwarded(bool, "readOnly", "_box")
 
 
 @stand_in(ctk)
@@ -61,15 +78,15 @@ class ctkDoubleSlider(qt.QWidget):
         else:
             self._place()
 
-    def setRange(self, minimum: float, maximum: float) -> None:
+    def _set_range(self, minimum: float, maximum: float) -> None:
         """Set both ends; the value is kept inside."""
         self._minimum, self._maximum = float(minimum), max(float(minimum), float(maximum))
         self.rangeChanged.emit(self._minimum, self._maximum)
         self._set_value(self._value)
 
     value = Property(float, lambda self: self._value, _set_value)
-    minimum = Property(float, lambda self: self._minimum, lambda self, new: self.setRange(new, max(new, self._maximum)))
-    maximum = Property(float, lambda self: self._maximum, lambda self, new: self.setRange(min(new, self._minimum), new))
+    minimum = Property(float, lambda self: self._minimum, lambda self, new: self._set_range(new, max(new, self._maximum)))
+    maximum = Property(float, lambda self: self._maximum, lambda self, new: self._set_range(min(new, self._minimum), new))
 
     def _place(self) -> None:
         width = self._maximum - self._minimum
@@ -101,7 +118,7 @@ class ctkSliderWidget(qt.QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self._slider, 1)
         row.addWidget(self._box, 0)
-        self.setRange(0.0, 99.0)
+        self._set_range(0.0, 99.0)
         self._box.valueChanged.connect(self._on_box)
         self._slider.valueChanged.connect(self._on_slider)
 
@@ -114,17 +131,17 @@ class ctkSliderWidget(qt.QWidget):
         if abs(new - self._box.value) > 10.0**-self._box.decimals / 2:
             self._box.setValue(new)  # comes back through _on_box, rounded to the decimals
 
-    def setRange(self, minimum: float, maximum: float) -> None:
+    def _set_range(self, minimum: float, maximum: float) -> None:
         """Set both ends; the value is kept inside."""
-        self._box.setRange(minimum, maximum)
-        self._slider.setRange(minimum, maximum)
+        self._box._box.setRange(minimum, maximum)
+        self._slider._set_range(minimum, maximum)
 
     value = forwarded(float, "value", "_box")
     minimum = Property(
-        float, lambda self: self._box.minimum, lambda self, new: self.setRange(new, max(new, self._box.maximum))
+        float, lambda self: self._box.minimum, lambda self, new: self._set_range(new, max(new, self._box.maximum))
     )
     maximum = Property(
-        float, lambda self: self._box.maximum, lambda self, new: self.setRange(min(new, self._box.minimum), new)
+        float, lambda self: self._box.maximum, lambda self, new: self._set_range(min(new, self._box.minimum), new)
     )
     singleStep = forwarded(float, "singleStep", "_box")
     decimals = forwarded(int, "decimals", "_box")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import ctk
 import qt
@@ -18,8 +18,16 @@ class ctkPathLineEdit(qt.QWidget):
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
-    # QDir's filters, which PythonQt shows on the class
-    Dirs, Files, Drives, NoSymLinks, Readable, Writable, Executable, Hidden = 1, 2, 4, 8, 16, 32, 64, 256
+    # the class's own names for QDir's filters
+    _flags: ClassVar = {
+        "Dirs": 1,
+        "Files": 2,
+        "Drives": 4,
+        "NoSymLinks": 8,
+        "Readable": 16,
+        "Writable": 32,
+        "Executable": 64,
+    }
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -59,7 +67,7 @@ class ctkPathLineEdit(qt.QWidget):
 
     def browse(self) -> None:
         """Ask for a path."""
-        only_folders = bool(self.filters & self.Dirs) and not self.filters & self.Files
+        only_folders = self.filters & 3 == self._flags["Dirs"]
         if only_folders:
             chosen = qt.QFileDialog.getExistingDirectory(self, "Select a directory", self.currentPath)
         else:
@@ -75,13 +83,20 @@ class ctkPathLineEdit(qt.QWidget):
 
 
 @stand_in(ctk)
-class ctkDirectoryButton(qt.QPushButton):
+class ctkDirectoryButton(qt.QWidget):
     """A button that shows a folder and asks for another one."""
 
     directoryChanged = Signal(str)
     directorySelected = Signal(str)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._button = qt.QPushButton(self)
+        row = qt.QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._button)
+
     caption = kept(str, "caption", "")
-    acceptMode = kept(int, "acceptMode", 0)
     directory = kept(
-        str, "directory", ".", "directoryChanged", lambda self, path: self.setText(os.path.basename(path) or path)
+        str, "directory", ".", "directoryChanged", lambda self, path: self._button.setText(os.path.basename(path) or path)
     )

@@ -8,7 +8,7 @@ import ctk
 import qt
 from PySide6.QtCore import Property, Signal
 
-from .stand_ins import forwarded, kept, stand_in
+from .stand_ins import kept, stand_in
 
 _HANDLE = 12
 
@@ -112,7 +112,6 @@ class ctkRangeWidget(qt.QWidget):
     """The slider with two handles between two spin boxes."""
 
     valuesChanged = Signal(float, float)
-    valuesAreChanging = Signal(float, float)
     minimumValueChanged = Signal(float)
     maximumValueChanged = Signal(float)
     rangeChanged = Signal(float, float)
@@ -135,8 +134,12 @@ class ctkRangeWidget(qt.QWidget):
 
     singleStep = kept(float, "singleStep", 1.0, None, lambda self, step: self._set_step(step))
     tracking = kept(bool, "tracking", True)
-    minimum = forwarded(float, "minimum", "_slider")
-    maximum = forwarded(float, "maximum", "_slider")
+    minimum = Property(
+        float, lambda self: self._slider.minimum, lambda self, new: self.setRange(new, max(new, self.maximum))
+    )
+    maximum = Property(
+        float, lambda self: self._slider.maximum, lambda self, new: self.setRange(min(new, self.minimum), new)
+    )
     decimals = Property(int, lambda self: self._low.decimals, lambda self, count: self._set_decimals(count))
     suffix = Property(str, lambda self: self._low.suffix, lambda self, text: self._set_suffix(text))
     minimumValue = Property(
@@ -148,7 +151,7 @@ class ctkRangeWidget(qt.QWidget):
 
     def _set_step(self, step: float) -> None:
         for part in (self._low, self._high, self._slider):
-            part.setSingleStep(step)
+            part.singleStep = step
 
     def _set_decimals(self, count: int) -> None:
         for part in (self._low, self._high):
@@ -156,25 +159,17 @@ class ctkRangeWidget(qt.QWidget):
 
     def _set_suffix(self, text: str) -> None:
         for part in (self._low, self._high):
-            part.setSuffix(text)
+            part.suffix = text
 
     def setRange(self, minimum: float, maximum: float) -> None:
         """Set both ends; the values are kept inside."""
         self._updating = True
         for part in (self._low, self._high):
-            part.setRange(minimum, maximum)
+            part._box.setRange(minimum, maximum)
         self._updating = False
         self._slider.setRange(minimum, maximum)
         self._show()
         self.rangeChanged.emit(self.minimum, self.maximum)
-
-    def setMinimum(self, minimum: float) -> None:
-        """Set the lower end."""
-        self.setRange(minimum, max(minimum, self.maximum))
-
-    def setMaximum(self, maximum: float) -> None:
-        """Set the upper end."""
-        self.setRange(min(maximum, self.minimum), maximum)
 
     def setValues(self, lower: float, upper: float) -> None:
         """Set both values, in order and kept inside the range."""
@@ -191,7 +186,6 @@ class ctkRangeWidget(qt.QWidget):
         self._show()
         self.minimumValueChanged.emit(lower)
         self.maximumValueChanged.emit(upper)
-        self.valuesAreChanging.emit(lower, upper)
         self.valuesChanged.emit(lower, upper)
 
     def _on_boxes(self, _new: float) -> None:

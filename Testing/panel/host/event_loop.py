@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -39,11 +40,16 @@ def spin(until: Callable[[], object] | None = None, timeout_s: float = 60.0) -> 
 
 @contextmanager
 def collected_exceptions(monkeypatch: Any) -> Iterator[list[str]]:
-    """Exceptions that Qt and VTK print and forget, as texts with traceback."""
+    """Exceptions that Qt, VTK, Python's collector and threads print and forget, as texts with traceback."""
     raised: list[str] = []
 
     def note(kind: Any, error: Any, trace: Any) -> None:
         raised.append("".join(traceback.format_exception(kind, error, trace)))
 
+    def note_in_thread(arguments: Any) -> None:
+        note(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+
     monkeypatch.setattr(sys, "excepthook", note)
+    monkeypatch.setattr(sys, "unraisablehook", note_in_thread)  # raised while an object was deleted
+    monkeypatch.setattr(threading, "excepthook", note_in_thread)
     yield raised

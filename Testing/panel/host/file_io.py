@@ -8,9 +8,12 @@ from typing import Any
 
 import slicer
 
+from .stand_ins import stands_for
+
 _EXTENSIONS = (".seg.nrrd", ".nii.gz", ".mrk.json", ".seq.nrrd", ".nrrd", ".nii", ".mha", ".mrb", ".mrml", ".h5", ".tfm")
 
 
+@stands_for("qSlicerIOManager")
 class CoreIOManager:
     """As much of ``qSlicerCoreIOManager`` as ``slicer.util``'s functions for loading and saving use."""
 
@@ -30,7 +33,7 @@ class CoreIOManager:
                 return kind
         return "SegmentationFile" if ".seg." in name else "SequenceFile" if ".seq." in name else "VolumeFile"
 
-    def fileWriterFileType(self, node: Any) -> str:
+    def fileWriterFileType(self, node: Any, fileName: Any = "") -> str:
         """What kind of file a node is written to."""
         return "NodeFile"
 
@@ -83,7 +86,7 @@ class CoreIOManager:
         node.CreateDefaultDisplayNodes()
         return node
 
-    def saveNodes(self, fileType: str, properties: dict[str, Any], messages: Any = None) -> bool:
+    def saveNodes(self, fileType: str, properties: dict[str, Any], messages: Any = None, scene: Any = None) -> bool:
         """Write the scene or one node.
 
         Raises:

@@ -6,10 +6,13 @@ from typing import Any
 
 import slicer
 
+from .stand_ins import stands_for
+
 _VIEWS = (("Red", "R", "Axial", (0.95, 0.29, 0.33)), ("Yellow", "Y", "Sagittal", (0.93, 0.84, 0.3)),
           ("Green", "G", "Coronal", (0.43, 0.69, 0.29)))  # fmt: skip
 
 
+@stands_for("qMRMLSliceWidget")
 class SliceWidget:
     """One slice view, as ``layoutManager().sliceWidget("Red")`` gives it."""
 
@@ -38,6 +41,7 @@ class SliceWidget:
         self._logic.FitSliceToBackground()
 
 
+@stands_for("qMRMLSliceView")
 class _View:
     """A view that has nothing on the screen."""
 
@@ -48,6 +52,7 @@ class _View:
         """Render now."""
 
 
+@stands_for("qSlicerLayoutManager")
 class LayoutManager:
     """As much of ``qSlicerLayoutManager`` as a module with slice views needs."""
 

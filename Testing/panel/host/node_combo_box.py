@@ -10,10 +10,11 @@ import vtk
 from PySide6.QtCore import Property, Signal
 
 from .observers import Observers
-from .stand_ins import forwarded, kept, stand_in
+from .stand_ins import forwarded, kept, stand_in, stands_for
 
 
-class SortFilterProxyModel(qt.QObject):
+@stands_for("qMRMLSortFilterProxyModel")
+class SortFilterProxyModel(qt.QSortFilterProxyModel):
     """The part of the box's model that decides what is listed. As in Slicer, only the property can be set, by no slot."""
 
     def __init__(self, box: Any) -> None:
@@ -27,14 +28,8 @@ class SortFilterProxyModel(qt.QObject):
 class qMRMLNodeComboBox(qt.QWidget):
     """Lists the nodes of ``nodeTypes`` by name and follows the scene."""
 
-    extra_signatures: ClassVar[dict[str, Any]] = {
-        "currentNodeChanged(vtkMRMLNode*)": None,
+    _conversions: ClassVar[dict[str, Any]] = {
         "currentNodeChanged(bool)": lambda node: node is not None,
-        "nodeActivated(vtkMRMLNode*)": None,
-        "nodeAdded(vtkMRMLNode*)": None,
-        "nodeAddedByUser(vtkMRMLNode*)": None,
-        "nodeAboutToBeRemoved(vtkMRMLNode*)": None,
-        "nodeAboutToBeEdited(vtkMRMLNode*)": None,
     }
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
@@ -119,7 +114,7 @@ class qMRMLNodeComboBox(qt.QWidget):
         """What decides which nodes are listed."""
         return self._model
 
-    def nodes(self) -> list[Any]:
+    def _nodes(self) -> list[Any]:
         """The nodes that can be chosen, in the order of the scene."""
         scene = self._scene
         every = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())] if scene is not None else []
@@ -190,7 +185,7 @@ class qMRMLNodeComboBox(qt.QWidget):
     def _refresh(self) -> None:
         if self._scene is not None and self._scene.IsBatchProcessing():
             return
-        self._listed = self.nodes()
+        self._listed = self._nodes()
         current = self._current if self._current in self._listed else None
         if current is None and not self.noneEnabled and self._listed:
             current = self._listed[0]

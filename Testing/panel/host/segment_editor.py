@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import slicer
 import vtk
 from PySide6.QtCore import Signal
 
-from .mrml_widgets import SceneHolder
+from . import facts
 from .observers import Observers
 from .segment_editor_look import EFFECTS, SegmentEditorLook
-from .stand_ins import kept, stand_in
+from .stand_ins import kept, stand_in, stands_for
 
 
+@stands_for("qSlicerSegmentEditorAbstractEffect")
 class Effect:
     """An effect as far as it can be without the application: its name."""
 
@@ -22,14 +23,9 @@ class Effect:
 
 
 @stand_in(slicer)
-class qMRMLSegmentEditorWidget(SceneHolder, SegmentEditorLook):
+class qMRMLSegmentEditorWidget(SegmentEditorLook):
     """Works on a ``vtkMRMLSegmentEditorNode``; undo and redo go through the real ``vtkSlicerSegmentEditorLogic``."""
 
-    extra_signatures: ClassVar[dict[str, Any]] = {
-        "segmentationNodeChanged(vtkMRMLSegmentationNode*)": None,
-        "sourceVolumeNodeChanged(vtkMRMLVolumeNode*)": None,
-        "mrmlSceneChanged(vtkMRMLScene*)": None,
-    }
     mrmlSceneChanged = Signal(object)
     segmentationNodeChanged = Signal(object)
     sourceVolumeNodeChanged = Signal(object)
@@ -40,7 +36,8 @@ class qMRMLSegmentEditorWidget(SceneHolder, SegmentEditorLook):
         self._node: Any = None
         self._observers = Observers(self)
         self._updating = False
-        self._shown = ("", "", "")
+        self._shown: tuple[Any, Any, str] = (None, None, "")
+        self._active = ""
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._segmentations.currentNodeChanged.connect(self._on_segmentation)
         self._volumes.currentNodeChanged.connect(self._on_volume)
@@ -76,26 +73,31 @@ class qMRMLSegmentEditorWidget(SceneHolder, SegmentEditorLook):
         return self._node
 
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
-        """Work on this node."""
+        """Work on this node; what it brings is shown at once, its active effect activated."""
+        if not hasattr(slicer.modules, "segmentations"):
+            raise RuntimeError("the Segmentations module is unloaded: Slicer has deleted the effects of this widget")
+        if node is self._node:
+            return
         self._observers.clear()
         self._node = node
+        self._logic.SetSegmentEditorNode(node)
         if node is not None:
             self._observers.add(node, vtk.vtkCommand.ModifiedEvent, self.updateWidgetFromMRML)
-        self._logic.SetSegmentEditorNode(node)
-        self.updateWidgetFromMRML()
+            self.updateWidgetFromMRML()
 
     def segmentationNode(self) -> Any:
-        """The segmentation, or None."""
-        return None if self._node is None else self._node.GetSegmentationNode()
+        """The segmentation in the selector, or None."""
+        return self._segmentations.currentNode()
 
     def segmentationNodeID(self) -> str:
         """Its ID, or an empty text."""
         return "" if self.segmentationNode() is None else self.segmentationNode().GetID()
 
     def setSegmentationNode(self, node: Any) -> None:
-        """Edit this segmentation."""
-        if self._node is not None:
+        """Edit this segmentation; the active effect ends where it is another one."""
+        if self._node is not None and self._node.GetSegmentationNode() is not node:
             self._node.SetAndObserveSegmentationNode(node)
+            self.setActiveEffect(None)
 
     def setSegmentationNodeID(self, nodeID: str) -> None:
         """Edit the segmentation with that ID."""
@@ -110,8 +112,8 @@ class qMRMLSegmentEditorWidget(SceneHolder, SegmentEditorLook):
         return "" if self.sourceVolumeNode() is None else self.sourceVolumeNode().GetID()
 
     def setSourceVolumeNode(self, node: Any) -> None:
-        """Use this volume's intensities."""
-        if self._node is not None:
+        """Use this volume's intensities; nothing happens where there is no segmentation."""
+        if self._node is not None and self._node.GetSegmentationNode() is not None:
             self._node.SetAndObserveSourceVolumeNode(node)
 
     def setSourceVolumeNodeID(self, nodeID: str) -> None:
@@ -174,7 +176,10 @@ class qMRMLSegmentEditorWidget(SceneHolder, SegmentEditorLook):
 
     def activeEffect(self) -> Any:
         """The active effect, or None."""
-        return self.effectByName((self._node.GetActiveEffectName() or "") if self._node is not None else "")
+        return self.effectByName(self._active)
+
+    def updateEffectList(self) -> None:
+        """Offer the effects that were registered since (none here)."""
 
     def setActiveEffectByName(self, effectName: str) -> None:
         """Activate an effect; an empty text: none."""
@@ -202,28 +207,64 @@ class qMRMLSegmentEditorWidget(SceneHolder, SegmentEditorLook):
 
     def updateWidgetFromMRML(self) -> None:
         """Show what the node holds."""
+        scene = self.mrmlScene()
+        if self._node is None or scene is None or scene.IsClosing() or scene.IsBatchProcessing():
+            return
+        blocked = self._node.StartModify()
         self._updating = True
-        segmentation = self.segmentationNode()
-        self._segmentations.setCurrentNode(segmentation)
-        self._volumes.setCurrentNode(self.sourceVolumeNode())
-        if self._table.segmentationNode() is not segmentation:
-            self._table.setSegmentationNode(segmentation)
-            self._show_3d.setSegmentationNode(segmentation)
+        self._show_segmentation(self._node.GetSegmentationNode())
+        self._show_volume(self._node.GetSourceVolumeNode())
         self._table.setSelectedSegmentIDs([self.currentSegmentID()])
-        active = self.activeEffect()
-        for button in self._effects.buttons():
-            button.setChecked(button.name == ("" if active is None else active.name))
-        if self._node is not None:
-            self._overwrite.setCurrentIndex(self._node.GetOverwriteMode())
-            self._mask_mode.setCurrentIndex(self._mask_mode.findData(self._node.GetMaskMode()))
+        self._show_effect(self._node.GetActiveEffectName() or "")
+        self._overwrite.setCurrentIndex(self._node.GetOverwriteMode())
+        self._mask_mode.setCurrentIndex(self._mask_mode.findData(self._node.GetMaskMode()))
         self._updating = False
-        before, self._shown = self._shown, (self.segmentationNodeID(), self.sourceVolumeNodeID(), self.currentSegmentID())
-        if before[0] != self._shown[0]:
-            self.segmentationNodeChanged.emit(segmentation)
-        if before[1] != self._shown[1]:
-            self.sourceVolumeNodeChanged.emit(self.sourceVolumeNode())
+        before, self._shown = self._shown, (*self._shown[:2], self.currentSegmentID())
         if before[2] != self._shown[2]:
             self.currentSegmentIDChanged.emit(self._shown[2])
+        self._node.EndModify(blocked)
+
+    def _show_segmentation(self, segmentation: Any) -> None:
+        """A new one brings its reference volume and its first segment with it."""
+        self._segmentations.setCurrentNode(segmentation)
+        if segmentation is self._shown[0]:
+            return
+        self._shown = (segmentation, *self._shown[1:])
+        self._table.setSegmentationNode(segmentation)
+        self._show_3d.setSegmentationNode(segmentation)
+        if segmentation is not None:
+            role = segmentation.GetReferenceImageGeometryReferenceRole()
+            self._node.SetAndObserveSourceVolumeNode(segmentation.GetNodeReference(role))
+            segmentation.CreateDefaultDisplayNodes()
+            if segmentation.GetSegmentation().GetNumberOfSegments():
+                self._node.SetSelectedSegmentID(segmentation.GetSegmentation().GetNthSegmentID(0))
+            for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+                composite.SetLabelVolumeID(None)
+        self.segmentationNodeChanged.emit(segmentation)
+
+    def _show_volume(self, volume: Any) -> None:
+        """One that no slice view shows takes the place of all that they show."""
+        self._volumes.setCurrentNode(volume)
+        if self._node.GetSegmentationNode() is None or volume is self._shown[1]:
+            return
+        self._shown = (self._shown[0], volume, self._shown[2])
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode") if volume is not None else ():
+            shown = (composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID())
+            if self.autoShowSourceVolumeNode and volume.GetID() not in shown:
+                composite.SetBackgroundVolumeID(volume.GetID())
+                composite.SetForegroundVolumeID(None)
+                composite.SetLabelVolumeID(None)
+        self.sourceVolumeNodeChanged.emit(volume)
+
+    def _show_effect(self, name: str) -> None:
+        """Activate what the node says; that needs a segmentation, and Slicer 5.10 crashes where there is none."""
+        if name in EFFECTS and name != self._active and self._node.GetSegmentationNode() is None:
+            if facts.chosen == "5.10":
+                raise RuntimeError(f"Slicer 5.10 crashes: the effect {name} is activated without a segmentation")
+            name = ""
+        self._active = name if name in EFFECTS else ""
+        for button in self._effects.buttons():
+            button.setChecked(button.name == self._active)
 
     def _on_segmentation(self, node: Any) -> None:
         if not self._updating:

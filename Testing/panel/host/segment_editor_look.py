@@ -24,7 +24,7 @@ _MASK_MODES = (
 _OVERWRITE = ("All segments", "Visible segments", "None")
 
 
-class SegmentEditorLook(qt.QWidget):
+class SegmentEditorLook(slicer.qMRMLWidget):
     """The widgets of the Segment Editor and which of them are shown."""
 
     def __init__(self, parent: Any = None) -> None:

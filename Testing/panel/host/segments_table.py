@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
+import ctk
 import qt
 import slicer
 import vtk
 from PySide6.QtCore import Property, Signal
 
-from .mrml_widgets import SceneHolder
 from .observers import Observers
 from .stand_ins import kept, stand_in
 
@@ -41,13 +41,9 @@ def _column_shown(name: str, column: int, default: bool) -> Any:
 
 
 @stand_in(slicer)
-class qMRMLSegmentsTableView(SceneHolder, qt.QWidget):
+class qMRMLSegmentsTableView(slicer.qMRMLWidget):
     """Shows the segments of a segmentation node and follows it."""
 
-    extra_signatures: ClassVar[dict[str, Any]] = {
-        "selectionChanged(QItemSelection,QItemSelection)": None,
-        "mrmlSceneChanged(vtkMRMLScene*)": None,
-    }
     mrmlSceneChanged = Signal(object)
     selectionChanged = Signal(object, object)
     segmentAboutToBeModified = Signal(str)
@@ -211,3 +207,33 @@ class qMRMLSegmentsTableView(SceneHolder, qt.QWidget):
             segment_id = self._ids[item.row()]
             self.segmentAboutToBeModified.emit(segment_id)
             self._node.GetSegmentation().GetSegment(segment_id).SetName(item.text())
+
+
+@stand_in(slicer)
+class qMRMLSegmentationShow3DButton(ctk.ctkMenuButton):
+    """Shows the segmentation in 3D while it is pressed."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+        self.setText("Show 3D")
+        self.setCheckable(True)
+        self.toggled.connect(self._on_toggled)
+
+    locked = kept(bool, "locked", False, None, lambda self, on: self.setEnabled(not on))
+
+    def segmentationNode(self) -> Any:
+        """The node, or None."""
+        return self._node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        """Act on this node."""
+        self._node = node
+        self.setEnabled(node is not None)
+
+    def _on_toggled(self, on: bool) -> None:
+        display = self._node.GetDisplayNode() if self._node is not None else None
+        if on and self._node is not None:
+            self._node.CreateClosedSurfaceRepresentation()
+        if display is not None:
+            display.SetVisibility3D(on)

@@ -9,6 +9,8 @@ from typing import Any
 
 from PySide6 import QtCore
 
+from . import facts
+
 _qobject_connect = QtCore.QObject.connect
 _qobject_disconnect = QtCore.QObject.disconnect
 
@@ -60,11 +62,12 @@ def _bound_signal(sender: Any, signature: str) -> tuple[Any, Callable[[Any], Any
     Raises:
         ValueError: there is no such signal.
     """
-    for cls in type(sender).__mro__:
-        declared = vars(cls).get("extra_signatures", {})
-        if signature in declared:
-            return getattr(sender, signal_name(signature)), declared[signature]
-    if sender.metaObject().indexOfSignal(signature) < 0:
+    name, arguments = signal_name(signature), signature.partition("(")[2].removesuffix(")")
+    stand_in = next((cls for cls in type(sender).__mro__ if vars(cls).get("stand_in")), None)
+    declared = facts.of(stand_in.__name__).signals if stand_in is not None else {}
+    if arguments in declared.get(name, ()):
+        return getattr(sender, name), getattr(sender, "_conversions", {}).get(signature)
+    if name in declared or sender.metaObject().indexOfSignal(signature) < 0:
         raise ValueError(f"QObject::connect: no signal '{signature}' in {type(sender).__name__}")
     return getattr(sender, signal_name(signature)), None
 

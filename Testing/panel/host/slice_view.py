@@ -47,9 +47,11 @@ class SliceView:
     """
 
     def __init__(self, name: str = "Red", size: tuple[int, int] = (500, 500)) -> None:
-        widget = slicer.app.layouts.sliceWidget(name)
+        widget = slicer.app.layoutManager().sliceWidget(name)
         if widget is None:
-            raise ValueError(f"there is no slice view '{name}', only {', '.join(slicer.app.layouts.sliceViewNames())}")
+            raise ValueError(
+                f"there is no slice view '{name}', only {', '.join(slicer.app.layoutManager().sliceViewNames())}"
+            )
         _choose_window()
         self.name = name
         self.logic = widget.sliceLogic()

@@ -49,7 +49,7 @@ def _numbers_for_flags(root: ET.Element) -> None:
         if all(owner in registry for owner, _, _ in names):
             number = 0
             for owner, _, name in names:
-                number |= int(getattr(registry[owner], name))
+                number |= int(registry[owner]._flags[name])
             value.tag, value.text = "number", str(number)
 
 

@@ -11,6 +11,8 @@ import slicer
 import vtk
 
 from . import terminology
+from .segment_items import observe
+from .stand_ins import stands_for
 
 # Name of the module -> its logic in slicer-core.
 _LOGICS = {
@@ -28,6 +30,7 @@ _LOGICS = {
 }
 
 
+@stands_for("qSlicerLoadableModule")
 class Module:
     """One of Slicer's modules, as ``slicer.modules.<name>`` shows it."""
 
@@ -56,6 +59,7 @@ class World:
         self.application_logic.SetSliceLogics(vtk.vtkCollection())
         self.application_logic.SetViewLogics(vtk.vtkCollection())
         self.modules = types.ModuleType("slicer.modules")
+        self.core_modules: dict[str, Module] = {}
         self._cache = tempfile.TemporaryDirectory(prefix="scene-cache-")
         terminologies = terminologies or terminology.folder_without_terms(Path(self._cache.name))
         Path(self._cache.name, ".slicer-cache").touch()  # without it the cache manager warns that it may not delete
@@ -75,15 +79,26 @@ class World:
             if name == "Terminologies":
                 logic.SetModuleShareDirectory(str(terminologies))
             self.add_module(name, logic)
-        self._add_subject_hierarchy_observers()
+        observe(self.scene)
 
     def add_module(self, name: str, logic: Any) -> None:
         """Make ``slicer.modules.<name>`` and connect its logic to the scene."""
         if hasattr(logic, "SetMRMLApplicationLogic"):
             logic.SetMRMLApplicationLogic(self.application_logic)
         logic.SetMRMLScene(self.scene)
-        self.application_logic.SetModuleLogic(name, logic)
-        setattr(self.modules, name.lower(), Module(name, logic))
+        self.core_modules[name] = Module(name, logic)
+        self.load_modules()
+
+    def load_modules(self) -> None:
+        """Make ``slicer.modules.<name>`` for all modules."""
+        for name, module in self.core_modules.items():
+            self.application_logic.SetModuleLogic(name, module.logic())
+            setattr(self.modules, name.lower(), module)
+
+    def unload_module(self, name: str) -> None:
+        """Take a module away, as when the application ends."""
+        self.application_logic.SetModuleLogic(name, None)
+        delattr(self.modules, name.lower())
 
     def _add_data_io(self) -> None:
         """Reading ``.mrb`` needs a data manager with a cache folder."""
@@ -96,29 +111,6 @@ class World:
         self._data_io.SetMRMLApplicationLogic(self.application_logic)
         self._data_io.SetAndObserveDataIOManager(self._remote.GetDataIOManager())
         self._remote.AddDataIOToScene()
-
-    def _add_subject_hierarchy_observers(self) -> None:
-        """In the application a Qt class makes and removes the subject hierarchy's items of nodes."""
-        scene = self.scene
-
-        @vtk.calldata_type(vtk.VTK_OBJECT)
-        def added(_caller: Any, _event: str, node: Any) -> None:
-            hierarchy = scene.GetSubjectHierarchyNode()
-            wanted = (
-                node.IsA("vtkMRMLDisplayableNode") or node.IsA("vtkMRMLTransformNode") or node.IsA("vtkMRMLSequenceNode")
-            )
-            if hierarchy is not None and wanted and not node.GetHideFromEditors() and not hierarchy.GetItemByDataNode(node):
-                hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
-
-        @vtk.calldata_type(vtk.VTK_OBJECT)
-        def removing(_caller: Any, _event: str, node: Any) -> None:
-            hierarchy = scene.GetSubjectHierarchyNode()
-            item = hierarchy.GetItemByDataNode(node) if hierarchy is not None and not scene.IsClosing() else 0
-            if item:
-                hierarchy.RemoveItem(item, False, False)
-
-        scene.AddObserver(scene.NodeAddedEvent, added)
-        scene.AddObserver(scene.NodeAboutToBeRemovedEvent, removing)
 
     def clear(self) -> None:
         """Close the scene as File/Close does, and also forget parameter nodes, which Slicer keeps empty."""

@@ -143,8 +143,8 @@ def _set_step_and_range(
     upper = findFirstAnnotation(annotations, Maximum) if within is None else within
     if must_be_bounded and (lower is None or upper is None):
         raise RuntimeError(f"Cannot have a connection to {type(widget).__name__} where the type is unbounded.")
-    widget.setMinimum(unbounded[0] if lower is None else lower.minimum)
-    widget.setMaximum(unbounded[1] if upper is None else upper.maximum)
+    widget.minimum = unbounded[0] if lower is None else lower.minimum
+    widget.maximum = unbounded[1] if upper is None else upper.maximum
 
 
 def _combo_box(widget: Any, datatype: Any, bare: Any, annotations: tuple[Any, ...]) -> GuiConnector:

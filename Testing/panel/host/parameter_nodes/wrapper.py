@@ -10,6 +10,7 @@ import qt
 import slicer
 import vtk
 
+from .. import facts
 from .annotations import Default, findFirstAnnotation, split_dotted, unannotatedType
 from .connectors import GuiConnector, createGuiConnector
 from .serializers import make_serializer
@@ -144,7 +145,7 @@ class _Wrapper:
     def disconnectGui(self, tag: int) -> None:
         for connector in self._guis.pop(tag, {}).values():
             connector.onChanged(None)
-        if tag in self._observers:
+        if tag in self._observers and facts.chosen != "5.10":  # which leaves it there
             self.RemoveObserver(self._observers.pop(tag))
 
     def _taking(self, name: str, connector: GuiConnector) -> Any:
