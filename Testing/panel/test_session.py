@@ -42,7 +42,7 @@ def test_a_run_from_prompt_to_ranked_proposals(session: Watched, client: FakeCli
     assert session.running
     assert client.values == (None, "auto")
     client.answer_load()
-    array, affine, modality, _plane = client.values
+    array, affine, modality, _plane, _correct = client.values
     np.testing.assert_array_equal(array, slicer.util.arrayFromVolume(volume))
     np.testing.assert_allclose(affine, GEOMETRY.affine)
     assert modality == "CT"

@@ -5,24 +5,21 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import slicer
 
 from progidiff.curation import keys
 from progidiff.targets import Target, catalog, find_target, target_for
+from progidiff.volumes import values
 from ProGiDiffSlicerLib.logic.provenance import get_tag, read_provenance
 from ProGiDiffSlicerLib.logic.volumes import Modality
 
-# The rule of the worker, so that both take a volume for the same: no MR holds such values in more than 2 % of its voxels.
-_CT_BELOW = -50.0
 _LOOKED_AT = 100_000
 
 
 def likely_modality(node: Any) -> Modality:
     """What a volume that does not say it looks like."""
-    values = slicer.util.arrayFromVolume(node).reshape(-1)
-    sample = values[:: max(1, values.size // _LOOKED_AT)]
-    return "CT" if float(np.percentile(sample, 2)) < _CT_BELOW else "MR"
+    array = slicer.util.arrayFromVolume(node).reshape(-1)
+    return values.likely_modality(array[:: max(1, array.size // _LOOKED_AT)])
 
 
 def target_of(segment: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,6 +151,13 @@ class ModelCard(_Part):
     def prompt(self, target: str, modality: str | None = None) -> str:
         """Text for the text encoder, e.g. ``"liver"`` -> ``"segmentation mask of the liver"``."""
         return self.prompt_template.format(target=target, modality=modality or self.modalities[0])
+
+    def strange_planes(self, planes: Iterable[str]) -> str | None:
+        """What to know where some slices are of planes that the model was not trained on, as a sentence."""
+        strange = sorted({*planes} - {*self.planes})
+        if not strange:
+            return None
+        return f"The slices are {' and '.join(strange)}, but this model was trained on {' and '.join(self.planes)} ones."
 
     def window(self, modality: str | None = None) -> Window:
         """Window of ``modality`` (the model's first one by default).
