@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-
-from progidiff.volumes.problems import Modality
 
 #: Percentiles are taken of about this many voxels; a regular part of a large volume gives the same ones.
 _SAMPLE = 4_000_000
@@ -50,7 +49,7 @@ class NotHounsfield:
         return found * np.float32(self.scale) + np.float32(self.offset) if self.known else found
 
 
-def likely_modality(array: np.ndarray) -> Modality:
+def likely_modality(array: np.ndarray) -> Literal["CT", "MR"]:
     """CT where the values reach down to fat and air in Hounsfield units, otherwise MR (which is scaled by percentiles)."""
     return "CT" if float(np.percentile(sample(array), 2)) < _CT_BELOW else "MR"
 
