@@ -220,7 +220,7 @@ class Engine:
         if image.guessed:
             guess = f"its values look like {image.modality}"
             if image.modality == "MR" and image.values is not None:
-                guess += f", or like a CT with {image.values.looks}: say so where it is one"
+                guess += f", or like those of a CT, {image.values.looks}; say so where it is one"
             if len(self.card.modalities) == 1:
                 guess = f"it is taken as {image.modality}, the only one of this model"
             found.append(WarningEvent("modality", f"The image does not say its modality; {guess}."))
