@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import slicer
 
 from progidiff.curation import keys
@@ -18,8 +19,17 @@ _LOOKED_AT = 100_000
 
 def likely_modality(node: Any) -> Modality:
     """What a volume that does not say it looks like."""
-    array = slicer.util.arrayFromVolume(node).reshape(-1)
-    return values.likely_modality(array[:: max(1, array.size // _LOOKED_AT)])
+    return values.likely_modality(_some(slicer.util.arrayFromVolume(node)))
+
+
+def odd_values(array: np.ndarray) -> values.NotHounsfield | None:
+    """What the values of a CT (k, j, i) look like where they cannot be Hounsfield units."""
+    return values.not_hounsfield(_some(array))
+
+
+def _some(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // _LOOKED_AT)]
 
 
 def target_of(segment: Any) -> str | None:
