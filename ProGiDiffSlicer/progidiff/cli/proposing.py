@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +82,15 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         claimed(options.out),
         # made before the long part, so that a place that cannot be written to is known at once
         atomic_folder(options.out, overwrite=options.overwrite) as folder,
-        WorkerClient(split_command(options.worker_command)) as client,
+        ExitStack() as stack,
     ):
         volume = read_volume(options.source)
         modality = options.modality or volume.modality
         if card is not None:
             cut(card.planes)
+        else:
+            parse_slice_range(options.slices, max(volume.geometry.shape_ijk))  # no plane has more
+        client = stack.enter_context(WorkerClient(split_command(options.worker_command)))
         loaded = client.load(options.model, options.device, view.show)
         wanted = understand(options.prompts, loaded.vocabulary)
         plan, slices = cut(loaded.card.get("planes") or USUAL_PLANES)
