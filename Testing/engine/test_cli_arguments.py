@@ -102,6 +102,34 @@ def test_a_strange_plane_is_the_first_warning_of_the_command(
     assert codes[:2] == ["plane", "values"], "all of them are in the record"
 
 
+def test_a_ct_in_other_values_gives_the_masks_of_the_same_ct_in_hounsfield_units(shared_data: Path, tmp_path: Path) -> None:
+    image = sitk.ReadImage(str(shared_data / "permissive/totalsegmentator_tests/example_ct_sm.nii.gz"))[:, :, 13:17]
+    ct = sitk.GetArrayFromImage(image).astype(np.float32)
+    made = {
+        "hu": ct.astype(np.int16),
+        "shifted": (ct + 1024).clip(0).astype(np.uint16),
+        "unit": ((np.clip(ct, -160, 240) + 160) / 400).astype(np.float32),
+    }
+    found = {}
+    for name, values in made.items():
+        path = tmp_path / f"{name}.nii.gz"
+        written = sitk.GetImageFromArray(values)
+        written.CopyInformation(image)
+        sitk.WriteImage(written, str(path))
+        options = ("--prompt", "liver", "--proposals", 2, "--steps", 1, "--modality", "CT", "--device", "cpu")
+        for more in ((), ("--correct-values",)):
+            ran = invoke("propose", path, "--out", tmp_path / f"{name}{len(more)}", *options, *more)
+            assert ran.exit_code == 0, ran.output
+            assert ("cannot be Hounsfield units" in ran.stderr) == (name != "hu" and not more)
+            found[name, len(more)] = everything(tmp_path / f"{name}{len(more)}")["ensemble_liver.nii.gz"] > 0
+    right = found["hu", 0]
+    assert right.any()
+    for name in ("shifted", "unit"):
+        assert (found[name, 0] & right).sum() < 0.8 * right.sum() or found[name, 0].sum() > 1.2 * right.sum()
+        assert np.mean(found[name, 1] == right) > 0.9999
+    np.testing.assert_array_equal(found["hu", 1], right)
+
+
 def write_set(folder: Path, affine: np.ndarray, added: int = 0) -> Path:
     """nnU-Net raw set of one CT with a block of liver, 40 x 36 x 12 voxels."""
     for part in ("imagesTr", "labelsTr"):

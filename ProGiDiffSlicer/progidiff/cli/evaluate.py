@@ -77,7 +77,6 @@ def evaluate(
     from progidiff.evaluation.evaluate import evaluate_cases, to_csv
     from progidiff.evaluation.examples import draw_examples
     from progidiff.evaluation.measuring import EvaluationSettings
-    from progidiff.locations import default_model_folder
     from progidiff.model.card import load_card
     from progidiff.outputs.atomic import atomic_folder, claimed
     from progidiff.outputs.evaluation_report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
@@ -85,7 +84,7 @@ def evaluate(
     from progidiff.targets import parse_prompt
 
     _check_out(out, overwrite)
-    card = load_card(model or default_model_folder())
+    card = load_card(model)
     targets = tuple(t.key for t in parse_prompt("; ".join(prompt), card.vocabulary)) if prompt else ()
     with claimed(out), interruptible("Stopping; finished cases are kept.") as cancelled:
         engine = Engine.load(model, device.value)

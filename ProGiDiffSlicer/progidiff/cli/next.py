@@ -89,16 +89,13 @@ def _search(
 ) -> NextDocument:
     from progidiff.active.search import rank_folder
     from progidiff.cli.stopping import StopWord, interruptible
-    from progidiff.locations import default_model_folder
     from progidiff.model.card import load_card
     from progidiff.outputs.atomic import claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 
     asked = StopWord(sys.stdin if as_json else None)
-    targets = [
-        target.key for target in parse_prompt("; ".join(prompt), load_card(model or default_model_folder()).vocabulary)
-    ]
+    targets = [target.key for target in parse_prompt("; ".join(prompt), load_card(model).vocabulary)]
     with claimed(out), interruptible("Stopping; what was measured is kept.") as interrupted:
         engine: Engine = Engine.load(model, device)
         if adapter is not None:

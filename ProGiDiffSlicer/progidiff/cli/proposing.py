@@ -17,7 +17,6 @@ from progidiff.cli.writing import Job, Wanted, model_record, names, write_result
 from progidiff.client import EventStream, WorkerClient
 from progidiff.errors import PromptError, WorkerError
 from progidiff.events import ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
-from progidiff.locations import default_model_folder
 from progidiff.model.card import load_card
 from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
@@ -70,7 +69,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
     # what the user typed is judged by the card, which is there at once; of another computer's model only its worker knows it
     card = None
     if options.worker_command is None:
-        card = load_card(Path(options.model) if options.model else default_model_folder())
+        card = load_card(Path(options.model) if options.model else None)
         understand(options.prompts, card.vocabulary)
 
     def cut(planes: Sequence[str]) -> tuple[SlicePlan, range]:

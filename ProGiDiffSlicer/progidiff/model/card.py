@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from progidiff.errors import ModelError
-from progidiff.locations import CARD_NAME
+from progidiff.locations import CARD_NAME, default_model_folder
 
 FORMAT_VERSION = "1.0"
 
@@ -195,12 +195,15 @@ def save_card(card: ModelCard, folder: Path) -> None:
     os.replace(part, path)
 
 
-def load_card(folder: Path) -> ModelCard:
-    """Read ``model_card.json`` of a model folder.
+def load_card(folder: Path | None = None) -> ModelCard:
+    """Read ``model_card.json`` of a model folder (by default the bundled model's), without loading the model.
 
     Raises:
-        ModelError: the card is missing, is not JSON, lacks or breaks a field, or is of a newer format.
+        ModelError: the folder or the card is missing, is not JSON, lacks or breaks a field, or is of a newer format.
     """
+    folder = default_model_folder() if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f'There is no model folder "{folder}"; choose an existing one.')
     path = folder / CARD_NAME
     try:
         text = path.read_text(encoding="utf-8")

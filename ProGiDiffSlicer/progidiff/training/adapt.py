@@ -18,7 +18,7 @@ import torch
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import CancelledError, DatasetError
 from progidiff.evaluation.phantom_set import held_out_phantoms
-from progidiff.locations import default_model_folder, weights_hash
+from progidiff.locations import weights_hash
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
 from progidiff.model.adapter_card import AdapterCard, Counts, Retention, TargetScore
 from progidiff.model.card import load_card
@@ -98,10 +98,10 @@ def adapt(
     check_adapter_folder(out)
     work = Path(work) if work is not None else out.with_name(f"{out.name}-training")
     device = training_device(settings.device)
-    known = load_card(model or default_model_folder()).planes
-    stacks, modalities = open_cases(cases, settings.plane, known, settings.correct_values, watch.log)
+    card = load_card(model)
+    stacks, modalities = open_cases(cases, settings.plane, card.planes, settings.correct_values, watch.log)
+    stacks = _wanted(stacks, card.vocabulary, settings.targets)
     parts = load_model(model, device)
-    stacks = _wanted(stacks, parts.card.vocabulary, settings.targets)
     train, held_out = _split(stacks, settings, watch)
     counts = _count(train, held_out, parts.card.vocabulary)
     for each in modalities:
@@ -133,7 +133,7 @@ def adapt(
     watch.log("measuring the adapter on the held-out cases")
     now = _Measured.of(parts, items, vocabulary, phantoms)
     better, reason = _verdict(base.by_target, now.by_target)
-    card = save_adapter(
+    written = save_adapter(
         lora_state(parts),
         {
             "adapter_id": adapter_id,
@@ -176,10 +176,10 @@ def adapt(
             "better": better,
             "cancelled": tuned.cancelled,
             "reason": reason,
-            "card": card.model_dump(mode="json"),
+            "card": written.model_dump(mode="json"),
         }
     )
-    return card
+    return written
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 from diffusers import AutoencoderTiny
 
 from progidiff.errors import ModelError
-from progidiff.locations import default_model_folder
 from progidiff.model.card import ModelCard, Window, load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.model.networks import MaskDecoder
@@ -103,7 +102,7 @@ def train_control(
         CancelledError: cancelled; a checkpoint is in ``work``.
         DatasetError, ModelError, OutputError: the data, the model or a folder cannot be used.
     """
-    data = replace(data, known=tuple(load_card(model or default_model_folder()).planes))
+    data = replace(data, known=tuple(load_card(model).planes))
     run = TrainingRun("control", data, out, work, settings or RunSettings(), watch or Watch())
     parts = load_model(model, run.device)
     trained = any(stage.stage == "control" for stage in parts.card.training)
