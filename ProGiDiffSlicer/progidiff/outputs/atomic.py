@@ -122,10 +122,13 @@ def claimed(out: Path) -> Iterator[None]:
     finally:
         if descriptor not in (None, -1):
             assert descriptor is not None
-            # gone before it is free: whoever opens it after that makes a new one
+            if os.name == "nt":  # where no open file can be removed
+                os.close(descriptor)
+            # elsewhere it is gone before it is free: whoever opens it after that makes a new one
             with suppress(OSError):
                 path.unlink()
-            os.close(descriptor)
+            if os.name != "nt":
+                os.close(descriptor)
         for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
