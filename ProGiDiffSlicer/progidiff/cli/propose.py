@@ -51,7 +51,8 @@ class PlaneName(StrEnum):
 
 
 PlaneOption = Annotated[
-    PlaneName | None, typer.Option(help="Plane to cut volumes in (default: the model's, unless one was clearly acquired).")
+    PlaneName | None,
+    typer.Option(help="Plane to cut volumes in (default: one of the model's, unless clearly acquired in another)."),
 ]
 CorrectOption = Annotated[
     bool,
