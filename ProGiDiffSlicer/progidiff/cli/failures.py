@@ -60,8 +60,10 @@ def _check_paths(group: TyperGroup, arguments: Sequence[str]) -> None:
         known = options.get(option)
         takes_path = known is not None and getattr(known, "metavar", None) in _PATHS
         stands_alone = not argument.strip() and (known is None or getattr(known, "is_flag", False))
-        if not value.strip() and (takes_path or stands_alone):
-            raise InputError(f"The path {f'after {option}' if takes_path else 'of the input'} is empty; give one.")
+        if takes_path and not value.strip():
+            raise InputError(f"The path after {option} is empty; give one.")
+        if stands_alone:
+            raise InputError("The path of the input is empty; give one.")
 
 
 def _commands(group: Any) -> Iterator[Any]:
