@@ -31,6 +31,24 @@ class Extent(enum.Enum):
         }[self]
 
 
+class Plane(enum.Enum):
+    """In which plane the volume is cut; ``value`` is what a run request calls it, "" for what suits volume and model."""
+
+    AUTOMATIC = ""
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            Plane.AUTOMATIC: _("Automatic"),
+            Plane.AXIAL: _("Axial"),
+            Plane.CORONAL: _("Coronal"),
+            Plane.SAGITTAL: _("Sagittal"),
+        }[self]
+
+
 class Frames(enum.Enum):
     """Which frames of a sequence are proposed for; ``value`` is what a run request calls it."""
 
@@ -80,8 +98,10 @@ class _Parameters:
 
     Attributes:
         inputVolume: the volume to propose for.
+        correctedVolume: the volume of which the user wants values corrected that cannot be Hounsfield units.
         prompt: what to outline, as typed.
         promptHistory: earlier prompts, latest last.
+        plane: in which plane the volume is cut.
         extent: how much of the volume.
         rangeStart, rangeStop: half-open range of slices along the slice axis, used by ``Extent.RANGE``.
         frames: which frames, where the volume is a frame of a sequence.
@@ -104,8 +124,10 @@ class _Parameters:
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
+    correctedVolume: vtkMRMLScalarVolumeNode
     prompt: str = ""
     promptHistory: list[str]
+    plane: Plane = Plane.AUTOMATIC
     extent: Extent = Extent.VOLUME
     rangeStart: int = 0
     rangeStop: int = 0

@@ -106,6 +106,8 @@ def _facts(store: ProposalStore, origin: Origin, target: str, row: Row) -> Prove
         everywhere=request.everywhere,
         model_id=origin.model_id,
         adapter_id=origin.adapter_id,
+        plane=store.plan.plane,
+        corrected=request.correct_values,
         slices="" if is_whole else f"{store.slices.start + 1}-{store.slices.stop}",
         ensemble=row.index if isinstance(row.index, str) else "",
     )

@@ -124,6 +124,10 @@ class RankingEvent:
     stop_reason: str
 
 
+#: Codes of warnings about an image as a whole, the most important first.
+IMAGE_WARNINGS = ("plane", "values", "values_unknown", "values_corrected", "values_kept", "modality")
+
+
 @dataclass(frozen=True)
 class WarningEvent:
     """Something the user should know that did not stop the request."""

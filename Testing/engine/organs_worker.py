@@ -67,7 +67,12 @@ class OrganEngine:
         self.card = Card(model_id="organs-1", vocabulary=tuple(PLACES))
 
     def set_image(
-        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None = None
+        self,
+        array_kji: np.ndarray,
+        affine: np.ndarray,
+        modality: str | None,
+        plane: str | None = None,
+        correct_values: bool = False,
     ) -> ImageInfo:
         k, j, i = array_kji.shape
         self.geometry = Geometry((i, j, k), affine)

@@ -56,7 +56,12 @@ class ScriptedEngine:
         self.images_set = 0
 
     def set_image(
-        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None = None
+        self,
+        array_kji: np.ndarray,
+        affine: np.ndarray,
+        modality: str | None,
+        plane: str | None = None,
+        correct_values: bool = False,
     ) -> ImageInfo:
         if self.mode == "refuse_image":
             raise InputError(f"The image {SECRET} is uniform; choose another.")

@@ -69,6 +69,18 @@ def test_volumes_are_found_below_and_label_maps_are_not(folder: Path, make_phant
         find_volumes(empty)
 
 
+def test_results_of_a_version_that_cut_otherwise_are_measured_anew(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next.json"
+    search(loaded, folder, out)
+    assert search(loaded, folder, out)[1][0]["known"] == 2
+    before = json.loads(out.read_text(encoding="utf-8"))
+    del before["settings"]["plane"]
+    out.write_text(json.dumps(before), encoding="utf-8")
+    start = search(loaded, folder, out)[1][0]
+    assert start["known"] == 0
+    assert "other settings" in start["message"]
+
+
 def test_a_dicom_series_is_one_volume(tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
     import SimpleITK as sitk
 

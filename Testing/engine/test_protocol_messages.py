@@ -107,6 +107,16 @@ def test_an_image_arrives_as_it_was() -> None:
     assert image_key(image.array, image.affine, "CT", "coronal") == key
 
 
+def test_a_wish_to_correct_values_arrives_and_makes_another_image() -> None:
+    key = image_key(VOLUME, AFFINE, "CT", None, True)
+    assert key != image_key(VOLUME, AFFINE, "CT", None)
+    for request_ in (SetImage(VOLUME, AFFINE, "CT", None, key, True), SetImage(None, None, "CT", None, key, True)):
+        _, image = frame_to_request(travel(request_to_frame(request_, 3)))
+        assert isinstance(image, SetImage)
+        assert image.correct_values
+    assert "correct_values" not in request_to_frame(SetImage(VOLUME, AFFINE), 3).header, "unknown to earlier workers"
+
+
 def test_an_image_can_be_named_by_its_key_alone() -> None:
     _, image = frame_to_request(travel(request_to_frame(SetImage(None, None, "MR", None, "abc"), 0)))
     assert isinstance(image, SetImage)

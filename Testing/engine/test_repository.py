@@ -41,6 +41,7 @@ SHARED = (
     "progidiff.volumes.axes",
     "progidiff.volumes.geometry",
     "progidiff.volumes.slicing",
+    "progidiff.volumes.values",
 )
 IN_SLICER = {"numpy", "SimpleITK"}
 # Parents of shared modules: their __init__ holds no imports.

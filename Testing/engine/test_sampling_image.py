@@ -12,9 +12,10 @@ import torch
 from progidiff.errors import InputError, ModelError
 from progidiff.model.card import ModelCard, Window
 from progidiff.sampling.image import load_image
-from progidiff.sampling.intensity import guess_modality, normaliser
+from progidiff.sampling.intensity import normaliser
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import insert_slice, plan_slices
+from progidiff.volumes.values import likely_modality
 
 Run = Callable[..., Any]
 
@@ -65,7 +66,7 @@ def test_modality_is_guessed_from_the_values(name: str, expected: str) -> None:
         "z-scores": rng.normal(0, 1, shape),
         "unsigned": rng.integers(0, 4095, shape).astype(np.uint16),
     }
-    assert guess_modality(volumes[name]) == expected
+    assert likely_modality(volumes[name]) == expected
 
 
 def test_guess_and_strange_plane_are_said(engine: Any, run_engine: Run, make_phantom: Run) -> None:
@@ -83,7 +84,7 @@ def test_only_modality_of_a_model_needs_no_guess(card: ModelCard, make_phantom: 
     volume, affine = make_phantom()
     single = card.model_copy(update={"modalities": ["CT"], "windows": {"CT": card.windows["CT"]}})
     clipped = np.clip(volume, -40, None)
-    assert guess_modality(clipped) == "MR"
+    assert likely_modality(clipped) == "MR"
     image = load_image(clipped, affine, None, None, single)
     assert (image.modality, image.guessed) == ("CT", True)
 

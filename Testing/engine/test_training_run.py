@@ -72,6 +72,18 @@ def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:
     assert not any(bool(d.any()) for d in [*down, mid])
 
 
+def test_the_plane_that_was_asked_for_is_the_models(base_folder: Path, tmp_path: Path) -> None:
+    data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34, plane="coronal")
+    card = train_control(base_folder, data, tmp_path / "out", tmp_path / "work", TINY, QUIET)
+    assert card.planes == ["coronal"]
+    again = TrainingData(data.folders, validation_share=0.34)
+    thin = tmp_path / "Dataset007_Livers" / "imagesTr" / "c0_0000.nii.gz"
+    assert nib.load(thin).header.get_zooms()[2] == 20, "these were clearly acquired axially"
+    assert train_control(tmp_path / "out", again, tmp_path / "axial", tmp_path / "work 2", TINY, QUIET).planes == ["axial"]
+    with pytest.raises(ModelError, match="another data"):
+        train_control(base_folder, again, tmp_path / "out 3", tmp_path / "work", TINY, QUIET)
+
+
 def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tmp_path: Path) -> None:
     data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34)
     lines: list[str] = []

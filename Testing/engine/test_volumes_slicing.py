@@ -104,7 +104,12 @@ def test_slices_share_the_arrays_memory() -> None:
         ("PSR", (9, 8, 6), (0.7, 0.7, 4.0), "sagittal", 0),
         ("PSR", (9, 8, 6), (1.0, 1.0, 1.0), "axial", 1),  # isotropic
         ("RAS", (9, 8, 6), (1.05, 1.05, 1.0), "axial", 0),  # as good as isotropic
-        ("RAS", (9, 8, 6), (3.0, 3.0, 1.0), "coronal", 1),  # thick both ways
+        ("RAS", (9, 8, 6), (3.0, 3.0, 2.2), "axial", 0),  # slices closer together than pixels are large
+        ("LPS", (9, 8, 6), (0.8, 0.8, 0.5), "axial", 0),
+        ("RAS", (9, 8, 6), (3.0, 3.0, 1.0), "axial", 0),  # thick both ways: neither is clear
+        ("LPS", (9, 8, 6), (1.0, 1.45, 1.0), "axial", 0),
+        ("LPS", (9, 8, 6), (1.0, 1.5, 1.0), "coronal", 1),
+        ("LPS", (9, 8, 6), (1.0, 1.5, 1.2), "axial", 0),
         ("LPS", (9, 8, 1), (3.0, 3.0, 1.0), "axial", 0),  # one slice, however thin
         ("LPS", (1, 8, 9), (1.0, 3.0, 3.0), "sagittal", 2),
     ],
@@ -120,6 +125,23 @@ def test_acquisition_axis(
     assert (plan.plane, plan.axis) == (plane, axis)
     assert plan.count == shape[2 - axis]
     assert plan.slice_spacing == pytest.approx(spacing[2 - axis])
+
+
+@pytest.mark.parametrize(
+    ("known", "spacing", "plane"),
+    [
+        (("coronal",), (1.0, 1.0, 1.0), "coronal"),
+        (("coronal",), (1.0, 1.0, 1.4), "coronal"),
+        (("coronal", "axial"), (1.0, 1.0, 1.0), "coronal"),
+        (("coronal",), (1.0, 1.0, 5.0), "axial"),  # clearly acquired so, whatever the model knows
+        (("axial", "sagittal"), (4.0, 1.0, 1.0), "sagittal"),
+    ],
+)
+def test_a_model_gets_the_planes_of_its_card(
+    known: tuple[str, ...], spacing: tuple[float, float, float], plane: str
+) -> None:
+    assert plan_slices(oriented("LPS", (9, 8, 6), spacing), None, known).plane == plane
+    assert plan_slices(oriented("LPS", (9, 8, 6), spacing), "axial", known).plane == "axial"
 
 
 def test_plane_that_does_not_exist() -> None:

@@ -32,7 +32,9 @@ class EllipsoidEngine:
     def card(self) -> Any:
         return _Card()
 
-    def set_image(self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None) -> ImageInfo:
+    def set_image(
+        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None, correct_values: bool
+    ) -> ImageInfo:
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         k, j, i = self.shape = array_kji.shape
         return ImageInfo("ellipsoids", "axial", k, (j, i), (float(spacing[1]), float(spacing[0])), float(spacing[2]))

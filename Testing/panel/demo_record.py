@@ -38,7 +38,7 @@ class Recorder:
         self._volume: Volume | None = None
         self._propose = services.client.propose
         services.client.propose = self._listen
-        services.session.warned.connect(view.warn)
+        services.session.warned.connect(lambda warning: view.warn(warning.message))
         services.session.preview.connect(self._on_preview)
 
     @property

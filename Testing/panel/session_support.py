@@ -169,9 +169,14 @@ class FakeClient:
         return self._call("unload_adapter")
 
     def set_image(
-        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None = None, plane: str | None = None
+        self,
+        array_kji: np.ndarray,
+        affine: np.ndarray,
+        modality: str | None = None,
+        plane: str | None = None,
+        correct_values: bool = False,
     ) -> Call:
-        return self._call("set_image", array_kji, affine, modality, plane)
+        return self._call("set_image", array_kji, affine, modality, plane, correct_values)
 
     def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
         return self._call("propose", request, prompt)
@@ -211,9 +216,9 @@ class FakeClient:
 
     def answer_image(self) -> None:
         assert self.call.kind == "set_image"
-        array, affine = self.values[:2]
+        array, affine, _modality, plane, _correct = self.values
         k, j, i = array.shape
-        plan = plan_slices(Geometry((i, j, k), affine))
+        plan = plan_slices(Geometry((i, j, k), affine), plane)
         info = ImageInfo("hash", plan.plane, plan.count, plan.shape_rc, plan.spacing_rc, plan.slice_spacing)
         self.call.succeed(ImageReply("key", info))
 

@@ -57,6 +57,8 @@ def facts(**changes: Any) -> Any:
         "everywhere": True,
         "model_id": "progidiff/ct:2026|β",
         "adapter_id": "MR (Größe 4)",
+        "plane": "coronal",
+        "corrected": True,
         "slices": "12-40",
         "ensemble": "",
         "dice_to_proposal": 1.0,

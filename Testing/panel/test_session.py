@@ -42,7 +42,7 @@ def test_a_run_from_prompt_to_ranked_proposals(session: Watched, client: FakeCli
     assert session.running
     assert client.values == (None, "auto")
     client.answer_load()
-    array, affine, modality, _plane = client.values
+    array, affine, modality, _plane, _correct = client.values
     np.testing.assert_array_equal(array, slicer.util.arrayFromVolume(volume))
     np.testing.assert_allclose(affine, GEOMETRY.affine)
     assert modality == "CT"
@@ -186,7 +186,7 @@ def test_several_targets(session: Watched, client: FakeClient, volume: Any) -> N
 def test_warnings_are_passed_on(session: Watched, client: FakeClient, volume: Any) -> None:
     volume.SetAttribute("DICOM.Modality", "PT")
     session.start(request(volume))
-    assert "PT image" in session.heard("warned")[0][0]
+    assert "PT image" in session.heard("warned")[0][0].message
     client.reach_propose()
     client.call.event.emit(WarningEvent("empty", "liver: 100% of the proposals are empty."))
-    assert session.heard("warned")[-1] == ("liver: 100% of the proposals are empty.",)
+    assert session.heard("warned")[-1][0].message == "liver: 100% of the proposals are empty."

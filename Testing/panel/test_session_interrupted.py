@@ -265,8 +265,8 @@ def test_nonsense_from_the_worker_ends_the_run_with_a_sentence(session: Watched,
 def test_a_worker_that_cuts_the_volume_differently_is_refused(session: Watched, client: FakeClient, volume: Any) -> None:
     session.start(request(volume))
     client.answer_load()
-    array, affine, *_rest = client.calls[-1][1]
-    client.calls[-1] = (client.call, (array[:3], affine))
+    array, affine, *rest = client.calls[-1][1]
+    client.calls[-1] = (client.call, (array[:3], affine, *rest))
     client.answer_image()
     assert "differently" in session.heard("failed")[0][0]
     assert session.state is SessionState.IDLE

@@ -45,7 +45,7 @@ class Told(ProposalSession):
         self.warnings: list[str] = []
         for name in ("finished", "failed", "cancelled", "dropped"):
             getattr(self, name).connect(self._listener(name))
-        self.warned.connect(self.warnings.append)
+        self.warned.connect(lambda warning: self.warnings.append(warning.message))
         self.progressChanged.connect(lambda fraction, text, eta_s: self.texts.append(text))
 
     def _listener(self, name: str) -> Callable[..., None]:

@@ -242,7 +242,9 @@ def test_the_next_case_is_the_most_uncertain_one(tuner: Tuner) -> None:
     ui.nextButton.click()
     tuner.spin(lambda: search.done == 2)
     assert ui.nextButton.text == "Stop"
-    assert [ui.nextTable.item(row, 0).text() for row in range(2)] == ["deep/b.nii.gz", "a.nii.gz"]
+    assert [ui.nextTable.item(row, 0).text() for row in range(2)] == ["deep/b.nii.gz *", "a.nii.gz"]
+    assert ui.nextTable.item(0, 0).toolTip() == "The slices are coronal.\nThe values are odd."
+    assert ui.nextTable.item(1, 0).toolTip() == ""
     ui.nextButton.click()
     tuner.spin(lambda: not search.running)
     assert search.message == "2 volumes, the most uncertain first"

@@ -73,6 +73,7 @@ def search(script: str) -> int:
         {"path": "a.nii.gz", "disagreement": 0.2, "target": "liver", "slice": 1, "ras": [1.0, 2.0, 3.0]},
         {"path": "deep/b.nii.gz", "disagreement": 0.6, "target": "pancreas", "slice": 4, "ras": [4.0, 5.0, 6.0]},
     ]
+    items[1]["notes"] = ["The slices are coronal.", "The values are odd."]
     for done, item in enumerate(items, 1):
         say(event="volume", done=done, volumes=2, eta_s=1.0, item=item)
     if script == "search and wait":

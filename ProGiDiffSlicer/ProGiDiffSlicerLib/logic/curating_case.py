@@ -9,7 +9,6 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from progidiff.targets import target_for
-from progidiff.volumes.slicing import plan_slices
 from ProGiDiffSlicerLib.logic.curating_example import Example, Voxels
 from ProGiDiffSlicerLib.logic.curating_facts import patient_key, terminology
 from ProGiDiffSlicerLib.logic.provenance import Provenance
@@ -51,7 +50,7 @@ def case_record(example: Example, voxels: Voxels, who: Who) -> dict[str, Any]:
     return {
         "target": example.target,
         "modality": example.modality,
-        "plane": plan_slices(example.volume.geometry).plane,
+        "plane": example.plan.plane,
         "prompt": "" if facts is None else facts.prompt,
         "code": terminology(example.target),
         "proposal": None if facts is None else _proposal(facts),
@@ -66,7 +65,7 @@ def case_record(example: Example, voxels: Voxels, who: Who) -> dict[str, Any]:
 
 
 def _proposal(facts: Provenance) -> dict[str, Any]:
-    names = ("seed", "rank", "score", "proposals", "steps", "scheduler", "everywhere")
+    names = ("seed", "rank", "score", "proposals", "steps", "scheduler", "everywhere", "plane", "corrected")
     return {"index": facts.proposal, **{name: getattr(facts, name) for name in names}}
 
 

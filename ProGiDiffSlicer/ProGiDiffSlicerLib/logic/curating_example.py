@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from progidiff.volumes.slicing import plan_slices
-from ProGiDiffSlicerLib.logic.curating_facts import likely_modality, target_of
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan, plan_slices
+from progidiff.volumes.values import NotHounsfield
+from ProGiDiffSlicerLib.logic.curating_facts import likely_modality, odd_values, target_of
 from ProGiDiffSlicerLib.logic.labelmaps import (
     Index,
     between_nodes,
@@ -65,6 +67,7 @@ class Example:
         volume: that volume as it is now.
         target: key of the target that it shows.
         modality: "CT" or "MR".
+        plan: how the volume is cut: as it was for the proposal that the segment comes from.
         slices: which slices are saved.
         asked: slices that were proposed for, all where that was the whole volume; ``None`` for a segment made by hand.
         facts: where it comes from; ``None`` for a segment made by hand.
@@ -78,6 +81,7 @@ class Example:
     volume: VolumeImage
     target: str
     modality: Modality
+    plan: SlicePlan
     slices: Slices
     asked: range | None
     facts: Provenance | None
@@ -89,7 +93,7 @@ class Voxels:
     """What :func:`collect` copied.
 
     Attributes:
-        image: (K, J, I) of the volume's own values.
+        image: (K, J, I) of the volume's own values; Hounsfield units where the user had them corrected.
         mask: bool (K, J, I).
         affine: float64 (4, 4), IJK of ``image`` to RAS of the world.
         slices: the slices, counted from 0 along the slice axis of the volume.
@@ -120,6 +124,7 @@ def examine(
     slices: Slices,
     target: str | None = None,
     modality: Modality | None = None,
+    plan: Callable[[Geometry], SlicePlan] = plan_slices,
 ) -> Example:
     """A segment as an example; voxels are looked at later.
 
@@ -130,6 +135,7 @@ def examine(
         slices: which slices.
         target: what it shows; ``None``: what the segment itself says.
         modality: of a volume that does not say it.
+        plan: how a volume is cut for which the segment does not say it.
 
     Raises:
         InputError: it cannot be saved; the sentence says why and what to do.
@@ -153,10 +159,11 @@ def examine(
         raise InputError(text.format(segmentation=segmentation.GetName(), volume=node.GetName(), segment=name))
     volume = volume_image(node)
     facts = read_provenance(segment)
-    plan = plan_slices(volume.geometry)
-    asked = None if facts is None else _asked([facts, *earlier_provenance(segment)], plan.count)
+    said = "" if facts is None else facts.plane
+    cut = plan_slices(volume.geometry, said) if said else plan(volume.geometry)
+    asked = None if facts is None else _asked([facts, *earlier_provenance(segment)], cut)
     found = volume.modality or modality or likely_modality(node)
-    return Example(segmentation, segment_id, segment, node, volume, target, found, slices, asked, facts, step)
+    return Example(segmentation, segment_id, segment, node, volume, target, found, cut, slices, asked, facts, step)
 
 
 def collect(example: Example) -> Generator[None, None, Voxels]:
@@ -170,13 +177,14 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
     labelmap, before = segment_labelmap(example.segment), _stamp(example.segment)
     mask, occupied = yield from _mask(example, values_of(labelmap))
     key = yield from _volume_key(example)
-    plan = plan_slices(volume.geometry)
+    plan = example.plan
     rows = occupied[plan.axis]
     if not rows.any():
         raise InputError(_("{segment} is empty; there is nothing to learn from it.").format(segment=name))
     chosen = _range(example, np.flatnonzero(rows), plan.count)
     box = tuple(slice(chosen.start, chosen.stop) if axis == plan.axis else slice(None) for axis in range(3))
-    image = yield from _copied(volume.array_kji[box])
+    is_corrected = example.facts is not None and example.facts.corrected
+    image = yield from _copied(volume.array_kji[box], odd_values(volume.array_kji) if is_corrected else None)
     cut = yield from _copied(mask[box])
     changed = still_same(example.volume_node.GetScene(), volume.fingerprint) if example.volume_node.GetScene() else ""
     if changed is not None or _stamp(example.segment) != before or segment_labelmap(example.segment) is not labelmap:
@@ -271,10 +279,10 @@ def _volume_key(example: Example) -> Generator[None, None, str]:
     return digest.hexdigest()[:32]
 
 
-def _copied(source: Array) -> Generator[None, None, Array]:
-    copy = np.empty(source.shape, source.dtype.newbyteorder("<"))
+def _copied(source: Array, odd: NotHounsfield | None = None) -> Generator[None, None, Array]:
+    copy = np.empty(source.shape, source.dtype.newbyteorder("<") if odd is None else np.dtype("<f4"))
     for portion in _portions(source):
-        copy[portion] = source[portion]
+        copy[portion] = source[portion] if odd is None else odd.corrected(source[portion])
         yield
     return copy
 
@@ -298,10 +306,12 @@ def _range(example: Example, filled: Array, count: int) -> range:
     return range(max(0, first - MARGIN), min(count, last + 1 + MARGIN))
 
 
-def _asked(origins: list[Provenance], count: int) -> range:
-    """All slices that were proposed for, one or several times."""
-    ranges = []
+def _asked(origins: list[Provenance], plan: SlicePlan) -> range:
+    """All slices that were proposed for, one or several times; what was proposed on slices of another plane says nothing."""
+    ranges, count = [], plan.count
     for facts in origins:
+        if facts.plane not in ("", plan.plane):
+            continue
         first, _dash, last = facts.slices.partition("-")
         known = first.isdecimal() and last.isdecimal()
         ranges.append(range(max(0, int(first) - 1), min(count, int(last))) if known else range(count))

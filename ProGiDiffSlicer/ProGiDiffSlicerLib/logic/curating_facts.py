@@ -10,19 +10,26 @@ import slicer
 
 from progidiff.curation import keys
 from progidiff.targets import Target, catalog, find_target, target_for
+from progidiff.volumes import values
 from ProGiDiffSlicerLib.logic.provenance import get_tag, read_provenance
 from ProGiDiffSlicerLib.logic.volumes import Modality
 
-# The rule of the worker, so that both take a volume for the same: no MR holds such values in more than 2 % of its voxels.
-_CT_BELOW = -50.0
 _LOOKED_AT = 100_000
 
 
 def likely_modality(node: Any) -> Modality:
     """What a volume that does not say it looks like."""
-    values = slicer.util.arrayFromVolume(node).reshape(-1)
-    sample = values[:: max(1, values.size // _LOOKED_AT)]
-    return "CT" if float(np.percentile(sample, 2)) < _CT_BELOW else "MR"
+    return values.likely_modality(_some(slicer.util.arrayFromVolume(node)))
+
+
+def odd_values(array: np.ndarray) -> values.NotHounsfield | None:
+    """What the values of a CT (k, j, i) look like where they cannot be Hounsfield units."""
+    return values.not_hounsfield(_some(array))
+
+
+def _some(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(-1)
+    return flat[:: max(1, flat.size // _LOOKED_AT)]
 
 
 def target_of(segment: Any) -> str | None:

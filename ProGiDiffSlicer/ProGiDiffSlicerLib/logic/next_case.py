@@ -25,6 +25,7 @@ class NextItem:
         disagreement: of its proposals; the highest one teaches most.
         target: the target that they disagree on most.
         ras: the place that they disagree on most, mm; ``None`` where that is not told.
+        notes: sentences about its plane, its values and its modality, the most important first.
     """
 
     path: str
@@ -32,6 +33,7 @@ class NextItem:
     disagreement: float
     target: str
     ras: tuple[float, float, float] | None
+    notes: tuple[str, ...] = ()
 
 
 class NextCase:
@@ -147,6 +149,7 @@ class NextCase:
             float(entry["disagreement"]),
             str(entry["target"]),
             None if ras is None else (float(ras[0]), float(ras[1]), float(ras[2])),
+            tuple(str(note) for note in entry.get("notes", ())),
         )
 
     def _on_ended(self, trouble: str) -> None:

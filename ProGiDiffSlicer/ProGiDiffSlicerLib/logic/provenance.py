@@ -40,6 +40,8 @@ class Provenance:
         everywhere: whether the target was also drawn on slices where it seemed to be absent.
         model_id: identity of the model.
         adapter_id: identity of the adapter; "" for none.
+        plane: in which the volume was cut; "" where an earlier version did not write it down.
+        corrected: whether values that cannot be Hounsfield units were taken for what they look like.
         slices: which slices of the volume were asked for, e.g. ``"12-40"``; "" for all.
         ensemble: name of the ensemble, e.g. ``"mean"``; "" for a single proposal.
         edited: whether the segment was changed after it was accepted.
@@ -60,6 +62,8 @@ class Provenance:
     everywhere: bool = False
     model_id: str = ""
     adapter_id: str = ""
+    plane: str = ""
+    corrected: bool = False
     slices: str = ""
     ensemble: str = ""
     edited: bool = False

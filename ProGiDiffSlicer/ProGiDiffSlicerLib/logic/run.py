@@ -11,7 +11,7 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName
+from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName, WarningEvent
 from progidiff.protocol import AdapterLoaded, ImageReply, Loaded
 from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.logic.extent import Extent, Point
@@ -29,6 +29,8 @@ class RunRequest:
     Attributes:
         volume_node_id: MRML id of the volume.
         prompt: targets in words.
+        plane: in which the volume is cut; ``None`` or "" for the one that suits it and the model.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
         extent: ``"volume"``, ``"range"`` (of ``start`` to ``stop``) or ``"slice"`` (at ``point_ras``).
         start, stop: half-open range of slices along the slice axis.
         point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
@@ -42,6 +44,8 @@ class RunRequest:
 
     volume_node_id: str
     prompt: str
+    plane: str | None = None
+    correct_values: bool = False
     extent: Extent = "volume"
     start: int = 0
     stop: int = 0
@@ -104,7 +108,12 @@ class Client(Protocol):
     def load(self, folder: str | None, device: Any = ...) -> Any: ...
 
     def set_image(
-        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None = ..., plane: str | None = ...
+        self,
+        array_kji: np.ndarray,
+        affine: np.ndarray,
+        modality: str | None = ...,
+        plane: str | None = ...,
+        correct_values: bool = ...,
     ) -> Any: ...
 
     def propose(self, request: ProposeRequest, prompt: str | None = ...) -> Any: ...
@@ -214,7 +223,8 @@ class Run:
         self.job = self._prepare(self._frames[self._position])
         image = self.job.image
         self._progress(_LOADED, _("sending the volume"), None)
-        call = self._client.set_image(image.array_kji, image.affine, image.modality)
+        plane, correct = self.job.plan.plane, self.request.correct_values
+        call = self._client.set_image(image.array_kji, image.affine, image.modality, plane, correct)
         self._follow(call, self._on_sending, self._on_image)
 
     def _on_sending(self, event: Event) -> None:
@@ -298,9 +308,9 @@ def progress_text(event: ProgressEvent) -> str:
     return _("proposing")
 
 
-def stated_warning(image: VolumeImage) -> str | None:
-    """A sentence about a volume that says to be neither CT nor MR."""
+def stated_warning(image: VolumeImage) -> WarningEvent | None:
+    """About a volume that says to be neither CT nor MR."""
     if image.modality is not None or not image.stated_modality:
         return None
     message = _("{name} is a {modality} image; the model was made for CT and MR, so look at its proposals with care.")
-    return message.format(name=image.name, modality=image.stated_modality)
+    return WarningEvent("modality", message.format(name=image.name, modality=image.stated_modality))

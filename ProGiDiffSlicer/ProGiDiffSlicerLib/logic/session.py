@@ -18,7 +18,8 @@ from slicer.i18n import tr as _
 from progidiff.errors import ProGiDiffError
 from progidiff.events import Event, RankingEvent, SliceEvent, WarningEvent
 from progidiff.targets import Target, catalog, parse_prompt
-from progidiff.volumes.slicing import plan_slices
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, plan_slices
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay
 from ProGiDiffSlicerLib.logic.extent import slices_of_extent
@@ -27,7 +28,7 @@ from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest, stat
 from ProGiDiffSlicerLib.logic.sequences import frames
 from ProGiDiffSlicerLib.logic.shelf import Shelf
 from ProGiDiffSlicerLib.logic.store import ProposalStore
-from ProGiDiffSlicerLib.logic.vocabulary import card_vocabulary
+from ProGiDiffSlicerLib.logic.vocabulary import Card, planes_of, read_card
 from ProGiDiffSlicerLib.logic.volumes import still_same, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
@@ -62,7 +63,7 @@ class ProposalSession:
         failed: Signal(str): it failed; what had arrived is kept.
         cancelled: Signal(): it was cancelled; what had arrived is kept.
         dropped: Signal(str): results were given up, and why.
-        warned: Signal(str): something the user should know.
+        warned: Signal(WarningEvent): something the user should know.
         storeChanged: Signal(): ``store`` is another one, as at the first slice of a run, or when another frame is looked at.
     """
 
@@ -108,7 +109,17 @@ class ProposalSession:
 
     def vocabulary(self) -> tuple[str, ...]:
         """Targets of the model that the next run will ask for; empty where only its worker can say."""
-        return self._known_vocabulary(self._folder()) or ()
+        card = self._card(self._folder())
+        return () if card is None else card.vocabulary
+
+    def planes(self) -> tuple[str, ...]:
+        """Planes of the slices that this model was trained on; the usual ones where only its worker can say."""
+        card = self._card(self._folder())
+        return USUAL_PLANES if card is None else card.planes
+
+    def plan(self, geometry: Geometry, plane: str | None = None) -> SlicePlan:
+        """How the next run would cut a volume: in ``plane``, by default in the one that suits it and the model."""
+        return plan_slices(geometry, plane or None, self.planes())
 
     def parse(self, prompt: str) -> list[Target]:
         """What a prompt asks for.
@@ -128,9 +139,9 @@ class ProposalSession:
         Raises:
             ProGiDiffError: the volume, the slices or the prompt cannot be used; nothing has changed then.
         """
-        known = self._known_vocabulary(request.model_folder)
-        if known is not None:
-            parse_prompt(request.prompt, known)
+        card = self._card(request.model_folder)
+        if card is not None:
+            parse_prompt(request.prompt, card.vocabulary)
         first = self._prepare(request, None)
         playing = frames(self._scene.GetNodeByID(request.volume_node_id))
         wanted: list[int | None] = [first.image.frame]
@@ -138,7 +149,8 @@ class ProposalSession:
             wanted = list(range(playing.count))
         if first.slices is not None:
             # "This slice" is the one that is looked at now, whatever is looked at when the model is loaded.
-            request = replace(request, extent="range", start=first.slices[0], stop=first.slices[1])
+            plane = first.plan.plane  # and a range is one of the plane that was seen when it was chosen
+            request = replace(request, extent="range", start=first.slices[0], stop=first.slices[1], plane=plane)
         self._supersede()
         self.failure = None
         run = Run(
@@ -183,17 +195,18 @@ class ProposalSession:
     def _folder(self) -> str | None:
         return self._model_folder() if self._model_folder is not None else None
 
-    def _known_vocabulary(self, folder: str | None) -> tuple[str, ...] | None:
+    def _card(self, folder: str | None) -> Card | None:
         """What a model knows; ``None`` where only the worker can say."""
         loaded, source = self._client.loaded, self._client.loaded_from
         if loaded is not None and source is not None and source[0] == (folder or None):
-            return tuple(loaded.vocabulary)
-        return card_vocabulary(folder)
+            return Card(tuple(loaded.vocabulary), planes_of(loaded.card))
+        return read_card(folder)
 
     def _prepare(self, request: RunRequest, frame: int | None) -> FrameJob:
         image = volume_image(self._scene.GetNodeByID(request.volume_node_id or ""), frame)
         geometry = image.geometry
-        plan = plan_slices(geometry)
+        card = self._card(request.model_folder)
+        plan = plan_slices(geometry, request.plane or None, USUAL_PLANES if card is None else card.planes)
         slices = slices_of_extent(
             request.extent, geometry, plan, request.start, request.stop, request.point_ras, self._scene
         )
@@ -215,7 +228,7 @@ class ProposalSession:
     def _on_frame(self, job: FrameJob) -> None:
         run = self._run
         if run is not None and self._same(job.image.fingerprint):
-            store = ProposalStore(job.image, run.targets, run.request.prompt, job.slices)
+            store = ProposalStore(job.image, run.targets, run.request.prompt, job.slices, job.plan.plane)
             store.request = run.request
             store.model_id = "" if self._client.loaded is None else self._client.loaded.model_id
             store.adapter_id = "" if self._client.adapter is None else self._client.adapter.adapter_id
@@ -224,7 +237,7 @@ class ProposalSession:
     def _on_event(self, event: Event) -> None:
         store = self._arriving
         if isinstance(event, WarningEvent):
-            self.warned.emit(event.message)
+            self.warned.emit(event)
         elif store is not None and isinstance(event, SliceEvent | RankingEvent) and self._same(store.fingerprint):
             try:
                 self._take(store, event)

@@ -35,6 +35,7 @@ class ProposalStore:
         targets: canonical names of what was asked for.
         prompt: how it was asked for.
         slices: half-open range of slices that was asked for; ``None`` for all.
+        plane: in which the volume was cut; ``None`` for what suits it and most models.
 
     Attributes:
         geometry: grid of the volume in the world.
@@ -49,7 +50,12 @@ class ProposalStore:
     """
 
     def __init__(
-        self, image: VolumeImage, targets: tuple[str, ...], prompt: str = "", slices: tuple[int, int] | None = None
+        self,
+        image: VolumeImage,
+        targets: tuple[str, ...],
+        prompt: str = "",
+        slices: tuple[int, int] | None = None,
+        plane: str | None = None,
     ) -> None:
         self.volume_id = image.node_id
         self.volume_name = image.name
@@ -57,7 +63,7 @@ class ProposalStore:
         self.local_affine = image.local_affine
         self.fingerprint = image.fingerprint
         self.frame = image.frame
-        self.plan: SlicePlan = plan_slices(self.geometry)
+        self.plan: SlicePlan = plan_slices(self.geometry, plane)
         self.targets = targets
         self.prompt = prompt
         self.slices = range(*(slices or (0, self.plan.count)))

@@ -11,6 +11,8 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import catalog, target_for
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.logic.curating import Contents, Curating
 from ProGiDiffSlicerLib.logic.curating_case import Who
 from ProGiDiffSlicerLib.logic.curating_example import Example, Slices, examine
@@ -36,11 +38,13 @@ class Chosen:
         segmentation: the vtkMRMLSegmentationNode, or ``None``.
         segment_id: the segment, "" for none.
         volume: the volume that is chosen under Prompt, or ``None``.
+        plane: in which it is cut; "" for what suits it and the model.
     """
 
     segmentation: Any
     segment_id: str
     volume: Any
+    plane: str = ""
 
     @property
     def segment(self) -> Any:
@@ -63,6 +67,7 @@ class CuratingPanel:
         self.widget, self.ui = load_panel("CuratingPanel")
         self.curating = Curating(services.idle, Keeper(services.owner))
         self._settings = services.settings
+        self._session = services.session
         self._status = status
         self._chosen = chosen
         self._complete = complete
@@ -149,13 +154,17 @@ class CuratingPanel:
         chosen = self._chosen()
         slices = list(Slices)[self.ui.exampleSlicesComboBox.currentIndex]
         modality = MODALITIES[self.ui.exampleModalityComboBox.currentIndex]
+
+        def plan(geometry: Geometry) -> SlicePlan:
+            return self._session.plan(geometry, chosen.plane)
+
         if not self.ui.allSegmentsCheckBox.checked:
             number = self.ui.exampleTargetComboBox.currentIndex
             target = self._targets[number - 1] if number > 0 else None
-            return [examine(chosen.segmentation, chosen.segment_id, chosen.volume, slices, target, modality)]
+            return [examine(chosen.segmentation, chosen.segment_id, chosen.volume, slices, target, modality, plan)]
         segments = [] if chosen.segmentation is None else list(segments_of(chosen.segmentation))
         accepted = [identifier for identifier, segment in segments if read_provenance(segment) is not None]
-        return [examine(chosen.segmentation, each, chosen.volume, slices, None, modality) for each in accepted]
+        return [examine(chosen.segmentation, each, chosen.volume, slices, None, modality, plan) for each in accepted]
 
     def _show_segment(self, chosen: Chosen) -> None:
         """Target and modality follow the segment and the volume, until the user says otherwise."""

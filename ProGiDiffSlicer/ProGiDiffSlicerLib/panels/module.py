@@ -36,7 +36,7 @@ class ModulePanels:
         layout.addWidget(self.widget)
         self._services = services
         self._watch = SliceWatch(self.widget)
-        self.status = StatusLine(self.ui.statusLabel, self.ui.restartButton)
+        self.status = StatusLine(self.ui.statusLabel, self.ui.restartButton, self.ui.correctButton)
         self.setup = SetupPanel(services.settings, self.ui.setupSection)
         self.prompt = PromptPanel(services, self.status, self.widget)
         self.proposals = ProposalsPanel(services, self.status, self._watch)
@@ -56,6 +56,7 @@ class ModulePanels:
         self._hider = OwnNodesHider(self.prompt.ui.volumeSelector, self.review.ui.segmentationSelector)
         self._listeners = (
             (self.status.restartRequested, services.client.restart),
+            (self.status.correctRequested, self.prompt.correct_values),
             (self.setup.workerMustStop, services.client.stop),
             (self.proposals.selectionChanged, self.review.refresh),
             (self.proposals.acceptRequested, self.review.accept),

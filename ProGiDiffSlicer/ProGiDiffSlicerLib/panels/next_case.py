@@ -100,9 +100,12 @@ class NextCasePart:
         self._shown = list(search.items)
         table.setRowCount(len(search.items))
         for row, item in enumerate(search.items):
-            cells = (item.label, target_for(item.target).name("en"), f"{item.disagreement:.3f}")
+            label = f"{item.label} *" if item.notes else item.label
+            cells = (label, target_for(item.target).name("en"), f"{item.disagreement:.3f}")
             for column, text in enumerate(cells):
-                table.setItem(row, column, qt.QTableWidgetItem(text))
+                cell = qt.QTableWidgetItem(text)
+                cell.setToolTip("\n".join(item.notes))
+                table.setItem(row, column, cell)
             if chosen is not None and item.path == chosen.path:
                 table.selectRow(row)
         table.setVisible(bool(search.items))

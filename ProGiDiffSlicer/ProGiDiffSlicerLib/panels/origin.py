@@ -8,6 +8,7 @@ from slicer.i18n import tr as _
 
 from ProGiDiffSlicerLib.logic.provenance import Provenance, earlier_provenance, read_provenance
 from ProGiDiffSlicerLib.logic.rows import row_name
+from ProGiDiffSlicerLib.parameters import Plane
 
 
 def describe_segment(segment: Any) -> str:
@@ -37,6 +38,10 @@ def _run_line(facts: Provenance) -> str:
     )
     if facts.adapter_id:
         line += ", " + _("adapter {adapter}").format(adapter=facts.adapter_id)
+    if facts.plane:
+        line += ", " + {each.value: each.label().lower() for each in Plane}.get(facts.plane, facts.plane)
+    if facts.corrected:
+        line += ", " + _("values corrected")
     if facts.slices:
         line += ", " + _("slices {slices}").format(slices=facts.slices)
     return line

@@ -9,6 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
+from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.sequences import frames
 from ProGiDiffSlicerLib.logic.session import SessionState
@@ -19,7 +20,7 @@ from ProGiDiffSlicerLib.panels.progress import remaining
 from ProGiDiffSlicerLib.panels.shortcuts import Shortcuts
 from ProGiDiffSlicerLib.panels.status_line import StatusLine
 from ProGiDiffSlicerLib.panels.volume_slices import slices_of
-from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Extent, Parameters
+from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Extent, Parameters, Plane
 from ProGiDiffSlicerLib.services import Services
 
 _PROGRESS_STEPS = 1000
@@ -57,8 +58,9 @@ class PromptPanel:
         session.progressChanged.connect(self._on_progress)
         session.failed.connect(self._on_failed)
         session.cancelled.connect(self._on_cancelled)
-        session.dropped.connect(status.say)
-        session.warned.connect(status.say)
+        session.dropped.connect(self._on_dropped)
+        session.warned.connect(status.warn)
+        self._settings.changed.connect(self._on_setting)
         self._on_state()
 
     def connectGui(self, parameters: Parameters) -> None:
@@ -92,14 +94,25 @@ class PromptPanel:
         self._session.progressChanged.disconnect(self._on_progress)
         self._session.failed.disconnect(self._on_failed)
         self._session.cancelled.disconnect(self._on_cancelled)
-        self._session.dropped.disconnect(self._status.say)
-        self._session.warned.disconnect(self._status.say)
+        self._session.dropped.disconnect(self._on_dropped)
+        self._session.warned.disconnect(self._status.warn)
+        self._settings.changed.disconnect(self._on_setting)
         self.widget.setMRMLScene(None)
 
     def propose(self) -> None:
         """Start a run with what the panel says; what stands in the way is told in the status line."""
+        if not self._session.running:
+            self._start()
+
+    def correct_values(self, wanted: bool) -> None:
+        """Start again, with values of the volume that cannot be Hounsfield units taken for what they look like or not."""
+        if self._binding.parameters is not None:
+            self._binding.parameters.correctedVolume = self._binding.parameters.inputVolume if wanted else None
+            self._start()
+
+    def _start(self) -> None:
         parameters = self._binding.parameters
-        if parameters is None or self._session.running:
+        if parameters is None:
             return
         prompt = self.line.text
         self._status.clear()
@@ -120,6 +133,8 @@ class PromptPanel:
         return RunRequest(
             volume_node_id="" if volume is None else volume.GetID(),
             prompt=prompt,
+            plane=parameters.plane.value or None,
+            correct_values=volume is not None and _same(parameters.correctedVolume, volume),
             extent=parameters.extent.value,
             start=start,
             stop=stop,
@@ -150,13 +165,28 @@ class PromptPanel:
         is_sequence = frames(node) is not None
         for widget in (self.ui.framesLabel, self.ui.framesComboBox):
             widget.setVisible(is_sequence)
-        slices = slices_of(node)
+        plane = self._binding.parameters.plane.value
+        slices = slices_of(node, lambda geometry: self._session.plan(geometry, plane))
+        self._show_plane(None if slices is None else slices.plan)
         self._range = None
         has_range = self._binding.parameters.extent is Extent.RANGE and slices is not None
         for widget in (self.ui.rangeLabel, self.ui.rangeWidget):
             widget.setVisible(has_range)
         if slices is not None:
             self._show_range(slices.plan.count)
+
+    def _on_setting(self, name: str) -> None:
+        if name == "modelFolder":
+            self._on_parameters()  # another model may know other planes
+
+    def _show_plane(self, plan: SlicePlan | None) -> None:
+        """Say how the volume is cut, and whether the model has seen such slices."""
+        text = ""
+        if plan is not None:
+            text = _("{plane}, {count} slices").format(plane=Plane(plan.plane).label(), count=plan.count)
+            if plan.plane not in self._session.planes():
+                text += _("; the model was not trained on such slices")
+        self.ui.planeNote.setText(text)
 
     def _show_range(self, count: int) -> None:
         """People count slices from 1 and include the last; the parameters count from 0 and leave it out."""
@@ -199,5 +229,13 @@ class PromptPanel:
         else:
             self._status.say_failure(sentence, failure.details)
 
+    def _on_dropped(self, sentence: str) -> None:
+        self._status.clear()
+        self._status.say(sentence)
+
     def _on_cancelled(self) -> None:
         self._status.say(_("Cancelled. What had arrived is kept below."))
+
+
+def _same(node: Any, other: Any) -> bool:
+    return node is not None and node.GetID() == other.GetID()

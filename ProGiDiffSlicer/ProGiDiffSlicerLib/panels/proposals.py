@@ -227,7 +227,7 @@ class ProposalsPanel:
     def _draw_pictures(self) -> None:
         store, target = self._session.store, self.target
         node = None if store is None else slicer.mrmlScene.GetNodeByID(store.volume_id)
-        slices = slices_of(node)
+        slices = None if store is None else slices_of(node, lambda _geometry: store.plan)
         if store is not None and target is not None and slices is not None and self._session.stale() is None:
             # Where the slice that is looked at has no masks (yet), the nearest one that has.
             looked_at = slices.shown(slicer.mrmlScene)

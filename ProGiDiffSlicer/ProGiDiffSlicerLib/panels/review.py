@@ -271,7 +271,7 @@ class ReviewPanel:
         parameters = self._binding.parameters
         if parameters is None:
             return Chosen(None, "", None)
-        return Chosen(self._segmentation, parameters.targetSegment, parameters.inputVolume)
+        return Chosen(self._segmentation, parameters.targetSegment, parameters.inputVolume, parameters.plane.value)
 
     def _complete(self) -> None:
         """What is saved now is what was edited, with its Dice to the proposal."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from progidiff.errors import InputError
-from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan, extract_slice
 from ProGiDiffSlicerLib.logic.extent import place_of, shown_point
 from ProGiDiffSlicerLib.logic.volumes import VolumeImage, volume_image
 
 
 @dataclass(frozen=True, eq=False)
 class VolumeSlices:
-    """A volume cut along the direction in which it was acquired.
+    """A volume cut into slices.
 
     Attributes:
         image: the volume.
@@ -38,15 +40,15 @@ class VolumeSlices:
         return extract_slice(self.image.array_kji, self.plan, index)
 
 
-def slices_of(node: Any) -> VolumeSlices | None:
-    """The slices of a volume node, or ``None`` where it cannot be used; a run says why."""
+def slices_of(node: Any, plan: Callable[[Geometry], SlicePlan]) -> VolumeSlices | None:
+    """The slices of a volume node, cut as ``plan`` says; or ``None`` where it cannot be used; a run says why."""
     if node is None:
         return None
     try:
         image = volume_image(node)
     except InputError:
         return None
-    return VolumeSlices(image, plan_slices(image.geometry))
+    return VolumeSlices(image, plan(image.geometry))
 
 
 def levels_of(node: Any, pixels: np.ndarray) -> tuple[float, float]:

@@ -161,7 +161,14 @@ class WorkerClient:
         """Go back to the base model; succeeds with ``AdapterUnloaded``."""
         return self._submit(Job(Call("unload_adapter", self._cancel_call), AdapterUnloaded, UnloadAdapter()))
 
-    def set_image(self, array_kji: Array, affine: Array, modality: str | None = None, plane: str | None = None) -> Call:
+    def set_image(
+        self,
+        array_kji: Array,
+        affine: Array,
+        modality: str | None = None,
+        plane: str | None = None,
+        correct_values: bool = False,
+    ) -> Call:
         """Make a volume the worker's image; succeeds with ``ImageReply``.
 
         The voxels are copied between the events of the application, and sent unless the worker holds them already.
@@ -170,12 +177,13 @@ class WorkerClient:
             array_kji: (K, J, I) integers or floats.
             affine: (4, 4), IJK -> RAS in mm.
             modality: ``"CT"``, ``"MR"``, or ``None`` if not known.
-            plane: of the slices, or ``None``: as acquired.
+            plane: of the slices, or ``None``: what suits volume and model.
+            correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
 
         Raises:
             InputError: not such a volume.
         """
-        image = Image(array_kji, affine, modality, plane)
+        image = Image(array_kji, affine, modality, plane, correct_values)
         job = Job(Call("set_image", self._cancel_call), ImageReply, image=image)
         job.copying = self._idle.submit(
             image.prepare(), lambda result: self._wake.start(), lambda error: self._not_copied(job, error)

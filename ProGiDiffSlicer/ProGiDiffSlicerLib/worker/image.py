@@ -26,7 +26,9 @@ class Image:
         ready: whether the copy is complete.
     """
 
-    def __init__(self, array_kji: Array, affine: Array, modality: str | None, plane: str | None) -> None:
+    def __init__(
+        self, array_kji: Array, affine: Array, modality: str | None, plane: str | None, correct_values: bool = False
+    ) -> None:
         """Check a volume of numbers (K, J, I) and its affine (4, 4), IJK -> RAS in mm.
 
         Raises:
@@ -45,6 +47,7 @@ class Image:
         self._affine = affine
         self._modality = modality
         self._plane = plane
+        self._correct_values = correct_values
 
     def prepare(self) -> Generator[None, None, None]:
         """Copy and hash it, about a megabyte per step.
@@ -56,7 +59,7 @@ class Image:
         assert source is not None
         dtype = source.dtype.newbyteorder("<")
         copy: Array = np.empty(source.shape, dtype)
-        digest = image_digest(dtype, source.shape, self._affine, self._modality, self._plane)
+        digest = image_digest(dtype, source.shape, self._affine, self._modality, self._plane, self._correct_values)
         slices, height, width = source.shape
         rows = max(1, _PORTION // (width * dtype.itemsize))
         done = 0
@@ -75,8 +78,8 @@ class Image:
 
     def by_key(self) -> SetImage:
         """The request that sends no voxels."""
-        return SetImage(None, None, self._modality, self._plane, self.key)
+        return SetImage(None, None, self._modality, self._plane, self.key, self._correct_values)
 
     def with_voxels(self) -> SetImage:
         """The request that sends them."""
-        return SetImage(self._copy, self._affine, self._modality, self._plane, self.key)
+        return SetImage(self._copy, self._affine, self._modality, self._plane, self.key, self._correct_values)

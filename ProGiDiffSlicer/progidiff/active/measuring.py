@@ -10,7 +10,7 @@ import numpy as np
 
 from progidiff.active.disagreement import SliceDoubt, TargetDoubt
 from progidiff.active.record import Item, TargetItem
-from progidiff.events import ProposeRequest, SliceEvent, WarningEvent
+from progidiff.events import IMAGE_WARNINGS, ProposeRequest, SliceEvent, WarningEvent
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume
@@ -28,6 +28,8 @@ class NextSettings:
         closer: further slices for each target, between those on which it was found and their neighbours.
         seed: seed of the noise.
         modality: "CT" or "MR" for files that do not say it; ``None`` guesses from the values.
+        plane: plane of the slices; ``None`` for the one that suits each volume and the model.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
     """
 
     proposals: int = 6
@@ -36,6 +38,8 @@ class NextSettings:
     closer: int = 4
     seed: int = 0
     modality: str | None = None
+    plane: str | None = None
+    correct_values: bool = False
 
 
 def measure(
@@ -65,9 +69,9 @@ def measure(
         ModelError: the model is not made for its modality.
     """
     modality = volume.modality or settings.modality
-    info = engine.set_image(volume.array, volume.geometry.affine, modality)
+    info = engine.set_image(volume.array, volume.geometry.affine, modality, settings.plane, settings.correct_values)
     doubts = {target: TargetDoubt(info.spacing_rc[0] * info.spacing_rc[1]) for target in targets}
-    notes: dict[str, str] = {}
+    notes: dict[str, None] = {}
     spread = spread_slices(info.slice_count, settings.slices)
     most = len(spread) + settings.closer
 
@@ -89,7 +93,7 @@ def measure(
         for index, some in wanted.items():
             look(index, some)
         progress((len(spread) + round_ + 1) / most)
-    plan = plan_slices(volume.geometry)
+    plan = plan_slices(volume.geometry, info.plane)
     per_target = {target: _item(doubt, volume.geometry, plan) for target, doubt in doubts.items()}
     first = max(per_target, key=lambda t: per_target[t].disagreement)
     return Item(
@@ -100,7 +104,7 @@ def measure(
         plane=info.plane,
         slice_count=info.slice_count,
         per_target=per_target,
-        notes=list(notes.values()),
+        notes=list(notes),
     )
 
 
@@ -133,7 +137,7 @@ def _sample(
     index: int,
     settings: NextSettings,
     cancelled: Callable[[], bool],
-    notes: dict[str, str],
+    notes: dict[str, None],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Masks (N, H, W) and mean probability (H, W) of each target on one slice."""
     masks: dict[str, list[np.ndarray]] = {target: [] for target in targets}
@@ -144,8 +148,8 @@ def _sample(
             masks[event.target].append(event.masks)
             if event.mean_probability is not None:
                 probability[event.target] = event.mean_probability
-        elif isinstance(event, WarningEvent) and event.code in ("plane", "modality"):
-            notes[event.code] = event.message
+        elif isinstance(event, WarningEvent) and event.code in IMAGE_WARNINGS:
+            notes.setdefault(event.message)
 
     request = ProposeRequest(
         tuple(targets),

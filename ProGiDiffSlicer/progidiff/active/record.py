@@ -88,6 +88,8 @@ class Settings(_Part):
     closer: int
     seed: int
     modality: str | None = None
+    plane: str = "as acquired"  # what earlier versions took, in which finely cut volumes came out otherwise
+    correct_values: bool = False
 
 
 class NextDocument(_Part):

@@ -100,6 +100,8 @@ def _identity(engine: Engine, targets: Sequence[str], settings: NextSettings) ->
         closer=settings.closer,
         seed=settings.seed,
         modality=settings.modality,
+        plane=settings.plane or "automatic",
+        correct_values=settings.correct_values,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from progidiff.cli.failures import EXIT_BAD_INPUT, one_line
-from progidiff.cli.propose import DeviceName
+from progidiff.cli.propose import CorrectOption, DeviceName, PlaneOption
 from progidiff.errors import CancelledError, ProGiDiffError
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def adapt(
         float, typer.Option(min=0.0, max=0.9, help="Share of the patients that are held out; 0 for none.")
     ] = 0.25,
     name: Annotated[str, typer.Option(help="Name to show (default: the folder's).")] = "",
+    plane: PlaneOption = None,
+    correct_values: CorrectOption = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of data, split and noise.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Where to train.")] = DeviceName.AUTO,
     pictures: Annotated[
@@ -77,6 +79,7 @@ def adapt(
     """
     from progidiff.cli.stopping import StopWord, interruptible
     from progidiff.cli.training import STOPPING, TrainingView
+    from progidiff.outputs.atomic import claimed
     from progidiff.training.adapt import AdaptSettings
     from progidiff.training.adapt import adapt as run
     from progidiff.training.session import Watch
@@ -98,11 +101,18 @@ def adapt(
         validation_share=validation_share,
         device=device.value,
         name=name,
+        plane=plane and plane.value,
+        correct_values=correct_values,
     )
     output = _Output(as_json, pictures)
     asked = StopWord(sys.stdin) if as_json else None
     try:
-        with TrainingView() as view, interruptible(STOPPING, view.log) as interrupted:
+        with (
+            claimed(out),
+            claimed(work or out.with_name(f"{out.name}-training")),
+            TrainingView() as view,
+            interruptible(STOPPING, view.log) as interrupted,
+        ):
 
             def cancelled() -> bool:
                 return interrupted() or (asked is not None and asked.heard)

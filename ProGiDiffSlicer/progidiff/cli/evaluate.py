@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from progidiff.cli.failures import EXIT_CANCELLED
-from progidiff.cli.propose import DeviceName
+from progidiff.cli.propose import CorrectOption, DeviceName, PlaneOption
 from progidiff.errors import CancelledError, DatasetError
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def evaluate(
     ] = False,
     every: Annotated[int, typer.Option(min=1, help="Every n-th case of each set.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many cases of each set.")] = None,
+    plane: PlaneOption = None,
+    correct_values: CorrectOption = False,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
     cache: Annotated[
         Path | None,
@@ -75,21 +77,31 @@ def evaluate(
     from progidiff.evaluation.evaluate import evaluate_cases, to_csv
     from progidiff.evaluation.examples import draw_examples
     from progidiff.evaluation.measuring import EvaluationSettings
-    from progidiff.outputs.atomic import atomic_folder
+    from progidiff.model.card import load_card
+    from progidiff.outputs.atomic import atomic_folder, claimed
     from progidiff.outputs.evaluation_report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 
     _check_out(out, overwrite)
-    with interruptible("Stopping; finished cases are kept.") as cancelled:
+    card = load_card(model)
+    targets = tuple(t.key for t in parse_prompt("; ".join(prompt), card.vocabulary)) if prompt else ()
+    with claimed(out), interruptible("Stopping; finished cases are kept.") as cancelled:
         engine = Engine.load(model, device.value)
         if adapter is not None:
             engine.load_adapter(adapter, even_if_worse)
-        targets = tuple(t.key for t in parse_prompt("; ".join(prompt), engine.card.vocabulary)) if prompt else ()
         settings = EvaluationSettings(
-            proposals, steps, seed, top_k, None if no_distances else tolerance, not present_only, targets
+            proposals=proposals,
+            steps=steps,
+            seed=seed,
+            k=top_k,
+            tolerance_mm=None if no_distances else tolerance,
+            absent=not present_only,
+            targets=targets,
+            plane=plane and plane.value,
+            correct_values=correct_values,
         )
-        cases = _cases(data or [], sets or [], shared, engine.card, every, limit)
+        cases = _cases(data or [], sets or [], shared, engine.card, every, limit, settings.plane)
         try:
             with _bar() as show:
                 document = evaluate_cases(engine, cases, settings, cache or _beside(out), cancelled, show)
@@ -100,10 +112,10 @@ def evaluate(
             if as_json:
                 print(json.dumps({"error": {"code": CancelledError.code, "message": sentence}}))
             raise typer.Exit(EXIT_CANCELLED) from None
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        (folder / JSON_NAME).write_text(document.to_json(), encoding="utf-8")
-        (folder / CSV_NAME).write_text(to_csv(document), encoding="utf-8")
-        (folder / REPORT_NAME).write_text(render_evaluation(document, examples), encoding="utf-8", newline="\n")
+        with atomic_folder(out, overwrite=overwrite) as folder:
+            (folder / JSON_NAME).write_text(document.to_json(), encoding="utf-8")
+            (folder / CSV_NAME).write_text(to_csv(document), encoding="utf-8")
+            (folder / REPORT_NAME).write_text(render_evaluation(document, examples), encoding="utf-8", newline="\n")
     if as_json:
         sys.stdout.write(document.to_json())
     else:
@@ -112,9 +124,9 @@ def evaluate(
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Learn before the work, not after it, that the results cannot be written."""
-    from progidiff.outputs.atomic import MARKER
+    from progidiff.outputs.atomic import MARKER, holds_files
 
-    if out.is_file() or (out.is_dir() and not overwrite and not (out / MARKER).is_file() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and not overwrite and not (out / MARKER).is_file() and holds_files(out)):
         from progidiff.errors import OutputError
 
         raise OutputError(f"{out} is not an empty folder; give another one for the results, or allow overwriting.")
@@ -126,7 +138,13 @@ def _beside(out: Path) -> Path:
 
 
 def _cases(
-    data: list[Path], sets: list[str], shared: Path | None, card: ModelCard, every: int, limit: int | None
+    data: list[Path],
+    sets: list[str],
+    shared: Path | None,
+    card: ModelCard,
+    every: int,
+    limit: int | None,
+    plane: str | None,
 ) -> list[EvaluationCase]:
     from progidiff.evaluation.cases import cases_of_folder, cases_of_shared
 
@@ -134,7 +152,7 @@ def _cases(
         raise DatasetError("There is nothing to measure; name a labelled set with --data, or a public one with --set.")
     if sets and shared is None:
         raise DatasetError("The public sets lie in a folder of yours; name it with --shared.")
-    groups = [cases_of_folder(folder, card) for folder in data]
+    groups = [cases_of_folder(folder, card, plane) for folder in data]
     if shared is not None:
         groups += [cases_of_shared(shared, name, card) for name in sets]
     return _told_apart([case for group in groups for case in group[::every][:limit]])

@@ -6,18 +6,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from progidiff.errors import CancelledError, ProGiDiffError
+from progidiff.errors import CancelledError, InputError, ProGiDiffError
 
 EXIT_PROBLEM = 1
 EXIT_BAD_INPUT = 2
 EXIT_CANCELLED = 130
+
+#: How the help calls a value that is a path.
+_PATHS = frozenset({"ADAPTER", "DIR", "FILE.json", "INPUT", "OTHER...", "OUT", "PATH", "SET", "phantoms|PATH"})
 
 
 class FriendlyGroup(TyperGroup):
@@ -30,6 +35,7 @@ class FriendlyGroup(TyperGroup):
         """Run the chosen command."""
         as_json = "--json" in (*ctx._protected_args, *ctx.args)
         try:
+            _check_paths(self, (*ctx._protected_args, *ctx.args))
             return super().invoke(ctx)
         except (KeyboardInterrupt, CancelledError):
             raise _ended("cancelled", "Cancelled; nothing was written.", EXIT_CANCELLED, as_json) from None
@@ -40,6 +46,31 @@ class FriendlyGroup(TyperGroup):
             # The reader of our output (head, less) has gone: nobody is left to tell.
             sys.stderr.close()
             raise typer.Exit(EXIT_PROBLEM) from None
+
+
+def _check_paths(group: TyperGroup, arguments: Sequence[str]) -> None:
+    """Refuse an empty path, as an unset variable of a script gives: it would stand for the current folder."""
+    options = {name: p for command in _commands(group) for p in command.params for name in p.opts if name.startswith("-")}
+    for before, argument in itertools.pairwise(("", *arguments)):
+        option, _, value = argument.partition("=")
+        if argument.strip() == "":
+            option, value = before, ""
+        elif option == argument:
+            continue
+        known = options.get(option)
+        takes_path = known is not None and getattr(known, "metavar", None) in _PATHS
+        stands_alone = not argument.strip() and (known is None or getattr(known, "is_flag", False))
+        if takes_path and not value.strip():
+            raise InputError(f"The path after {option} is empty; give one.")
+        if stands_alone:
+            raise InputError("The path of the input is empty; give one.")
+
+
+def _commands(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        yield command
+        if hasattr(command, "commands"):
+            yield from _commands(command)
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from progidiff.cli.failures import EXIT_BAD_INPUT, EXIT_CANCELLED, one_line
-from progidiff.cli.propose import DeviceName, ModalityName
+from progidiff.cli.propose import CorrectOption, DeviceName, ModalityName, PlaneOption
 from progidiff.errors import CancelledError, ProGiDiffError
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def next_volumes(
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same numbers.")] = 0,
     modality: Annotated[ModalityName | None, typer.Option(help="For files that do not say it themselves.")] = None,
+    plane: PlaneOption = None,
+    correct_values: CorrectOption = False,
     device: Annotated[DeviceName, typer.Option(help="Where to compute.")] = DeviceName.AUTO,
     as_json: Annotated[
         bool,
@@ -56,7 +58,9 @@ def next_volumes(
     """
     from progidiff.active.measuring import NextSettings
 
-    settings = NextSettings(proposals, steps, slices, closer, seed, modality.value if modality else None)
+    settings = NextSettings(
+        proposals, steps, slices, closer, seed, modality and modality.value, plane and plane.value, correct_values
+    )
     try:
         document = _search(folder, prompt, out, model, adapter, even_if_worse, settings, device.value, as_json)
     except ProGiDiffError as error:
@@ -85,15 +89,17 @@ def _search(
 ) -> NextDocument:
     from progidiff.active.search import rank_folder
     from progidiff.cli.stopping import StopWord, interruptible
+    from progidiff.model.card import load_card
+    from progidiff.outputs.atomic import claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 
     asked = StopWord(sys.stdin if as_json else None)
-    with interruptible("Stopping; what was measured is kept.") as interrupted:
+    targets = [target.key for target in parse_prompt("; ".join(prompt), load_card(model).vocabulary)]
+    with claimed(out), interruptible("Stopping; what was measured is kept.") as interrupted:
         engine: Engine = Engine.load(model, device)
         if adapter is not None:
             engine.load_adapter(adapter, even_if_worse)
-        targets = [target.key for target in parse_prompt("; ".join(prompt), engine.card.vocabulary)]
 
         def tell(event: dict[str, Any]) -> None:
             if as_json:
@@ -141,6 +147,9 @@ def _print(document: NextDocument, out: Path) -> None:
         table.add_row(Text(item.path), item.target, str(item.slice), *(f"{figure:.3f}" for figure in figures))
     console = Console(highlight=False)
     console.print(table)
+    for item in document.ranked():
+        for note in item.notes:
+            console.print(Text(f"{item.path}: {note}"), soft_wrap=True)
     for failure in document.failures:
         console.print(Text(f"Not measured: {failure.path}: {one_line(failure.reason)}"), soft_wrap=True)
     if not document.complete:

@@ -50,6 +50,16 @@ class PlaneName(StrEnum):
     SAGITTAL = "sagittal"
 
 
+PlaneOption = Annotated[
+    PlaneName | None,
+    typer.Option(help="Plane to cut volumes in (default: one of the model's, unless clearly acquired in another)."),
+]
+CorrectOption = Annotated[
+    bool,
+    typer.Option("--correct-values", help="Take values of a CT that cannot be Hounsfield units for what they look like."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("propose")(propose)
@@ -96,9 +106,8 @@ def propose(
         typer.Option(min=1, max=65536, help="Most samples in one network call (default: as memory allows)."),
     ] = None,
     modality: Annotated[ModalityName | None, typer.Option(help="For files that do not say it themselves.")] = None,
-    plane: Annotated[
-        PlaneName | None, typer.Option(help="Plane to cut slices in (default: the one it was acquired in).")
-    ] = None,
+    plane: PlaneOption = None,
+    correct_values: CorrectOption = False,
     worker_command: Annotated[
         str | None,
         typer.Option(
@@ -138,6 +147,7 @@ def propose(
         batch_size=batch_size,
         modality=modality.value if modality else None,
         plane=plane.value if plane else None,
+        correct_values=correct_values,
         worker_command=worker_command,
         overwrite=overwrite,
     )

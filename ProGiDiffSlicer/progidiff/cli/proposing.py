@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,16 @@ from progidiff.cli.writing import Job, Wanted, model_record, names, write_result
 from progidiff.client import EventStream, WorkerClient
 from progidiff.errors import PromptError, WorkerError
 from progidiff.events import ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
-from progidiff.outputs.atomic import atomic_folder
+from progidiff.model.card import load_card
+from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
 from progidiff.protocol import Device
 from progidiff.targets.parser import parse_prompt
 from progidiff.volumes.reading import read_volume
-from progidiff.volumes.slicing import parse_slice_range, plan_slices
+from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, parse_slice_range, plan_slices
+
+#: Said after a warning about the values.
+_CORRECT = " The option for that is --correct-values."
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class ProposeOptions:
     everywhere: bool = False
     modality: str | None = None
     plane: str | None = None
+    correct_values: bool = False
     worker_command: str | None = None
     overwrite: bool = False
 
@@ -61,24 +66,40 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         KeyboardInterrupt: cancelled by Ctrl+C or by the system's wish to end; nothing was written.
     """
     began = time.monotonic()
-    volume = read_volume(options.source)
-    plan = plan_slices(volume.geometry, options.plane)
-    slices = parse_slice_range(options.slices, plan.count)
-    modality = options.modality or volume.modality
+    # what the user typed is judged by the card, which is there at once; of another computer's model only its worker knows it
+    card = None
+    if options.worker_command is None:
+        card = load_card(Path(options.model) if options.model else None)
+        understand(options.prompts, card.vocabulary)
+
+    def cut(planes: Sequence[str]) -> tuple[SlicePlan, range]:
+        plan = plan_slices(volume.geometry, options.plane, planes)
+        return plan, parse_slice_range(options.slices, plan.count)
 
     with (
         _ends_like_ctrl_c(),
-        # claimed before the long part, so that a place that cannot be written to is known at once
+        claimed(options.out),
+        # made before the long part, so that a place that cannot be written to is known at once
         atomic_folder(options.out, overwrite=options.overwrite) as folder,
-        WorkerClient(split_command(options.worker_command)) as client,
+        ExitStack() as stack,
     ):
+        volume = read_volume(options.source)
+        modality = options.modality or volume.modality
+        if card is not None:
+            cut(card.planes)
+        else:
+            parse_slice_range(options.slices, max(volume.geometry.shape_ijk))  # no plane has more
+        client = stack.enter_context(WorkerClient(split_command(options.worker_command)))
         loaded = client.load(options.model, options.device, view.show)
         wanted = understand(options.prompts, loaded.vocabulary)
+        plan, slices = cut(loaded.card.get("planes") or USUAL_PLANES)
+        later: list[WarningEvent] = []  # what is wrong with the image is said before what may be wrong with the adapter
         if options.adapter is not None:
-            card = client.load_adapter(options.adapter, options.even_if_worse).card
-            if not card.get("better"):
-                view.warn(f"The adapter is used although nothing shows that it helps: {card.get('reason', '')}")
-        image = client.set_image(volume.array, volume.geometry.affine, modality, plan.plane)
+            adapter = client.load_adapter(options.adapter, options.even_if_worse).card
+            if not adapter.get("better"):
+                why = f"The adapter is used although nothing shows that it helps: {adapter.get('reason', '')}"
+                later.append(WarningEvent("adapter", why))
+        image = client.set_image(volume.array, volume.geometry.affine, modality, plan.plane, options.correct_values)
         request = ProposeRequest(
             targets=names(wanted),
             proposals=options.proposals,
@@ -95,11 +116,14 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         gathered = Gathered.start(request.targets, plan, volume.geometry.shape_kji)
         with _cancelled_with_us(client.propose(request)) as stream:
             for event in stream:
+                while later and not isinstance(event, WarningEvent):
+                    gathered.take(later[0])
+                    view.warn(later.pop(0).message)
                 gathered.take(event)
                 if isinstance(event, ProgressEvent):
                     view.show(event)
                 elif isinstance(event, WarningEvent):
-                    view.warn(event.message)
+                    view.warn(event.message + (_CORRECT if event.code == "values" else ""))
         # the worker's memory is not needed while the results are written
         client.close()
         view.show(ProgressEvent("writing the results", 0.0))
@@ -114,6 +138,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
             wanted=wanted,
             request=request,
             model=model_record(loaded.model_id, loaded.card, loaded.device),
+            correct_values=options.correct_values,
             began=began,
         )
         document = write_results(folder, job, gathered)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from progidiff.cli.failures import EXIT_CANCELLED
-from progidiff.cli.propose import DeviceName
+from progidiff.cli.propose import CorrectOption, DeviceName, PlaneName, PlaneOption
 from progidiff.errors import CancelledError, DatasetError, OutputError
 from progidiff.resources import resource_folders
 
@@ -79,13 +79,15 @@ def base(
     device: DeviceOption = DeviceName.AUTO,
     seed: SeedOption = 0,
     validation_share: ShareOption = 0.2,
+    plane: PlaneOption = None,
+    correct_values: CorrectOption = False,
 ) -> None:
     """Train a text-to-mask backbone: what masks of each organ look like. Only the masks of the data count."""
     from progidiff.training.run import train_base
 
     chosen = _settings(steps, first_steps, images, learning_rate, device, seed)
-    what = _data(data, synthetic, validation_share)
-    with _watch() as watch:
+    what = _data(data, synthetic, validation_share, plane, correct_values)
+    with _watch(out, _work(work, out)) as watch:
         card = train_base(what, out, _work(work, out), chosen, watch, model)
     _done(card, out)
 
@@ -106,13 +108,15 @@ def control(
     device: DeviceOption = DeviceName.AUTO,
     seed: SeedOption = 0,
     validation_share: ShareOption = 0.2,
+    plane: PlaneOption = None,
+    correct_values: CorrectOption = False,
 ) -> None:
     """Train the control branch and the image encoder against the frozen backbone of a model folder."""
     from progidiff.training.run import train_control
 
     chosen = _settings(steps, first_steps, images, learning_rate, device, seed)
-    what = _data(data, synthetic, validation_share)
-    with _watch() as watch:
+    what = _data(data, synthetic, validation_share, plane, correct_values)
+    with _watch(out, _work(work, out)) as watch:
         card = train_control(model, what, out, _work(work, out), chosen, watch)
     _done(card, out)
 
@@ -141,7 +145,7 @@ def default(
     target = _default_out() if out is None else out
     chosen = training_device(device.value)
     volumes = load_volumes(None if phantoms_only else _default_data() if data is None else data)
-    with _watch() as watch:
+    with _watch(target, work) as watch:
         recipe = DefaultRecipe(
             work, volumes, device=str(chosen), log=watch.log, progress=watch.progress, cancelled=watch.cancelled
         )
@@ -152,14 +156,15 @@ def default(
 
 
 @contextmanager
-def _watch() -> Iterator[Watch]:
-    """A view of the run; a run that is stopped ends with one line and exit code 130."""
+def _watch(out: Path, work: Path) -> Iterator[Watch]:
+    """A view of the run, which has its folders to itself; one that is stopped ends with one line and exit code 130."""
     from progidiff.cli.stopping import interruptible
     from progidiff.cli.training import STOPPING, TrainingView
+    from progidiff.outputs.atomic import claimed
     from progidiff.training.session import Watch
 
     try:
-        with TrainingView() as view, interruptible(STOPPING, view.log) as cancelled:
+        with claimed(out), claimed(work), TrainingView() as view, interruptible(STOPPING, view.log) as cancelled:
             yield Watch(view.log, view.progress, cancelled)
     except CancelledError as error:
         print(f"{error} Run the same command again to go on.", file=sys.stderr, flush=True)
@@ -176,10 +181,18 @@ def _settings(
     )
 
 
-def _data(folders: list[Path] | None, synthetic: str | None, share: float) -> TrainingData:
+def _data(
+    folders: list[Path] | None, synthetic: str | None, share: float, plane: PlaneName | None, correct_values: bool
+) -> TrainingData:
     from progidiff.training.run import TrainingData
 
-    return TrainingData(folders=tuple(folders or ()), synthetic=synthetic, validation_share=share)
+    return TrainingData(
+        folders=tuple(folders or ()),
+        synthetic=synthetic,
+        validation_share=share,
+        plane=plane and plane.value,
+        correct_values=correct_values,
+    )
 
 
 def _work(work: Path | None, out: Path) -> Path:

@@ -61,6 +61,7 @@ class Job:
         wanted: their targets, none twice.
         request: as it was sent.
         model: the model that answered.
+        correct_values: whether values that cannot be Hounsfield units were to be corrected.
         began: ``time.monotonic()`` at the start of the command.
     """
 
@@ -74,6 +75,7 @@ class Job:
     wanted: tuple[Wanted, ...]
     request: ProposeRequest
     model: ModelRecord
+    correct_values: bool = False
     began: float = field(default_factory=time.monotonic)
 
 
@@ -262,6 +264,7 @@ def _request_record(job: Job) -> RequestRecord:
         adaptive=request.adaptive,
         ranking=request.ranking,
         everywhere=request.everywhere,
+        correct_values=job.correct_values,
     )
 
 

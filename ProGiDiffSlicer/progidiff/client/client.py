@@ -182,12 +182,22 @@ class WorkerClient:
         """Go back to the base model."""
         self._converse(UnloadAdapter(), AdapterUnloaded)
 
-    def set_image(self, array: Array, affine: Array, modality: str | None = None, plane: str | None = None) -> ImageInfo:
+    def set_image(
+        self,
+        array: Array,
+        affine: Array,
+        modality: str | None = None,
+        plane: str | None = None,
+        correct_values: bool = False,
+    ) -> ImageInfo:
         """Make a volume the current image; its pixels are only sent if the worker does not hold them.
 
         Args:
             array: (K, J, I) integers or floats; must not change during the call.
             affine: 4x4, IJK -> RAS in mm.
+            modality: ``"CT"``, ``"MR"``, or ``None`` if not known.
+            plane: of the slices, or ``None``: what suits volume and model.
+            correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
 
         Raises:
             InputError: not such an array, or larger than the worker takes.
@@ -201,14 +211,14 @@ class WorkerClient:
                 f"The image of {array.nbytes / 2**20:.0f} MB is larger than the worker takes "
                 f"({self.hello.max_payload / 2**20:.0f} MB); crop it or start the worker with --max-payload."
             )
-        key = image_key(array, affine, modality, plane)
+        key = image_key(array, affine, modality, plane, correct_values)
         if key == self._image_key:
             try:
-                return self._send_image(SetImage(None, None, modality, plane, key))
+                return self._send_image(SetImage(None, None, modality, plane, key, correct_values))
             except RemoteError as error:
                 if error.code != "unknown_image":
                     raise
-        return self._send_image(SetImage(array, affine, modality, plane, key))
+        return self._send_image(SetImage(array, affine, modality, plane, key, correct_values))
 
     def propose(self, request: ProposeRequest, prompt: str | None = None) -> EventStream:
         """Start proposals of ``request.targets``, or of what the free text ``prompt`` names.

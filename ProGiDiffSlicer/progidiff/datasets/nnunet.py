@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from progidiff.datasets.naming import target_of, with_unions
 from progidiff.datasets.slices import LabelledSlice, Modality
 from progidiff.errors import DatasetError, InputError
-from progidiff.volumes.slicing import extract_slice, plan_slices
+from progidiff.volumes.slicing import USUAL_PLANES, extract_slice, plan_slices
+from progidiff.volumes.values import not_hounsfield
 
 if TYPE_CHECKING:
     from progidiff.volumes.reading import Volume
@@ -45,7 +46,9 @@ class NnUNetDataset:
         channel: which image channel to use where there are several.
         modality: ``"CT"`` or ``"MR"``; ``None`` takes it from the channel's name.
         patient_of: case name -> patient; by default every case is a patient of its own.
-        plane: plane of the slices; ``None`` takes each volume's acquisition plane.
+        plane: plane of the slices; ``None`` takes the one that suits each volume and ``known``.
+        known: the planes of the model that the slices are for.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
 
     Attributes:
         cases: the labelled cases, by name.
@@ -55,6 +58,7 @@ class NnUNetDataset:
         labelled_targets: the targets that this set labels (with unions such as "kidneys"); all others are
             unknown in it, never background.
         warnings: sentences about labels that were left out.
+        tell: told once, as a sentence, where values of a CT that is read cannot be Hounsfield units.
 
     Raises:
         DatasetError: a folder that is not such a data set, or that labels no known target.
@@ -67,10 +71,16 @@ class NnUNetDataset:
         modality: Modality | None = None,
         patient_of: Callable[[str], str] | None = None,
         plane: str | None = None,
+        known: Sequence[str] = USUAL_PLANES,
+        correct_values: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.channel = channel
         self.plane = plane
+        self.known = tuple(known)
+        self.correct_values = correct_values
+        self.tell: Callable[[str], None] = lambda sentence: None
+        self._told = False
         self.warnings: list[str] = []
         self._patient_of = patient_of or (lambda name: name)
         description = _read_description(self.folder)
@@ -102,7 +112,8 @@ class NnUNetDataset:
         return self._patient_of(case.name)
 
     def volume(self, case: Case) -> tuple[Volume, Volume]:
-        """Image and label map of one case, on one grid; the label map holds whole numbers.
+        """Image and label map of one case, on one grid; the label map holds whole numbers, a CT Hounsfield units where its
+        values were corrected.
 
         Raises:
             DatasetError: one of them cannot be read, or they do not fit each other.
@@ -114,7 +125,7 @@ class NnUNetDataset:
             )
         if not np.array_equal(label.array, np.rint(label.array)):
             raise DatasetError(f"The label map of case '{case.name}' holds values that are no whole numbers; check it.")
-        return image, label
+        return self._in_hounsfield(image) if self.modality == "CT" else image, label
 
     def slices(self, case: Case) -> Iterator[LabelledSlice]:
         """The slices of one case, in canonical orientation; slices with voxels of the "ignore" label are
@@ -124,7 +135,7 @@ class NnUNetDataset:
             DatasetError: an image or a label map that cannot be read, or that do not lie on the same grid.
         """
         image, label = self.volume(case)
-        plan = plan_slices(image.geometry, self.plane)
+        plan = plan_slices(image.geometry, self.plane, self.known)
         for index in range(plan.count):
             values = extract_slice(label.array, plan, index)
             if self.ignored_values and np.isin(values, self.ignored_values).any():
@@ -140,6 +151,17 @@ class NnUNetDataset:
                 slice_id=f"{case.name}_{index}",
                 plane=plan.plane,
             )
+
+    def _in_hounsfield(self, image: Volume) -> Volume:
+        odd = not_hounsfield(image.array)
+        if odd is None:
+            return image
+        if self.correct_values and odd.known:
+            return replace(image, array=odd.corrected(image.array))
+        if not self._told:
+            self._told = True
+            self.tell(odd.warning)
+        return image
 
     def _read(self, path: Path) -> Volume:
         from progidiff.volumes.reading import read_volume  # brings the libraries that read files

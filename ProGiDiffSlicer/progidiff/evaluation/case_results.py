@@ -108,7 +108,7 @@ class TargetResult(Part):
 
 
 class CaseResult(Part):
-    """One case. ``dimensions`` is 2 for a single slice and 3 for a volume."""
+    """One case. ``dimensions`` is 2 for a single slice and 3 for a volume; ``warnings`` are about its values."""
 
     set: str
     name: str
@@ -120,4 +120,5 @@ class CaseResult(Part):
     spacing_exact: bool = True
     fingerprint: str = ""
     seconds: float = 0.0
+    warnings: list[str] = []
     targets: list[TargetResult]

@@ -69,8 +69,10 @@ class EvaluationCase:
     spacing_exact: bool = True
 
 
-def cases_of_folder(folder: Path, card: ModelCard) -> list[EvaluationCase]:
+def cases_of_folder(folder: Path, card: ModelCard, plane: str | None = None) -> list[EvaluationCase]:
     """The cases of a curated set, an nnU-Net raw folder (volumes) or a slice folder (slices).
+
+    Volumes are cut in ``plane``, by default in the one that suits them and the model; the others have one already.
 
     Raises:
         DatasetError: it is none of these, or damaged.
@@ -102,7 +104,7 @@ def cases_of_folder(folder: Path, card: ModelCard) -> list[EvaluationCase]:
             for entry in data.manifest.slices
         ]
     if (folder / "dataset.json").is_file():
-        volumes = NnUNetDataset(folder)
+        volumes = NnUNetDataset(folder, plane=plane, known=card.planes)
         return [
             EvaluationCase(
                 name,
@@ -167,7 +169,7 @@ def _volume(data: NnUNetDataset, case: Case) -> LabelledImage:
         image.array,
         image.geometry,
         data.modality,
-        plan_slices(image.geometry, data.plane),
+        plan_slices(image.geometry, data.plane, data.known),
         data.labelled_targets,
         lambda target: np.isin(values, ids[target]),
         ignored if ignored is not None and ignored.any() else None,

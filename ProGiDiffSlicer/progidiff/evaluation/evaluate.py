@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -50,6 +51,8 @@ class SettingsRecord(Part):
     k: int
     tolerance_mm: float | None
     distances_by: str
+    plane: str | None = None
+    correct_values: bool = False
 
 
 class EvaluationDocument(Part):
@@ -186,6 +189,8 @@ def evaluate_cases(
             k=settings.k,
             tolerance_mm=settings.tolerance_mm,
             distances_by=metric_library(),
+            plane=settings.plane,
+            correct_values=settings.correct_values,
         ),
         summary=summarise_cases(results),
         failures=failures,
@@ -222,12 +227,15 @@ def _cell(value: object) -> str:
 
 
 def _notes(results: Sequence[CaseResult], engine: Engine) -> list[str]:
+    """What to know of the figures, the most important first."""
     notes = []
-    typical = sorted({c.set for c in results if not c.spacing_exact})
-    if typical:
-        notes.append(f"The pixel size of {', '.join(typical)} is a typical value, and so are the distances in mm.")
     planes = sorted({c.plane for c in results} - set(engine.card.planes))
     if planes:
         known = " and ".join(engine.card.planes)
         notes.append(f"Some cases are {' and '.join(planes)}; the model was trained on {known} slices.")
+    said = Counter(warning for case in results for warning in case.warnings)
+    notes += [f"{warning} ({count} of {len(results)} cases)" for warning, count in said.most_common()]
+    typical = sorted({c.set for c in results if not c.spacing_exact})
+    if typical:
+        notes.append(f"The pixel size of {', '.join(typical)} is a typical value, and so are the distances in mm.")
     return notes

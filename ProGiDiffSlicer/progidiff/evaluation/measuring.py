@@ -13,7 +13,7 @@ from progidiff.evaluation.case_results import SINGLE, AnswerScore, CaseResult, M
 from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
 from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
-from progidiff.events import ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.events import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 from progidiff.ranking.ensembles import consensus_level
 from progidiff.ranking.gram import GramAccumulator
 from progidiff.ranking.ranking import rank
@@ -34,6 +34,8 @@ class EvaluationSettings:
         tolerance_mm: of the normalised surface Dice; ``None`` leaves both distances out.
         absent: also ask for targets that are labelled as absent.
         targets: only these, in this order; empty for all of the model's that are labelled.
+        plane: plane in which volumes are cut; ``None`` for the one that suits each volume and the model.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
     """
 
     proposals: int = 16
@@ -43,6 +45,8 @@ class EvaluationSettings:
     tolerance_mm: float | None = 2.0
     absent: bool = True
     targets: tuple[str, ...] = ()
+    plane: str | None = None
+    correct_values: bool = False
 
 
 def measure_case(
@@ -78,9 +82,10 @@ def measure_case(
     )
     targets = _askable(engine, image, settings)
     if targets:
-        engine.set_image(image.array, image.geometry.affine, image.modality, image.plan.plane)
+        place = (image.array, image.geometry.affine)
+        engine.set_image(*place, image.modality, image.plan.plane, settings.correct_values)
         gathered = {target: _Gathered(image, target) for target in targets}
-        _propose(engine, gathered, settings, cancelled, progress)
+        result.warnings = _propose(engine, gathered, settings, cancelled, progress)
         result.targets = [gathered[target].scored(settings) for target in targets]
     return result.model_copy(update={"seconds": time.monotonic() - began})
 
@@ -105,7 +110,10 @@ def _propose(
     settings: EvaluationSettings,
     cancelled: Callable[[], bool],
     progress: Callable[[float], None],
-) -> None:
+) -> list[str]:
+    """Gather the proposals; what the engine says of the values of the image."""
+    warnings: list[str] = []
+
     def collect(event: object) -> None:
         if isinstance(event, SliceEvent):
             gathered[event.target].take(event)
@@ -113,12 +121,15 @@ def _propose(
             gathered[event.target].ranking = event
         elif isinstance(event, ProgressEvent):
             progress(event.fraction)
+        elif isinstance(event, WarningEvent) and event.code in IMAGE_WARNINGS[1:4]:
+            warnings.append(event.message)
 
     batch = CUDA_BATCH if engine.model.device.type == "cuda" else CPU_BATCH
     request = ProposeRequest(
         tuple(gathered), proposals=settings.proposals, steps=settings.steps, seed=settings.seed, batch_size=batch
     )
     engine.propose(request, collect, cancelled)
+    return warnings
 
 
 class _Gathered:

@@ -24,6 +24,7 @@ from progidiff.model.adapter_card import AdapterCard, Layers, load_adapter_card,
 from progidiff.model.checks import sha256_of
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.replacing import replacing
+from progidiff.outputs.atomic import holds_files
 
 _PEFT_NAME = "default"
 #: Networks that an adapter reaches: what the paper trains, and nothing of the frozen backbone.
@@ -114,7 +115,7 @@ def check_adapter_folder(folder: Path) -> None:
     Raises:
         OutputError: the folder holds something that is no adapter.
     """
-    if folder.exists() and not (folder / ADAPTER_CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder / ADAPTER_CARD_NAME).is_file() and (not folder.is_dir() or holds_files(folder)):
         raise OutputError(f'"{folder}" holds something that is no adapter; choose a new or empty folder for the adapter.')
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from progidiff.errors import ModelError
-from progidiff.locations import CARD_NAME
+from progidiff.locations import CARD_NAME, default_model_folder
 
 FORMAT_VERSION = "1.0"
 
@@ -160,6 +160,13 @@ class ModelCard(_Part):
         """Text for the text encoder, e.g. ``"liver"`` -> ``"segmentation mask of the liver"``."""
         return self.prompt_template.format(target=target, modality=modality or self.modalities[0])
 
+    def strange_planes(self, planes: Iterable[str]) -> str | None:
+        """What to know where some slices are of planes that the model was not trained on, as a sentence."""
+        strange = sorted({*planes} - {*self.planes})
+        if not strange:
+            return None
+        return f"The slices are {' and '.join(strange)}, but this model was trained on {' and '.join(self.planes)} ones."
+
     def window(self, modality: str | None = None) -> Window:
         """Window of ``modality`` (the model's first one by default).
 
@@ -196,12 +203,15 @@ def save_card(card: ModelCard, folder: Path) -> None:
     os.replace(part, path)
 
 
-def load_card(folder: Path) -> ModelCard:
-    """Read ``model_card.json`` of a model folder.
+def load_card(folder: Path | None = None) -> ModelCard:
+    """Read ``model_card.json`` of a model folder (by default the bundled model's), without loading the model.
 
     Raises:
-        ModelError: the card is missing, is not JSON, lacks or breaks a field, or is of a newer format.
+        ModelError: the folder or the card is missing, is not JSON, lacks or breaks a field, or is of a newer format.
     """
+    folder = default_model_folder() if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f'There is no model folder "{folder}"; choose an existing one.')
     path = folder / CARD_NAME
     try:
         text = path.read_text(encoding="utf-8")

@@ -61,8 +61,6 @@ def load_model(
     report = progress or _silent
     folder = default_model_folder() if folder is None else Path(folder)
     report("checking the model folder", 0.0)
-    if not folder.is_dir():
-        raise ModelError(f'There is no model folder "{folder}"; choose an existing one.')
     card = load_card(folder)
     index = read_json(folder / INDEX_NAME)
     components = [name for name in ACCEPTED if name not in OPTIONAL or name in index]

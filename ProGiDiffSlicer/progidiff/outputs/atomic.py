@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from progidiff.errors import OutputError
 
 # Lists the entries of a result folder, so that a later run can tell them from what the user put beside them.
 MARKER = ".progidiff-result.json"
+#: How the names of everything begin that is there only while a run writes.
+_OURS = ".progidiff-"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -31,7 +34,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     with _explained(path):
-        folder = Path(tempfile.mkdtemp(prefix=".progidiff-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_OURS, dir=path.parent))
     try:
         # Same name in a folder of its own: writers choose the format by the endings.
         staged = folder / path.name
@@ -73,7 +76,7 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         made = _make_parents(out)
         # Inside an existing folder, because that one may be a mount point, a link or not ours to rename; else
         # beside.
-        stage = Path(tempfile.mkdtemp(prefix=".progidiff-", dir=out if existed else out.parent))
+        stage = Path(tempfile.mkdtemp(prefix=_OURS, dir=out if existed else out.parent))
     try:
         with _explained(out, stage):
             results = stage / "results"
@@ -95,10 +98,81 @@ def atomic_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep other runs away from the place of a result as long as the block runs.
+
+    The operating system locks a hidden file beside ``out`` (in it, where only that can be written to) and lets go of it when
+    the process ends, however it ends. On a file system that knows no locks nobody is kept away.
+
+    Raises:
+        OutputError: another run is writing there, or its folder cannot be made.
+    """
+    out = Path(out).resolve()
+    with _explained(out):
+        made = _make_parents(out)
+    beside, inside = out.parent / f"{_OURS}{out.name}.lock", out / f"{_OURS}run.lock"
+    path = beside if os.access(out.parent, os.W_OK) or not out.is_dir() else inside
+    descriptor = None
+    try:
+        descriptor = _locked(path)
+        if descriptor == -1:
+            raise OutputError(f"Another run is writing to {out}; let it end, or give another place for the results.")
+        yield
+    finally:
+        if descriptor not in (None, -1):
+            assert descriptor is not None
+            if os.name == "nt":  # where no open file can be removed
+                os.close(descriptor)
+            # elsewhere it is gone before it is free: whoever opens it after that makes a new one
+            with suppress(OSError):
+                path.unlink()
+            if os.name != "nt":
+                os.close(descriptor)
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _locked(path: Path) -> int | None:
+    """Descriptor of a locked file; -1 where another process has it, ``None`` where it cannot be locked at all."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return None
+        try:
+            _lock(descriptor)
+            if os.name == "nt" or os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass  # the run that had it has just ended and taken its file along
+        except OSError as error:
+            os.close(descriptor)
+            return -1 if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else None
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in a folder beside what a run keeps there while it writes."""
+    return any(not entry.name.startswith(_OURS) for entry in folder.iterdir())
+
+
 def _foreign_entries(out: Path) -> list[str]:
     """Entries of a folder that no earlier run of ours has written."""
     ours = {MARKER, *_earlier_results(out)}
-    return sorted(e.name for e in out.iterdir() if e.name not in ours and not e.name.startswith(".progidiff-"))
+    return sorted(e.name for e in out.iterdir() if e.name not in ours and not e.name.startswith(_OURS))
 
 
 def _earlier_results(out: Path) -> list[str]:

@@ -66,6 +66,7 @@ class RequestRecord(_Part):
     adaptive: bool
     ranking: RankingMethod
     everywhere: bool = False
+    correct_values: bool = False
 
 
 class ModelRecord(_Part):

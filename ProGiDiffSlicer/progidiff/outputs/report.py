@@ -114,8 +114,9 @@ def _facts(document: ProposalsDocument) -> list[tuple[str, str]]:
     first, last = image.slices[0], image.slices[1] - 1
     looked_at = f"{first} to {last}" if last > first else str(first)
     device = f" on {model.device}" if model.device else ""
+    kind = ", ".join(word for word in (image.modality or "", "values corrected" if request.correct_values else "") if word)
     facts = [
-        ("Image", f"{image.name}{f' ({image.modality})' if image.modality else ''}"),
+        ("Image", f"{image.name}{f' ({kind})' if kind else ''}"),
         ("Voxels", " × ".join(str(n) for n in image.size_ijk)),
         ("Spacing", " × ".join(f"{s:.4g}" for s in image.spacing_mm) + f" mm, axes {image.orientation}"),
         ("Slices", f"{image.plane}, {looked_at} of {image.slice_count} (numbered from 0)"),

@@ -69,6 +69,7 @@ class SetImage:
         array: (K, J, I) numbers; ``None`` asks for the image with ``key`` that the worker may still hold.
         affine: 4x4 float64, IJK -> RAS in mm; ``None`` together with ``array``.
         key: :func:`image_key` of the rest; required without ``array``.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
     """
 
     array: Array | None
@@ -76,6 +77,7 @@ class SetImage:
     modality: str | None = None
     plane: str | None = None
     key: str | None = None
+    correct_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,26 @@ class RequestError(ProtocolError):
         self.request_id = request_id
 
 
-def image_key(array: Array, affine: Array, modality: str | None, plane: str | None) -> str:
+def image_key(array: Array, affine: Array, modality: str | None, plane: str | None, correct_values: bool = False) -> str:
     """Content hash (BLAKE2b, hex) by which client and worker agree that an image needs no second transfer."""
-    digest = image_digest(array.dtype, array.shape, affine, modality, plane)
+    digest = image_digest(array.dtype, array.shape, affine, modality, plane, correct_values)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def image_digest(
-    dtype: np.dtype[Any], shape: tuple[int, ...], affine: Array, modality: str | None, plane: str | None
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    affine: Array,
+    modality: str | None,
+    plane: str | None,
+    correct_values: bool = False,
 ) -> hashlib.blake2b:
     """:func:`image_key` for whoever hashes in portions: update it with the voxels' bytes, little endian in C order."""
     digest = hashlib.blake2b(digest_size=20)
-    digest.update(repr((dtype.newbyteorder("<").str, shape, modality, plane)).encode())
+    facts: tuple[object, ...] = (dtype.newbyteorder("<").str, shape, modality, plane)
+    digest.update(repr((*facts, "corrected") if correct_values else facts).encode())
     digest.update(np.ascontiguousarray(affine, dtype="<f8").tobytes())
     return digest
 
@@ -145,6 +153,8 @@ def request_to_frame(request: Request, request_id: int) -> Frame:
     arrays: dict[str, Array] = {}
     if isinstance(request, SetImage):
         header |= {"modality": request.modality, "plane": request.plane, "key": request.key}
+        if request.correct_values:  # a worker that does not know it is only told where it matters
+            header["correct_values"] = True
         if request.array is not None and request.affine is not None:
             arrays = {"array": request.array, "affine": np.asarray(request.affine, dtype=np.float64)}
     elif isinstance(request, Propose):
@@ -203,10 +213,11 @@ def _read_set_image(fields: Fields, arrays: dict[str, Array]) -> SetImage:
     modality = fields.choice("modality", _MODALITIES, default=None)
     plane = fields.choice("plane", _PLANES, default=None)
     key = fields.text("key", default=None, longest=128)
+    correct = fields.boolean("correct_values", default=False)
     if not arrays:
         if key is None:
             raise ProtocolError("A set_image message needs the arrays named array and affine, or the key of an image.")
-        return SetImage(None, None, modality, plane, key)
+        return SetImage(None, None, modality, plane, key, correct)
     if set(arrays) != {"array", "affine"}:
         raise ProtocolError("A set_image message needs exactly the arrays named array and affine.")
     array, affine = arrays["array"], arrays["affine"]
@@ -214,7 +225,7 @@ def _read_set_image(fields: Fields, arrays: dict[str, Array]) -> SetImage:
         raise ProtocolError("The image must be a non-empty volume of numbers with three axes.")
     if affine.shape != (4, 4) or affine.dtype.kind != "f" or not np.isfinite(affine).all():
         raise ProtocolError("The affine of an image must be 4 x 4 finite floating point numbers.")
-    return SetImage(array, affine, modality, plane, key)
+    return SetImage(array, affine, modality, plane, key, correct)
 
 
 def _read_propose(fields: Fields, arrays: dict[str, Array]) -> Propose:

@@ -121,7 +121,12 @@ class Engine:
             self._conditioner.forget_slices()
 
     def set_image(
-        self, array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None = None
+        self,
+        array_kji: np.ndarray,
+        affine: np.ndarray,
+        modality: str | None,
+        plane: str | None = None,
+        correct_values: bool = False,
     ) -> ImageInfo:
         """Make a volume the current image. It is not copied, and must not be changed while it is in use.
 
@@ -129,13 +134,14 @@ class Engine:
             array_kji: numeric (K, J, I); HU for CT, any unit for MR.
             affine: (4, 4), IJK to RAS in mm.
             modality: "CT", "MR" or ``None`` to guess from the values.
-            plane: plane of the slices, or ``None`` for the acquisition plane.
+            plane: plane of the slices, or ``None`` for the one that suits volume and model.
+            correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
 
         Raises:
             InputError: the geometry or the values cannot be used.
             ModelError: the model was not made for this modality.
         """
-        image = load_image(array_kji, affine, modality, plane, self.card)
+        image = load_image(array_kji, affine, modality, plane, self.card, correct_values)
         if self._image is None or self._image.info.content_hash != image.info.content_hash:
             self._conditioner.forget_slices()
         self._image = image
@@ -205,13 +211,16 @@ class Engine:
         return replace(request, targets=tuple(dict.fromkeys(request.targets)))
 
     def _warnings(self, image: LoadedImage) -> list[WarningEvent]:
+        """What to know of an image, the most important first."""
         found = []
-        if image.plan.plane not in self.card.planes:
-            known = " and ".join(self.card.planes)
-            message = f"The slices are {image.plan.plane}, but this model was trained on {known} ones."
+        if (message := self.card.strange_planes([image.plan.plane])) is not None:
             found.append(WarningEvent("plane", message))
+        if (values := _values_warning(image)) is not None:
+            found.append(values)
         if image.guessed:
             guess = f"its values look like {image.modality}"
+            if image.modality == "MR" and image.values is not None:
+                guess += f", or like those of a CT, {image.values.looks}; say so where it is one"
             if len(self.card.modalities) == 1:
                 guess = f"it is taken as {image.modality}, the only one of this model"
             found.append(WarningEvent("modality", f"The image does not say its modality; {guess}."))
@@ -256,6 +265,19 @@ class Engine:
                 if decision.stop:
                     reasons[target] = decision.reason
         return reasons
+
+
+def _values_warning(image: LoadedImage) -> WarningEvent | None:
+    """About values that should be Hounsfield units."""
+    values = image.values if image.modality == "CT" else None
+    if values is None:
+        if not image.corrected:
+            return None
+        why = "it is no CT" if image.modality != "CT" else "they can be Hounsfield units"
+        return WarningEvent("values_kept", f"The values of the image were not corrected: {why}.")
+    if image.corrected and values.known:
+        return WarningEvent("values_corrected", f"The values of this CT were taken for {values.looks}.")
+    return WarningEvent("values" if values.known else "values_unknown", values.warning)
 
 
 def _device(name: str) -> torch.device:

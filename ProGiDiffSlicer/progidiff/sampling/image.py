@@ -13,10 +13,11 @@ from progidiff.events import ImageInfo
 from progidiff.model.card import Modality, ModelCard
 from progidiff.protocol import image_key
 from progidiff.sampling.grid import ModelGrid, lay_grid
-from progidiff.sampling.intensity import Normaliser, guess_modality, normaliser
+from progidiff.sampling.intensity import Normaliser, normaliser
 from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+from progidiff.volumes.values import NotHounsfield, likely_modality, not_hounsfield
 
 #: Slices on which the body is looked for.
 _LOOKS = 7
@@ -34,6 +35,8 @@ class LoadedImage:
         normalise: scanner values to [0, 1].
         modality: as given, or guessed.
         guessed: whether the modality was guessed.
+        values: what the values are where they should be Hounsfield units and cannot be, or ``None``.
+        corrected: whether the caller wanted such values to be corrected.
         voxel_ml: volume of a voxel in mL.
         info: what clients are told.
     """
@@ -45,6 +48,8 @@ class LoadedImage:
     normalise: Normaliser
     modality: Modality
     guessed: bool
+    values: NotHounsfield | None
+    corrected: bool
     voxel_ml: float
     info: ImageInfo
 
@@ -59,7 +64,12 @@ class LoadedImage:
 
 
 def load_image(
-    array_kji: np.ndarray, affine: np.ndarray, modality: str | None, plane: str | None, card: ModelCard
+    array_kji: np.ndarray,
+    affine: np.ndarray,
+    modality: str | None,
+    plane: str | None,
+    card: ModelCard,
+    correct_values: bool = False,
 ) -> LoadedImage:
     """Make a volume ready for a model.
 
@@ -67,8 +77,9 @@ def load_image(
         array_kji: numeric (K, J, I); HU for CT, any unit for MR.
         affine: (4, 4), IJK to RAS in mm.
         modality: "CT", "MR" or ``None`` to guess from the values.
-        plane: plane of the slices, or ``None`` for the acquisition plane.
+        plane: plane of the slices, or ``None`` for the one that suits volume and model.
         card: the model's card.
+        correct_values: take values that cannot be Hounsfield units for what they look like.
 
     Raises:
         InputError: the geometry or the values cannot be used.
@@ -77,12 +88,18 @@ def load_image(
     _check_values(array_kji)
     k, j, i = array_kji.shape
     geometry = Geometry((i, j, k), affine)
-    plan = plan_slices(geometry, plane)
+    plan = plan_slices(geometry, plane, card.planes)
     in_order = np.moveaxis(array_kji, plan.axis, 0)
     known = _modality(in_order, modality, card)
+    values = _values(in_order, known, modality is None, card)
     normalise = normaliser(in_order, card, known)
+    if correct_values and values is not None and known == "CT":
+        normalise = _after(values, normalise)
     if not any(np.ptp(normalise(extract_slice(array_kji, plan, s))) > 0 for s in range(plan.count)):
-        raise InputError("The image shows no contrast in the model's window; check its modality, or choose another image.")
+        seen = "" if values is None else f"; its values look like {values.looks}"
+        raise InputError(
+            f"The image shows no contrast in the model's window{seen}; check its modality, or choose another image."
+        )
     backwards = nearest_axes(geometry.affine)[2 - plan.axis][1] < 0
     looks = np.linspace(0, plan.count - 1, min(plan.count, _LOOKS)).round().astype(int)
     places = plan.count - 1 - looks if backwards else looks
@@ -95,9 +112,11 @@ def load_image(
         normalise=normalise,
         modality=known,
         guessed=modality is None,
+        values=values,
+        corrected=correct_values,
         voxel_ml=geometry.voxel_volume_ml,
         info=ImageInfo(
-            content_hash=image_key(array_kji, geometry.affine, modality, plane),
+            content_hash=image_key(array_kji, geometry.affine, modality, plane, correct_values),
             plane=plan.plane,
             slice_count=plan.count,
             slice_shape=plan.shape_rc,
@@ -122,4 +141,19 @@ def _modality(array: np.ndarray, stated: str | None, card: ModelCard) -> Modalit
     if stated is not None:
         card.window(stated)  # raises where there is none
         return "MR" if stated == "MR" else "CT"
-    return card.modalities[0] if len(card.modalities) == 1 else guess_modality(array)
+    return card.modalities[0] if len(card.modalities) == 1 else likely_modality(array)
+
+
+def _values(array: np.ndarray, modality: Modality, guessed: bool, card: ModelCard) -> NotHounsfield | None:
+    """What should be Hounsfield units and is not.
+
+    Of an image that does not say its modality and does not look like a CT only what no MR looks like, as those are scaled.
+    """
+    if modality == "CT":
+        return not_hounsfield(array) if card.window("CT").kind == "hu" else None
+    found = not_hounsfield(array) if guessed and "CT" in card.modalities else None
+    return found if found is not None and found.scale == 1.0 else None
+
+
+def _after(values: NotHounsfield, normalise: Normaliser) -> Normaliser:
+    return lambda part: normalise(values.corrected(part))

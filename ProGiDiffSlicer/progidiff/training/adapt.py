@@ -21,6 +21,7 @@ from progidiff.evaluation.phantom_set import held_out_phantoms
 from progidiff.locations import weights_hash
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
 from progidiff.model.adapter_card import AdapterCard, Counts, Retention, TargetScore
+from progidiff.model.card import load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.curated import open_cases
@@ -47,6 +48,8 @@ class AdaptSettings:
         validation_share: share of the patients that are held out; with a single patient nobody is.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         name: shown to users; by default that of the folder.
+        plane: plane of the slices of volumes; ``None`` for the one that suits each volume and the model.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
         phantoms: held-out phantoms that retention is measured on.
     """
 
@@ -55,6 +58,8 @@ class AdaptSettings:
     validation_share: float = 0.25
     device: str = "auto"
     name: str = ""
+    plane: str | None = None
+    correct_values: bool = False
     phantoms: int = 5
 
 
@@ -93,13 +98,14 @@ def adapt(
     check_adapter_folder(out)
     work = Path(work) if work is not None else out.with_name(f"{out.name}-training")
     device = training_device(settings.device)
-    stacks, modalities = open_cases(cases)
+    card = load_card(model)
+    stacks, modalities = open_cases(cases, settings.plane, card.planes, settings.correct_values, watch.log)
+    stacks = _wanted(stacks, card.vocabulary, settings.targets)
     parts = load_model(model, device)
-    stacks = _wanted(stacks, parts.card.vocabulary, settings.targets)
     train, held_out = _split(stacks, settings, watch)
     counts = _count(train, held_out, parts.card.vocabulary)
-    for known in modalities:
-        parts.card.window(known)
+    for each in modalities:
+        parts.card.window(each)
     adapter_id = _claim_run(work, parts, stacks, settings, out)
     tuning = replace(settings.tuning, method="lora")
     report(
@@ -114,6 +120,8 @@ def adapt(
     vocabulary = list(counts)
     items = choose_slices(held_out, vocabulary, tuning.validation_images)
     phantoms = held_out_phantoms(settings.phantoms, parts.card.image_size, parts.card.spacing_mm)
+    if (strange := parts.card.strange_planes({item.plane for item in items})) is not None:
+        watch.log(strange)
     watch.log("measuring the base model on the held-out cases")
     base = _Measured.of(parts, items, vocabulary, phantoms)
     modality = modalities[0] if len(modalities) == 1 else None
@@ -125,7 +133,7 @@ def adapt(
     watch.log("measuring the adapter on the held-out cases")
     now = _Measured.of(parts, items, vocabulary, phantoms)
     better, reason = _verdict(base.by_target, now.by_target)
-    card = save_adapter(
+    written = save_adapter(
         lora_state(parts),
         {
             "adapter_id": adapter_id,
@@ -168,10 +176,10 @@ def adapt(
             "better": better,
             "cancelled": tuned.cancelled,
             "reason": reason,
-            "card": card.model_dump(mode="json"),
+            "card": written.model_dump(mode="json"),
         }
     )
-    return card
+    return written
 
 
 @dataclass(frozen=True)
@@ -272,6 +280,8 @@ def _claim_run(work: Path, parts: ProGiDiffModel, stacks: Sequence[Stack], setti
             "data": hashlib.sha256(json.dumps(sorted((s.name, s.patient) for s in stacks)).encode()).hexdigest(),
             "settings": tuning,
             "validation share": settings.validation_share,
+            **({"plane": settings.plane} if settings.plane else {}),
+            **({"corrected": True} if settings.correct_values else {}),
         },
     )
     path = work / "adapter_id.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,20 @@ from progidiff.datasets.slices import LabelledSlice, Modality, SliceFolder
 from progidiff.errors import DatasetError
 from progidiff.training.stacks import Stack, open_dataset, stacks_of
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.slicing import extract_slice, plan_slices
+from progidiff.volumes.slicing import USUAL_PLANES, extract_slice, plan_slices
 
 
-def open_cases(folders: Iterable[Path]) -> tuple[list[Stack], list[Modality]]:
+def open_cases(
+    folders: Iterable[Path],
+    plane: str | None = None,
+    known: Sequence[str] = USUAL_PLANES,
+    correct_values: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> tuple[list[Stack], list[Modality]]:
     """Stacks of curated sets, nnU-Net raw folders and slice folders, and their modalities.
+
+    How volumes of nnU-Net folders are cut and read is told by the other arguments, see :class:`NnUNetDataset`; a curated
+    case keeps the plane that it was saved with.
 
     Raises:
         DatasetError: a folder that is none of these, or holds no case.
@@ -35,10 +44,11 @@ def open_cases(folders: Iterable[Path]) -> tuple[list[Stack], list[Modality]]:
             stacks += [curated_stack(case, groups[case.id]) for case in cases]
             modalities |= {_modality(case.modality) for case in cases}
             continue
-        data = open_dataset(folder)
+        data = open_dataset(folder, plane, known, correct_values)
         stacks += stacks_of(data)
         if isinstance(data, NnUNetDataset):
             modalities.add(data.modality)
+            data.tell = tell
         elif isinstance(data, SliceFolder):
             modalities |= {_modality(data.manifest.settings(entry).modality) for entry in data.manifest.slices}
     return stacks, sorted(modalities)

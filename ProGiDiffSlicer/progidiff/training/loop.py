@@ -1,4 +1,4 @@
-"""One training loop for all stages: accelerate, EMA, progress, a validation curve, checkpoints that resume exactly."""
+"""One training loop for all stages: EMA, progress, a validation curve, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -141,9 +140,7 @@ def run_stage(
         OutputError: a checkpoint cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if uses_bf16(settings.bf16) else "no", cpu=not torch.cuda.is_available()
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     parameters = [p for p in stage.trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     ema = EMAModel(parameters, decay=settings.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -180,10 +177,10 @@ def run_stage(
         share = None if settings.cpu_seconds is None else min(computed / settings.cpu_seconds, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings, share)
-        with accelerator.autocast():
+        with torch.autocast(device, torch.bfloat16, enabled=uses_bf16(settings.bf16)):
             loss, numbers = stage.loss(settings.images)
         optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         ema.step(parameters)

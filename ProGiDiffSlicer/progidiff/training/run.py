@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
 
 from progidiff.errors import ModelError
-from progidiff.model.card import ModelCard, Window
+from progidiff.model.card import ModelCard, Window, load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.model.networks import MaskDecoder
 from progidiff.training import small
@@ -51,6 +52,8 @@ def train_base(
         CancelledError: cancelled; a checkpoint is in ``work``.
         DatasetError, ModelError, OutputError: the data, the model or a folder cannot be used.
     """
+    if model is not None:
+        data = replace(data, known=tuple(load_card(model).planes))
     run = TrainingRun("base", data, out, work, settings or RunSettings(), watch or Watch())
     if model is None:
         parts = _small_model(run)
@@ -99,6 +102,7 @@ def train_control(
         CancelledError: cancelled; a checkpoint is in ``work``.
         DatasetError, ModelError, OutputError: the data, the model or a folder cannot be used.
     """
+    data = replace(data, known=tuple(load_card(model).planes))
     run = TrainingRun("control", data, out, work, settings or RunSettings(), watch or Watch())
     parts = load_model(model, run.device)
     trained = any(stage.stage == "control" for stage in parts.card.training)

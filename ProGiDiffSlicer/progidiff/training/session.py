@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 
+from progidiff.datasets.nnunet import NnUNetDataset
 from progidiff.errors import ModelError, OutputError
 from progidiff.locations import CARD_NAME
 from progidiff.model.card import ModelCard, TrainingStage
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.text import tokenize
+from progidiff.outputs.atomic import holds_files
 from progidiff.training.batches import BatchSource, TrainingBatch
 from progidiff.training.loop import LoopSettings, Progress, Stage, run_stage, stage_clock
 from progidiff.training.sources import OpenData, TrainingData, make_source, make_validation, open_data, planes_of
@@ -110,6 +112,9 @@ class TrainingRun:
         self.device = training_device(self.settings.device)
         _check_out(self.out)
         self.opened: OpenData = open_data(self.data, self.settings.seed)
+        for data in self.opened.datasets:
+            if isinstance(data, NnUNetDataset):
+                data.tell = self.watch.log
         self.validation: list[TrainingBatch] = []
         torch.manual_seed(self.settings.seed)
 
@@ -217,7 +222,7 @@ class TrainingRun:
         sources = [*before, *(s for s in self.opened.provenance() if s not in before)]
         control = self.kind == "control"  # a backbone sees masks only
         modalities = [m for m in card.windows if m in self.opened.modalities] if control else card.modalities
-        planes = planes_of(source, self.opened) if control else card.planes
+        planes = planes_of(source, self.opened) if control or self.data.plane else card.planes
         parts.card = ModelCard.model_validate(
             {
                 **card.model_dump(exclude={"created", "accuracy", "sha256"}),
@@ -248,7 +253,7 @@ def training_device(name: str) -> torch.device:
 
 def _check_out(out: Path) -> None:
     """Refuse a place for the result before hours of training, not after."""
-    if out.is_dir() and (not any(out.iterdir()) or (out / CARD_NAME).is_file()):
+    if out.is_dir() and (not holds_files(out) or (out / CARD_NAME).is_file()):
         return
     if out.exists():
         raise OutputError(f'"{out}" holds something that is not a model; choose a new or empty folder for the model.')

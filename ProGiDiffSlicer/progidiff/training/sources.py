@@ -20,6 +20,7 @@ from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
 from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
 from progidiff.training.datasets import DatasetBatches, MixedBatches, split_stacks, validation_batches
 from progidiff.training.stacks import Stack, open_dataset, stacks_of
+from progidiff.volumes.slicing import USUAL_PLANES
 
 PHANTOMS = "phantoms"
 _VALIDATION_SEED = 999
@@ -35,12 +36,18 @@ class TrainingData:
         synthetic: ``"phantoms"``, a folder of label data to paint on (see :func:`load_label_volumes`), or ``None``.
         synthetic_share: share of synthetic images where there are data sets as well.
         validation_share: share of the patients that are held out; 0 for none.
+        plane: plane of the slices of volumes; ``None`` for the one that suits each volume and ``known``.
+        known: the planes of the model that is trained.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
     """
 
     folders: tuple[Path, ...] = ()
     synthetic: str | Path | None = None
     synthetic_share: float = 0.3
     validation_share: float = 0.2
+    plane: str | None = None
+    known: tuple[str, ...] = USUAL_PLANES
+    correct_values: bool = False
 
 
 @dataclass
@@ -72,6 +79,8 @@ class OpenData:
             "volumes": None if self.volumes is None else [v.name for v in self.volumes],
             "share": self.data.synthetic_share if self.datasets and self.volumes is not None else None,
         }
+        if self.data.plane is not None or self.data.correct_values:
+            parts |= {"plane": self.data.plane, "corrected": self.data.correct_values}
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def provenance(self) -> list[TrainingSource]:
@@ -104,7 +113,7 @@ def open_data(data: TrainingData, seed: int = 0) -> OpenData:
         raise DatasetError(f"The share of held-out patients must be at least 0 and below 1, not {data.validation_share:g}.")
     if not 0 < data.synthetic_share < 1:
         raise DatasetError(f"The share of synthetic images must be between 0 and 1, not {data.synthetic_share:g}.")
-    datasets = [open_dataset(Path(folder)) for folder in data.folders]
+    datasets = [open_dataset(Path(folder), data.plane, data.known, data.correct_values) for folder in data.folders]
     volumes = None if data.synthetic is None else load_label_volumes(data.synthetic)
     painted = frozenset[str]() if volumes is None else PHANTOM_TARGETS.union(*(v.known for v in volumes))
     labelled = painted.union(*(d.labelled_targets for d in datasets))

@@ -18,6 +18,7 @@ from progidiff.errors import DatasetError, InputError
 from progidiff.model.card import ModelCard
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import normaliser
+from progidiff.volumes.slicing import USUAL_PLANES
 
 #: A target with no more pixels than this on the model's grid counts as absent, as in :func:`batches.pick_prompts`.
 MIN_PIXELS = 15
@@ -85,8 +86,12 @@ class PreparedStack:
         return torch.from_numpy(self.images[index]).float(), masks, torch.from_numpy(self.known[index])
 
 
-def open_dataset(folder: Path) -> NnUNetDataset | SliceFolder:
+def open_dataset(
+    folder: Path, plane: str | None = None, known: Sequence[str] = USUAL_PLANES, correct_values: bool = False
+) -> NnUNetDataset | SliceFolder:
     """A data set by its folder: nnU-Net raw (``dataset.json``) or slices with a manifest (``manifest.json``).
+
+    ``plane``, ``known`` and ``correct_values`` are about volumes, see :class:`NnUNetDataset`; slices are what they are.
 
     Raises:
         DatasetError: it is neither.
@@ -94,7 +99,7 @@ def open_dataset(folder: Path) -> NnUNetDataset | SliceFolder:
     if (folder / MANIFEST_NAME).is_file():
         return SliceFolder(folder)
     if (folder / "dataset.json").is_file():
-        return NnUNetDataset(folder)
+        return NnUNetDataset(folder, plane=plane, known=known, correct_values=correct_values)
     raise DatasetError(
         f"'{folder}' is no data set; name an nnU-Net raw folder (with dataset.json) or a slice folder"
         f" (with {MANIFEST_NAME})."

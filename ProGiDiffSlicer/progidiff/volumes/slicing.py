@@ -9,6 +9,7 @@ resampled.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,8 +29,11 @@ _VIEWS: dict[Plane, tuple[int, tuple[int, int], tuple[int, int]]] = {
     "sagittal": (0, (2, -1), (1, -1)),
 }
 
-# Spacings that differ by less than this factor count as equal: a nearly isotropic volume is read axially.
-SPACING_TIE = 1.1
+#: Planes of a model that does not say otherwise.
+USUAL_PLANES: tuple[Plane, ...] = ("axial",)
+#: A volume is clearly acquired along an axis where its slices lie at least so many pixels apart; 0.8 x 0.8 x 0.5 mm is
+#: a stack of axial slices, reconstructed finely.
+CLEARLY_APART = 1.5
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,16 @@ class SlicePlan:
     flip_cols: bool
 
 
-def plan_slices(geometry: Geometry, plane: str | None = None) -> SlicePlan:
-    """Plan the slices of a volume along ``plane``, or along its acquisition axis.
+def plan_slices(geometry: Geometry, plane: str | None = None, known: Sequence[str] = USUAL_PLANES) -> SlicePlan:
+    """Plan the slices of a volume in ``plane``, or in the plane in which a model should see it.
 
-    The acquisition axis is the one with the largest spacing; among axes that are alike (within
-    ``SPACING_TIE``) the one nearest to superior-inferior, then to anterior-posterior. A volume of one voxel
-    along one axis is that slice.
+    That is the first one that the model knows, unless the volume is clearly acquired in another: it has one voxel across
+    that plane, or its spacing across is at least ``CLEARLY_APART`` times the spacings within.
+
+    Args:
+        geometry: grid of the volume.
+        plane: a plane to take whatever the volume looks like.
+        known: the planes of the model's card.
 
     Raises:
         InputError: ``plane`` is not "axial", "coronal" or "sagittal".
@@ -72,7 +80,7 @@ def plan_slices(geometry: Geometry, plane: str | None = None) -> SlicePlan:
     signs = [sign for _, sign in nearest]
 
     if plane is None:
-        chosen = _acquisition_plane(geometry, ijk_of_ras)
+        chosen = _best_plane(geometry, ijk_of_ras, known)
     elif plane in _VIEWS:
         chosen = plane
     else:
@@ -93,14 +101,16 @@ def plan_slices(geometry: Geometry, plane: str | None = None) -> SlicePlan:
     )
 
 
-def _acquisition_plane(geometry: Geometry, ijk_of_ras: dict[int, int]) -> Plane:
-    planes: list[Plane] = ["axial", "coronal", "sagittal"]
-    by_plane = {p: ijk_of_ras[_VIEWS[p][0]] for p in planes}
-    single = [p for p in planes if geometry.shape_ijk[by_plane[p]] == 1]
+def _best_plane(geometry: Geometry, ijk_of_ras: dict[int, int], known: Sequence[str]) -> Plane:
+    across = {p: ijk_of_ras[_VIEWS[p][0]] for p in _VIEWS}
+    single = [p for p in _VIEWS if geometry.shape_ijk[across[p]] == 1]
     if len(single) == 1:
         return single[0]
-    largest = max(geometry.spacing)
-    return next(p for p in planes if geometry.spacing[by_plane[p]] * SPACING_TIE >= largest)
+    for plane, axis in across.items():
+        pixel = max(s for n, s in enumerate(geometry.spacing) if n != axis)
+        if geometry.spacing[axis] >= CLEARLY_APART * pixel * (1 - 1e-6):
+            return plane
+    return next((p for p in _VIEWS if p == next(iter(known), None)), USUAL_PLANES[0])
 
 
 def extract_slice(array_kji: np.ndarray, plan: SlicePlan, index: int) -> np.ndarray:

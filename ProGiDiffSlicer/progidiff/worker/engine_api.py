@@ -46,7 +46,14 @@ class Engine(Protocol):
     def unload_adapter(self) -> None:
         """Go back to the base model."""
 
-    def set_image(self, array_kji: Array, affine: Array, modality: str | None, plane: str | None = None) -> ImageInfo:
+    def set_image(
+        self,
+        array_kji: Array,
+        affine: Array,
+        modality: str | None,
+        plane: str | None = None,
+        correct_values: bool = False,
+    ) -> ImageInfo:
         """Make a volume the current image."""
 
     def propose(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:

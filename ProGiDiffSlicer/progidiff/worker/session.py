@@ -37,6 +37,7 @@ class _Image:
     affine: Array
     modality: str | None
     plane: str | None
+    correct_values: bool
 
 
 class Session:
@@ -104,12 +105,12 @@ class Session:
             if self._image is None or self._image.key != request.key:
                 raise RequestFailed("unknown_image", "The worker does not hold this image.", "Send its pixels.")
             return ImageReply(self._image.key, self._apply_image(engine, self._image))
-        key = image_key(request.array, request.affine, request.modality, request.plane)
+        key = image_key(request.array, request.affine, request.modality, request.plane, request.correct_values)
         if request.key not in (None, key):
             raise RequestFailed("input", "The image was damaged on its way to the worker.", "Try again.")
         if self._image is None or self._image.key != key:
             self._info = None
-            self._image = _Image(key, request.array, request.affine, request.modality, request.plane)
+            self._image = _Image(key, request.array, request.affine, request.modality, request.plane, request.correct_values)
         LOG.info("image of %s, %s", "x".join(map(str, request.array.shape)), request.array.dtype)
         return ImageReply(key, self._apply_image(engine, self._image))
 
@@ -151,7 +152,7 @@ class Session:
     def _apply_image(self, engine: Engine, image: _Image) -> ImageInfo:
         if self._info is None:
             try:
-                self._info = engine.set_image(image.array, image.affine, image.modality, image.plane)
+                self._info = engine.set_image(image.array, image.affine, image.modality, image.plane, image.correct_values)
             except BaseException:
                 self._image = None
                 raise
