@@ -103,12 +103,12 @@ def load_image(
     backwards = nearest_axes(geometry.affine)[2 - plan.axis][1] < 0
     looks = np.linspace(0, plan.count - 1, min(plan.count, _LOOKS)).round().astype(int)
     places = plan.count - 1 - looks if backwards else looks
-    seen = [normalise(extract_slice(array_kji, plan, int(s))) for s in places]
+    looked_at = [normalise(extract_slice(array_kji, plan, int(s))) for s in places]
     return LoadedImage(
         array=array_kji,
         plan=plan,
         backwards=backwards,
-        grid=lay_grid(card, plan.plane, seen, plan.shape_rc, plan.spacing_rc),
+        grid=lay_grid(card, plan.plane, looked_at, plan.shape_rc, plan.spacing_rc),
         normalise=normalise,
         modality=known,
         guessed=modality is None,
