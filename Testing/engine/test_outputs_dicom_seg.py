@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -21,7 +22,7 @@ from progidiff.targets.catalog import target_for
 from progidiff.volumes.geometry import LPS_FROM_RAS, Geometry
 from progidiff.volumes.reading import Volume, read_volume
 
-from ..volume_examples import GEOMETRIES, oblique, oriented, ramp, write_dicom_series
+from ..volume_examples import GEOMETRIES, oblique, oriented, write_patient_series
 
 THIN = oriented("LPS", (24, 20, 30), (0.8, 0.8, 0.6))
 TILTED = oblique((21, 19, 12))
@@ -33,26 +34,9 @@ MODEL_TAGS = {
 }
 
 
-def patient_series(
-    folder: Path,
-    geometry: Geometry,
-    *,
-    shifts: dict[int, tuple[float, float, float]] | None = None,
-    without: str | None = None,
-) -> Volume:
-    """A CT series of one patient, as read from its folder; ``without``: an attribute that it lacks."""
-    write_dicom_series(folder, ramp(geometry), geometry, shifts=shifts)
-    for file in folder.iterdir():
-        image = pydicom.dcmread(file)
-        image.SpecificCharacterSet = "ISO_IR 100"
-        image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = "Müller^Jörg", "P-17", "19500102", "M"
-        image.StudyDescription, image.AccessionNumber, image.StudyID = "Größe", "A1", "S1"
-        image.StudyDate, image.StudyTime, image.SeriesNumber = "20260102", "101112", 4
-        image.FrameOfReferenceUID = "1.2.826.0.1.3680043.2.1125.9"
-        image.Manufacturer = "Scanner"
-        if without:
-            image[without].value = ""
-        image.save_as(file)
+def patient_series(folder: Path, geometry: Geometry, **options: Any) -> Volume:
+    """A series of one patient, as read from its folder."""
+    write_patient_series(folder, geometry, **options)
     return read_volume(folder)
 
 
