@@ -143,7 +143,7 @@ def examine(
     target = target or target_of(segment)
     if target is None:
         raise InputError(_("Choose under Target what {segment} shows, then save it.").format(segment=name))
-    node, step = _volume_of(segmentation, segment_id, segment, input_volume)
+    node, step = volume_of(segmentation, segment_id, segment, input_volume)
     playing = frames(node)
     if playing is not None and playing.browser.GetSequenceNode(segmentation) is None:
         text = _(
@@ -168,7 +168,7 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
     """
     volume, name = example.volume, example.segment.GetName()
     labelmap, before = segment_labelmap(example.segment), _stamp(example.segment)
-    mask, occupied = yield from _mask(example, values_of(labelmap))
+    mask, occupied = yield from mask_on_volume(example, values_of(labelmap))
     key = yield from _volume_key(example)
     plan = plan_slices(volume.geometry)
     rows = occupied[plan.axis]
@@ -186,7 +186,7 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
     return Voxels(image, cut, volume.affine @ first, chosen, key)
 
 
-def _volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: Any) -> tuple[Any, Array]:
+def volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: Any) -> tuple[Any, Array]:
     """The volume on whose voxels a segment lies, and the way there."""
     found = (
         segmentation.GetNodeReference(volume_role(segment_id)),
@@ -212,7 +212,7 @@ def _volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: A
     raise InputError(text.format(segment=name, volume=candidates[0].GetName()))
 
 
-def _mask(example: Example, labelled: tuple[Array, Index]) -> Generator[None, None, tuple[Array, list[Array]]]:
+def mask_on_volume(example: Example, labelled: tuple[Array, Index]) -> Generator[None, None, tuple[Array, list[Array]]]:
     """The segment on the voxels of its volume, and for each axis which planes hold some of it."""
     values, origin = _turned(*labelled, example.step)
     label = example.segment.GetLabelValue()

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _OFF_GRID = 0.25
 
 # Tags of a segment that say how it was made, in the order in which they become parameters of the algorithm.
-_PARAMETERS = ("model", "adapter", "prompt", "seed", "proposal", "ensemble", "rank", "score", "edited")
+_ORIGIN = ("model", "adapter", "prompt", "seed", "proposal", "ensemble")
+_PARAMETERS = (*_ORIGIN, "rank", "score", "edited")
 
 # Required by the standard, if only as empty; anonymised images often lack them.
 _MAY_BE_EMPTY = (
@@ -98,8 +99,8 @@ def dicom_seg(
     """A DICOM SEG of the segments that are not empty; they may overlap.
 
     Codes come from the segments' terminology entries, the algorithm from their tags ``ProGiDiff.*``; a segment without
-    ``ProGiDiff.model`` was drawn by a person. Tracking UIDs follow from series, name, identifier and tags, so that the
-    same segment keeps its own.
+    ``ProGiDiff.model`` was drawn by a person. Tracking UIDs follow from the series, the segment's identifier and its origin,
+    so that the same segment keeps its own, also after it was edited.
 
     Memory: one byte per voxel and segment, of the slices that hold something.
 
@@ -246,7 +247,7 @@ def _description(number: int, segment: Segment, series_uid: str, by_hand: bool) 
             version=__version__,
             parameters={name: text for name, text in facts.items() if text},
         )
-    tracked = (series_uid, segment.name, segment.id, *sorted(segment.tags.items()))
+    tracked = (series_uid, segment.id or segment.name, *(facts[name] for name in _ORIGIN))
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=_line(segment.name),
