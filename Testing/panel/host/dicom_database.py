@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pydicom
 
-# What Python reaches of ctkDICOMDatabase: the properties and invokables that CTK dd4caeae (Slicer 5.10) and 868d56c7 (of August
-# 2026) have in common, from Libs/DICOM/Core/ctkDICOMDatabase.h. ``isOpen`` and ``databaseDirectory`` are C++ methods as
-# well: in Python they are properties.
+# What Python reaches of ctkDICOMDatabase: the properties and invokables that CTK dd4caeae (of Slicer 5.10) and 868d56c7 (of
+# August 2026) have in common, from Libs/DICOM/Core/ctkDICOMDatabase.h. ``isOpen`` and ``databaseDirectory`` are also methods
+# of C++: in Python they are properties.
 _NAMES = """
 databaseDirectory databaseFilename isInMemory isOpen lastError loadedSeriesInstanceUIDs patientFieldNames seriesFieldNames
 studyFieldNames tagsToExcludeFromStorage tagsToPrecache useShortStoragePath
