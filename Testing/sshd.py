@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,39 +63,46 @@ class SshServer:
             "Port": self.port,
             "HostKey": folder / "host",
             "AuthorizedKeysFile": folder / "authorized",
-            "PidFile": "none",
+            "PidFile": folder / "pid",
             "StrictModes": "no",
             "UsePAM": "no",
             "PasswordAuthentication": "yes",
             "KbdInteractiveAuthentication": "no",
             "PermitRootLogin": "yes",
         }
-        command = [str(SSHD), "-D", "-e", "-f", "/dev/null", *(f"-o{name}={value}" for name, value in options.items())]
+        command = [
+            str(SSHD),
+            "-E",
+            str(folder / "sshd.log"),
+            "-f",
+            "/dev/null",
+            *(f"-o{name}={value}" for name, value in options.items()),
+        ]
         if os.geteuid() == 0 and not SEPARATION.exists():
             inner = f"mount -t tmpfs none /run && mkdir -m 755 {SEPARATION} && exec {shlex.join(command)}"
             command = ["unshare", "--mount", "sh", "-c", inner]
-        with (folder / "sshd.log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._wait()
+        # It leaves this process, so that a test finds no children but those of its own.
+        subprocess.run(command, check=True, capture_output=True)
+        self._process = self._started()
 
-    def _wait(self) -> None:
+    def _started(self) -> psutil.Process:
         end = time.monotonic() + 20
-        while time.monotonic() < end and self._process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+        while time.monotonic() < end:
+            with socket.socket() as probe, suppress(OSError, ValueError):
+                probe.connect(("127.0.0.1", self.port))
+                return psutil.Process(int((self.folder / "pid").read_text()))
             time.sleep(0.05)
         raise RuntimeError(f"sshd did not start: {(self.folder / 'sshd.log').read_text(errors='replace')}")
 
     def close(self) -> None:
         """End it with all its connections."""
-        for process in [*self.sessions(), psutil.Process(self._process.pid)]:
-            process.kill()
-        self._process.wait(10)
+        for process in [*self.sessions(), self._process]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def sessions(self) -> list[psutil.Process]:
         """The server's processes of the connections that are open."""
-        return psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
+        return self._process.children(recursive=True)
 
     def workers(self) -> list[psutil.Process]:
         """The workers that :meth:`organs` has started over there, which is here after all."""
@@ -105,8 +113,9 @@ class SshServer:
     def cut(self) -> None:
         """Cut every connection on the server's side, as where that computer is switched off."""
         for process in self.sessions():
-            if process.name().startswith("sshd"):
-                process.kill()
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith("sshd"):
+                    process.kill()
 
     def ssh(
         self, *words: str, user_key: str = "user", known: str = "host", host: str = "127.0.0.1", port: int = 0
