@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import highdicom
+import numpy as np
 import pytest
 
 from progidiff.events import SliceEvent
@@ -15,11 +17,14 @@ from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, parse_command
 
 from ..sshd import SshServer
+from .host.dicom_database import DicomDatabase
 from .panel_support import opened
+from .test_exporting import THIN, Case, Heard, database, written
 from .worker_support import worker
 
 Spin = Callable[..., None]
 pytestmark = pytest.mark.usefixtures("app")
+__all__ = ["database"]  # a fixture
 
 
 def typed(words: list[str]) -> WorkerCommand:
@@ -100,3 +105,15 @@ def test_what_fails_before_the_worker_runs(name: str, ssh_server: SshServer, spi
         assert run.failure.details, "what ssh itself said is among the details"
         assert [failure.message for failure in client.failures] == [run.failure.message]
     assert not asked.exists()
+
+
+def test_segments_become_dicom_over_there_and_come_back(
+    ssh_server: SshServer, scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
+) -> None:
+    case = Case(scene, database, tmp_path / "series", THIN)
+    with worker(typed(ssh_server.organs())) as client:
+        assert Heard(client, elsewhere=True).export(case, spin).startswith("2 segments are in Slicer's DICOM database")
+    seg = highdicom.seg.segread(written(database))
+    pixels = seg.get_pixels_by_source_instance(case.uids, assert_missing_frames_are_empty=True)
+    for number, mask in enumerate(case.masks.values()):
+        np.testing.assert_array_equal(pixels[..., number], mask)

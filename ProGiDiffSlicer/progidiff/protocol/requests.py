@@ -221,7 +221,9 @@ def frame_to_request(frame: Frame) -> tuple[int, Request]:
         )
     kind = frame.header.get("type")
     if not isinstance(kind, str) or kind not in _READERS:
-        raise RequestError("The worker does not know this type of request.", "type", request_id)
+        raise RequestError(
+            "The worker does not know this type of request; install the same version on both sides.", "type", request_id
+        )
     if request_id is None:
         raise RequestError("A request needs an id, a whole number from 0.", "schema", None)
     fields = Fields(frame.header, kind)
