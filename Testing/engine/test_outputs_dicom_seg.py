@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def written(volume: Volume, segments: list[Segment], *, by_hand: bool = False) -
     return dicom_seg(segments, volume.geometry, read_headers(volume.dicom_files[::-1]), by_hand=by_hand)
 
 
+def disjoint(segments: list[Segment]) -> list[Segment]:
+    """The same, but the last one leaves the first one's voxels alone."""
+    first, empty, last = segments
+    return [first, empty, replace(last, mask=np.asarray(last.mask) & ~np.asarray(first.mask))]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize(
     ("geometry", "shifts"),
     [
@@ -72,15 +80,18 @@ def written(volume: Volume, segments: list[Segment], *, by_hand: bool = False) -
     ids=["axial", "anisotropic", "one slice", "sagittal", "thin", "oblique", "rounded positions"],
 )
 def test_every_voxel_lies_where_it_lay(
-    geometry: Geometry, shifts: dict[int, tuple[float, float, float]] | None, tmp_path: Path
+    geometry: Geometry, shifts: dict[int, tuple[float, float, float]] | None, apart: bool, tmp_path: Path
 ) -> None:
     volume = patient_series(tmp_path / "series", geometry, shifts=shifts)
     segments = two_organs(volume.geometry)
+    if apart:
+        segments = disjoint(segments)
     masks = {"left kidney": np.asarray(segments[0].mask), "Leber/Rand": np.asarray(segments[2].mask)}
     content = written(volume, segments)
 
     # pydicom alone: the places of the voxels of each frame, in millimetres of the patient.
     seg = pydicom.dcmread(io.BytesIO(content))
+    assert seg.SegmentsOverlap == ("NO" if apart else "YES")
     labels = {int(s.SegmentNumber): str(s.SegmentLabel) for s in seg.SegmentSequence}
     assert set(labels.values()) == set(masks)
     shared = seg.SharedFunctionalGroupsSequence[0]

@@ -143,6 +143,26 @@ def test_ssh_asks_nobody(command: list[str], runs: list[str]) -> None:
     assert unattended(command) == runs
 
 
+@pytest.mark.parametrize(
+    ("code", "log", "sentence"),
+    [
+        (255, "No ED25519 host key is known for gpu and you have requested strict checking.", "is not known here"),
+        (255, "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "another host key"),
+        (255, "anna@gpu: Permission denied (publickey,password).", "lets nobody in without a password"),
+        (255, "ssh: Could not resolve hostname gpu: Name or service not known", "no computer of the name"),
+        (255, "ssh: connect to host gpu port 22: Connection timed out", "cannot be reached"),
+        (255, "client_loop: send disconnect: Broken pipe", "was lost"),
+        (255, "Timeout, server gpu not responding.", "was lost"),
+        (255, "Connection to gpu closed by remote host.", "was lost"),
+        (127, "bash: line 1: python: command not found", "was not found"),
+    ],
+)
+def test_what_ssh_says_is_told_in_one_sentence(code: int, log: str, sentence: str) -> None:
+    told = meaning_of_end(code, f"INFO something before\n{log}\n")
+    assert sentence in told
+    assert told.endswith(".")
+
+
 def test_what_is_not_known_is_not_explained() -> None:
     assert meaning_of_end(255, "something else") == ""
     assert meaning_of_end(1, "Permission denied (publickey).") == ""

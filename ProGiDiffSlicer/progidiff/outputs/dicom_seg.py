@@ -20,7 +20,7 @@ import numpy as np
 
 from progidiff import __version__
 from progidiff.errors import InputError
-from progidiff.outputs.segmentation import Segment
+from progidiff.outputs.segmentation import Segment, assign_layers
 from progidiff.targets.catalog import Code, target_for
 from progidiff.volumes.geometry import MAX_SHEAR, Geometry
 from progidiff.volumes.packed import PackedMask
@@ -102,7 +102,7 @@ def dicom_seg(
     ``ProGiDiff.model`` was drawn by a person. Tracking UIDs follow from the series, the segment's identifier and its origin,
     so that the same segment keeps its own, also after it was edited.
 
-    Memory: one byte per voxel and segment, of the slices that hold something.
+    Memory: one byte per voxel of the slices that hold something, and per segment where they overlap.
 
     Args:
         segments: masks on ``geometry``.
@@ -125,10 +125,7 @@ def dicom_seg(
         images = _images_by_slice(headers, geometry)
         first = min(bound[0][0] for bound in bounds if bound is not None)
         last = max(bound[0][1] for bound in bounds if bound is not None)
-        pixels = np.zeros((last + 1 - first, *geometry.shape_kji[1:], len(filled)), dtype=np.uint8)
-        for channel, n in enumerate(filled):
-            for k in range(first, last + 1):
-                pixels[k - first, ..., channel] = packed[n].plane(k)
+        pixels = _pixels([packed[n] for n in filled], first, last)
         chosen = [segments[n] for n in filled]
         try:
             return _write(chosen, pixels, images, images[first : last + 1], geometry, by_hand)
@@ -138,6 +135,21 @@ def dicom_seg(
                 f"The DICOM images lack or contradict what a DICOM SEG needs ({type(error).__name__}); "
                 "export the series again, or use the segmentation in another format."
             ) from error
+
+
+def _pixels(masks: Sequence[PackedMask], first: int, last: int) -> np.ndarray:
+    """Planes ``first`` to ``last`` as uint8: (K, J, I) of segments' numbers, or (K, J, I, segment) where they overlap."""
+    places = assign_layers(masks)
+    shape = (last + 1 - first, *masks[0].shape[1:])
+    overlap = any(layer for layer, _ in places)
+    pixels = np.zeros((*shape, len(masks)) if overlap else shape, dtype=np.uint8)
+    for channel, (mask, (_, label)) in enumerate(zip(masks, places, strict=True)):
+        for k in range(first, last + 1):
+            if overlap:
+                pixels[k - first, ..., channel] = mask.plane(k)
+            else:
+                pixels[k - first][mask.plane(k)] = label
+    return pixels
 
 
 def _write(

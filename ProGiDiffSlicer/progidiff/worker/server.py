@@ -151,7 +151,7 @@ class Server:
             self._submit(request_id, "unload adapter", lambda run: session.unload_adapter(unload, run))
         elif isinstance(request, WriteSeg):
             segments = request
-            self._submit(request_id, "write seg", lambda run: write_seg(segments))
+            self._submit(request_id, "write seg", lambda run: write_seg(segments, run))
 
     def _submit(self, request_id: int, name: str, work: Work) -> None:
         if not self._compute.submit(request_id, name, work):

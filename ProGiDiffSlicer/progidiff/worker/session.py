@@ -165,7 +165,7 @@ class Session:
         return self._info
 
 
-def write_seg(request: WriteSeg) -> SegWritten:
+def write_seg(request: WriteSeg, run: Run) -> SegWritten:
     """Accepted segments as DICOM SEG; needs neither a model nor an image.
 
     Raises:
@@ -183,6 +183,7 @@ def write_seg(request: WriteSeg) -> SegWritten:
         headers = read_headers([BytesIO(part.tobytes()) for part in parts])
     if [header.SOPInstanceUID for header in headers] != list(request.instances):
         raise InputError("The DICOM images were replaced or moved since they were loaded; load the series again.")
+    run.check()
     _count, k, j, _bytes = request.masks.shape
     segments = [
         Segment(mask=PackedMask.from_bits(bits, request.columns), **vars(facts))
