@@ -18,7 +18,7 @@ from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.exporting import INSTANCES, Exporting
+from ProGiDiffSlicerLib.logic.exporting import INSTANCES, Exporting, _request
 from ProGiDiffSlicerLib.logic.labelmaps import segments_of
 from ProGiDiffSlicerLib.logic.provenance import Provenance, write_provenance
 
@@ -192,6 +192,18 @@ def test_a_volume_that_was_hardened_elsewhere_is_refused(
         sentence = Heard(client, False).export(case, spin)
         assert "voxels are not those of its DICOM images" in sentence
         assert client.state.value == "ready", "the worker goes on"
+
+
+def test_a_segment_that_is_edited_meanwhile_is_told(scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin) -> None:
+    case = Case(scene, database, tmp_path / "series", THIN)
+    heard = Heard(WritingClient(), False)
+    steps = _request(case.segmentation, "Liver", case.volume, False)
+    next(steps)
+    labelmap = case.segment("Liver").GetRepresentation("Binary labelmap")
+    labelmap.Modified()
+    heard.idle.submit(steps, heard.told.append, lambda error: heard.told.append(str(error)))
+    spin(lambda: bool(heard.told))
+    assert heard.told == ["Liver was changed meanwhile; export it again."]
 
 
 def test_a_database_that_cannot_be_written_to_is_told(

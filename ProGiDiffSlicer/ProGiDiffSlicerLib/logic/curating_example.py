@@ -167,7 +167,7 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
         MemoryError: there is no room for the copy.
     """
     volume, name = example.volume, example.segment.GetName()
-    labelmap, before = segment_labelmap(example.segment), _stamp(example.segment)
+    labelmap, before = segment_labelmap(example.segment), stamp(example.segment)
     mask, occupied = yield from mask_on_volume(example, values_of(labelmap))
     key = yield from _volume_key(example)
     plan = plan_slices(volume.geometry)
@@ -179,7 +179,7 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
     image = yield from _copied(volume.array_kji[box])
     cut = yield from _copied(mask[box])
     changed = still_same(example.volume_node.GetScene(), volume.fingerprint) if example.volume_node.GetScene() else ""
-    if changed is not None or _stamp(example.segment) != before or segment_labelmap(example.segment) is not labelmap:
+    if changed is not None or stamp(example.segment) != before or segment_labelmap(example.segment) is not labelmap:
         raise InputError(_("{segment} or its volume was changed meanwhile; save it again.").format(segment=name))
     first = np.eye(4)
     first[2 - plan.axis, 3] = chosen.start
@@ -308,6 +308,7 @@ def _asked(origins: list[Provenance], count: int) -> range:
     return range(min(each.start for each in ranges), max(each.stop for each in ranges))
 
 
-def _stamp(segment: Any) -> tuple[Any, ...]:
+def stamp(segment: Any) -> tuple[Any, ...]:
+    """What is different as soon as a segment's voxels are."""
     image = segment_labelmap(segment)
     return (None,) if image is None else (image.GetMTime(), tuple(image.GetExtent()), segment.GetLabelValue())

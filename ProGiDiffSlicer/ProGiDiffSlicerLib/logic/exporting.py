@@ -18,7 +18,7 @@ from slicer.i18n import tr as _
 from progidiff.errors import InputError
 from progidiff.protocol import SegmentFacts, SegWritten, WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.curating_example import Slices, examine, mask_on_volume, volume_of
+from ProGiDiffSlicerLib.logic.curating_example import Slices, examine, mask_on_volume, stamp, volume_of
 from ProGiDiffSlicerLib.logic.labelmaps import segment_labelmap, segments_of, values_of
 from ProGiDiffSlicerLib.logic.provenance import PROVENANCE_TAGS, get_tag
 from ProGiDiffSlicerLib.signals import Signal
@@ -170,11 +170,15 @@ def _request(segmentation: Any, segment_id: str, input_volume: Any, elsewhere: b
             text = _("{segment} was accepted for {other}, not for {volume}; move it into a segmentation of its own.")
             names = {"segment": segment.GetName(), "other": example.volume_node.GetName(), "volume": volume.GetName()}
             raise InputError(text.format(**names))
+        before = stamp(segment)
         mask, _occupied = yield from mask_on_volume(example, values_of(segment_labelmap(segment)))
         bits = np.empty((*mask.shape[:2], (mask.shape[2] + 7) // 8), dtype=np.uint8)
         for k, plane in enumerate(mask):
             bits[k] = np.packbits(plane, axis=-1)
             yield
+        if stamp(segment) != before:
+            text = _("{segment} was changed meanwhile; export it again.")
+            raise InputError(text.format(segment=segment.GetName()))
         # Without parent transforms: where the images lie, wherever the volume has been moved since.
         affine, columns = example.volume.local_affine, mask.shape[2]
         masks.append(bits)
