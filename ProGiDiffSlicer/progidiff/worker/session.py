@@ -29,7 +29,6 @@ from progidiff.protocol import (
     WriteSeg,
     image_key,
 )
-from progidiff.volumes.geometry import Geometry
 from progidiff.worker.compute import RequestFailed, Run
 from progidiff.worker.engine_api import Engine, EngineFactory, PromptParser
 from progidiff.worker.log import LOG
@@ -173,6 +172,7 @@ def write_seg(request: WriteSeg, run: Run) -> SegWritten:
     """
     from progidiff.outputs.dicom_seg import dicom_seg, read_headers
     from progidiff.outputs.segmentation import Segment
+    from progidiff.volumes.geometry import Geometry
     from progidiff.volumes.packed import PackedMask
 
     if request.headers is None:
