@@ -191,7 +191,7 @@ def test_a_region_that_slicer_added_is_kept(tmp_path: Path) -> None:
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Mass"
     region = segment.AnatomicRegionSequence[0]
     assert (region.CodeMeaning, region.AnatomicRegionModifierSequence[0].CodeMeaning) == ("Liver", "Left")
-    assert segment.SegmentLabel == "x" * 63 + "…"
+    assert segment.SegmentLabel == "x" * 61 + "..."
 
 
 def moved(geometry: Geometry, millimetres: float) -> Geometry:
@@ -257,7 +257,9 @@ def test_nothing_of_the_patient_is_said(
 @pytest.mark.parametrize("geometry", [GEOMETRIES["single slice"], THIN, TILTED], ids=["one slice", "thin", "oblique"])
 def test_dciodvfy_finds_no_error(geometry: Geometry, tmp_path: Path) -> None:
     volume = patient_series(tmp_path / "series", geometry)
-    (tmp_path / "seg.dcm").write_bytes(written(volume, two_organs(volume.geometry)))
+    segments = two_organs(volume.geometry)
+    segments.append(replace(segments[0], name="eine lange Beschreibung der größten Läsion in der linken Niere, " * 2))
+    (tmp_path / "seg.dcm").write_bytes(written(volume, segments))
     ran = subprocess.run(["dciodvfy", str(tmp_path / "seg.dcm")], capture_output=True, text=True, check=False)
     assert "Segmentation" in ran.stderr
     assert [line for line in ran.stderr.splitlines() if line.startswith("Error")] == []

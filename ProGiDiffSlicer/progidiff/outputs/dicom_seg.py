@@ -302,9 +302,11 @@ def _concept(code: Code) -> Any:
 
 
 def _line(text: str) -> str:
-    """Text as DICOM's LO takes it: at most 64 characters, no backslash and no control characters."""
+    """Text as DICOM's LO takes it: 64 characters without backslash and control characters; here 64 bytes, as some count."""
     plain = "".join("/" if c == "\\" else c if c.isprintable() else " " for c in text).strip()
-    return (plain if len(plain) <= _LONG_STRING else plain[: _LONG_STRING - 1] + "…") or "-"
+    if len(plain.encode()) > _LONG_STRING:
+        plain = plain.encode()[: _LONG_STRING - 3].decode(errors="ignore") + "..."
+    return plain or "-"
 
 
 def _new_uid() -> str:
