@@ -219,6 +219,25 @@ def test_images_that_belong_to_no_study_are_refused(tmp_path: Path) -> None:
         written(volume, two_organs(volume.geometry))
 
 
+def test_a_multi_frame_image_is_refused(tmp_path: Path) -> None:
+    volume = patient_series(tmp_path / "series", THIN)
+    heads = read_headers(volume.dicom_files)
+    heads[0].NumberOfFrames = 30
+    with pytest.raises(InputError, match="one multi-frame DICOM object"):
+        dicom_seg(two_organs(THIN), volume.geometry, heads)
+
+
+def test_names_in_another_alphabet_are_kept(tmp_path: Path) -> None:
+    volume = patient_series(tmp_path / "series", THIN)
+    for file in volume.dicom_files:
+        image = pydicom.dcmread(file)
+        image.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        image.PatientName, image.StudyDescription = "Yamada^Tarou=山田^太郎", "腹部"
+        image.save_as(file)
+    seg = pydicom.dcmread(io.BytesIO(written(volume, two_organs(THIN))))
+    assert (str(seg.PatientName), seg.StudyDescription) == ("Yamada^Tarou=山田^太郎", "腹部")
+
+
 def test_nothing_is_written_of_nothing(tmp_path: Path) -> None:
     volume = patient_series(tmp_path / "series", THIN)
     with pytest.raises(InputError, match="Every segment is empty"):

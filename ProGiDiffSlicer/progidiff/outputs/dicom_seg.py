@@ -219,6 +219,11 @@ def _images_by_slice(headers: Sequence[Dataset], geometry: Geometry) -> list[Dat
                 f"The DICOM images do not say their {keyword}, perhaps since they were anonymised, so that no DICOM SEG can "
                 "refer to them; use the original series."
             )
+    if any(header.get("NumberOfFrames", 1) != 1 for header in headers):
+        raise InputError(
+            "The volume is one multi-frame DICOM object, for which no DICOM SEG is written; "
+            "use the series of single images, or Slicer's own export to DICOM."
+        )
     count_i, count_j, count_k = geometry.shape_ijk
     to_ijk = np.linalg.inv(geometry.affine_lps)
     axes = (geometry.affine_lps[:3, :2] / geometry.spacing[:2]).T.ravel()
