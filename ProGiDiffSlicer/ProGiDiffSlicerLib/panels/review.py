@@ -190,6 +190,7 @@ class ReviewPanel:
         chosen = self._chosen()
         try:
             self._exporting.export(chosen.segmentation, chosen.segment_id, chosen.volume)
+            self._status.say(_("Writing the segments as DICOM SEG …"))
         except ProGiDiffError as error:
             self._status.say(str(error))
 
