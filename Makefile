@@ -1,6 +1,6 @@
 # Everything starts here: `make demo` shows the module at work, `make test` runs every check.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo screenshots stall test lint format bench default-model accuracy kills clean
+.PHONY: help setup ssh-server demo screenshots stall test lint format bench default-model accuracy kills clean
 TABLES := cross-validation n-curve encoder mr raters ranking ablations
 .PHONY: $(TABLES:%=evaluate-%)
 
@@ -25,10 +25,15 @@ help:
 	@echo 'make evaluate-TABLE  print a table of docs/results.md; long; resumes: $(TABLES)'
 	@echo '                     DATA=folder of the labelled images WORK=folder of what is kept ARGS="..."'
 	@echo 'make kills           kill processes that write into a curated set, and count what is lost: ARGS="--kills 300"'
+	@echo 'make ssh-server      install what the tests of the worker over ssh need; Debian and Ubuntu, as root'
 	@echo 'make clean           remove caches, builds and demo-output'
 
 setup:
 	@sh Utilities/setup.sh
+
+# The package may start its own server as a service; the tests start theirs, on the loopback address, and leave that one alone.
+ssh-server:
+	@PATH="$$PATH:/usr/sbin" command -v sshd || { apt-get update && apt-get install -y --no-install-recommends openssh-client openssh-server; }
 
 demo: setup
 	@$(BIN)/python -m Testing.panel.demo --prompt "$$PROMPT" --out "$$OUT" $${INPUT:+--input "$$INPUT"}

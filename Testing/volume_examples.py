@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 from progidiff.volumes.geometry import LPS_FROM_RAS, Geometry
@@ -99,6 +100,28 @@ def write_dicom_series(
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid}_{len(array) - k:03d}.dcm"))
         writer.Execute(image)
+
+
+def write_patient_series(
+    folder: Path,
+    geometry: Geometry,
+    *,
+    shifts: dict[int, tuple[float, float, float]] | None = None,
+    without: str | None = None,
+) -> None:
+    """A CT series (a ramp) whose headers speak of a patient and a study; ``without``: an attribute that they lack."""
+    write_dicom_series(folder, ramp(geometry), geometry, shifts=shifts)
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        image.SpecificCharacterSet = "ISO_IR 100"
+        image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = "Müller^Jörg", "P-17", "19500102", "M"
+        image.StudyDescription, image.AccessionNumber, image.StudyID = "Größe", "A1", "S1"
+        image.StudyDate, image.StudyTime, image.SeriesNumber = "20260102", "101112", 4
+        image.FrameOfReferenceUID = "1.2.826.0.1.3680043.2.1125.9"
+        image.Manufacturer = "Scanner"
+        if without:
+            image[without].value = ""
+        image.save_as(file)
 
 
 def write_nifti(path: Path, geometry: Geometry, array: np.ndarray | None = None) -> Path:

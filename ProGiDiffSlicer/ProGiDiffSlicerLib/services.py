@@ -8,6 +8,7 @@ import qt
 
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.accept import Acceptance
+from ProGiDiffSlicerLib.logic.exporting import Exporting
 from ProGiDiffSlicerLib.logic.session import ProposalSession
 from ProGiDiffSlicerLib.setup.settings import WORKER_SETTINGS, Settings
 from ProGiDiffSlicerLib.worker.client import WorkerClient
@@ -31,6 +32,7 @@ class Services:
         self.session = ProposalSession(scene, self.client, self.idle, self._model_folder)
         self.acceptance = Acceptance(scene)
         self.workflow = Workflow(scene, self.session, self.acceptance)
+        self.exporting = Exporting(self.idle, self.client, lambda: self.settings.workerKind == "command")
         self.settings.changed.connect(self._on_setting)
 
     def close(self) -> None:
@@ -40,6 +42,7 @@ class Services:
         application) has no later moment at which a process that lingers could be ended.
         """
         self.settings.changed.disconnect(self._on_setting)
+        self.exporting.cleanup()
         self.session.cleanup()
         self.acceptance.cleanup()
         self.idle.clear()

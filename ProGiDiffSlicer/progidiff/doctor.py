@@ -47,6 +47,7 @@ REQUIRED_PACKAGES = (
 # What is lost without them.
 OPTIONAL_PACKAGES = {
     "accelerate": "training",
+    "highdicom": "DICOM SEG",
     "peft": "adapters",
     "monai": "surface distances in accuracy figures",
     "scipy": "training on synthetic images",

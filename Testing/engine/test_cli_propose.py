@@ -9,8 +9,10 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from typer.testing import CliRunner, Result
@@ -28,6 +30,8 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import extract_slice, plan_slices
+
+from ..volume_examples import oriented, write_dicom_series
 
 ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
 
@@ -395,3 +399,44 @@ def test_choose_slices_shows_the_fullest_and_spreads() -> None:
     peak = np.ones(30)
     peak[7] = 50
     assert 7 in choose_slices(peak)
+
+
+def dicom_folder(folder: Path, *, study: str = "1.2.3") -> Path:
+    """A CT series whose slices are 0.6 mm apart."""
+    geometry = oriented("LPS", (48, 40, 12), (0.8, 0.8, 0.6))
+    rng = np.random.default_rng(0)
+    write_dicom_series(folder, rng.normal(40, 20, geometry.shape_kji).astype(np.int16), geometry)
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        image.FrameOfReferenceUID, image.PatientID, image.StudyInstanceUID = "1.2.9", "P-17", study
+        image.save_as(file)
+    return folder
+
+
+def test_a_dicom_series_gets_a_dicom_seg_with_the_same_segments(tmp_path: Path) -> None:
+    source, out = dicom_folder(tmp_path / "series"), tmp_path / "out"
+    ran = propose(source, out, "--prompt", "liver; spleen", "--proposals", "4", "--plane", "axial")
+    assert ran.exit_code == 0, ran.output
+    document = read_document(out / "proposals.json")
+    assert sorted(document.files) == sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+    seg = highdicom.seg.segread(out / "proposals.dcm")
+    assert (seg.PatientID, seg.StudyInstanceUID) == ("P-17", "1.2.3")
+    assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == "ProGiDiff organs-1"
+    images = sorted((pydicom.dcmread(f) for f in source.iterdir()), key=lambda i: float(i.ImagePositionPatient[2]))
+    uids = [image.SOPInstanceUID for image in images]
+    pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    masks = {name: mask for name, (mask, _) in segments_of(out / "proposals.seg.nrrd").items() if mask.any()}
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == list(masks)
+    for number, mask in enumerate(masks.values()):
+        np.testing.assert_array_equal(pixels[..., number], mask)
+
+
+def test_a_series_that_cannot_have_a_dicom_seg_gets_everything_else(tmp_path: Path) -> None:
+    ran = propose(dicom_folder(tmp_path / "series", study=""), tmp_path / "out", "--prompt", "liver", "--proposals", "2")
+    assert ran.exit_code == 0, ran.output
+    assert "No DICOM SEG was written" in ran.stderr
+    document = read_document(tmp_path / "out" / "proposals.json")
+    assert document.warnings[-1].code == "no_dicom_seg"
+    assert "do not say their StudyInstanceUID" in document.warnings[-1].message
+    assert not (tmp_path / "out" / "proposals.dcm").exists()
+    assert (tmp_path / "out" / "proposals.seg.nrrd").exists()

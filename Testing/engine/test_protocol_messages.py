@@ -47,11 +47,14 @@ from progidiff.protocol import (
     Reply,
     Request,
     RequestError,
+    SegmentFacts,
+    SegWritten,
     SetImage,
     Shutdown,
     Status,
     StatusReply,
     UnloadAdapter,
+    WriteSeg,
     encode_frame,
     event_to_frame,
     frame_to_event,
@@ -390,3 +393,56 @@ def test_refusals_do_not_quote_what_was_sent() -> None:
     decoder = FrameDecoder()
     (frame,) = decoder.feed(b"PGD1" + (9).to_bytes(4, "little") + bytes(8) + b"DOE_JANE,")
     assert secret not in json.dumps(frame.problem)
+
+
+SEG = WriteSeg(
+    (
+        SegmentFacts("Größe", (1.0, 0.5, 0.0), "list~a^b^c", {"ProGiDiff.model": "m|1"}, "s1"),
+        SegmentFacts("b", (0.0, 0.0, 0.0)),
+    ),
+    np.arange(2 * 3 * 4 * 2, dtype=np.uint8).reshape(2, 3, 4, 2),
+    11,
+    AFFINE,
+    ("1.2", "1.3", "1.4"),
+    ("/a", "/b", "/ç"),
+)
+BY_HEADERS = replace(SEG, files=(), headers=np.arange(9, dtype=np.uint8), header_sizes=(2, 3, 4))
+
+
+@pytest.mark.parametrize("asked", [SEG, BY_HEADERS], ids=["files", "headers"])
+def test_segments_for_dicom_travel(asked: WriteSeg) -> None:
+    request_id, back = frame_to_request(travel(request_to_frame(asked, 3)))
+    assert request_id == 3
+    assert isinstance(back, WriteSeg)
+    for name in ("segments", "columns", "instances", "files", "header_sizes"):
+        assert getattr(back, name) == getattr(asked, name)
+    np.testing.assert_array_equal(back.masks, asked.masks)
+    np.testing.assert_array_equal(back.affine, asked.affine)
+    assert (back.headers is None) == (asked.headers is None)
+    _, reply = frame_to_reply(travel(reply_to_frame(SegWritten(np.arange(7, dtype=np.uint8)), 3)))
+    assert isinstance(reply, SegWritten)
+    np.testing.assert_array_equal(reply.content, np.arange(7))
+
+
+@pytest.mark.parametrize(
+    ("changes", "arrays"),
+    [
+        ({"segments": []}, {}),
+        ({"segments": ["liver"]}, {}),
+        ({"segments": [{"name": "a", "color": [2, 0, 0], "terminology": "", "tags": {}}] * 2}, {}),
+        ({"segments": [{"name": "a", "color": [0, 0, 0], "terminology": "", "tags": {"a": 1}}] * 2}, {}),
+        ({"columns": 20}, {}),
+        ({"files": ["/a"]}, {}),
+        ({"header_sizes": [1]}, {}),
+        ({}, {"masks": np.zeros((2, 3, 4, 2), dtype=np.int16)}),
+        ({}, {"masks": np.zeros((3, 3, 4, 2), dtype=np.uint8)}),
+        ({}, {"affine": np.full((4, 4), np.nan)}),
+        ({}, {"headers": np.zeros(4, dtype=np.uint8)}),
+        ({"files": []}, {"headers": np.zeros(4, dtype=np.uint8)}),
+    ],
+)
+def test_wrong_segments_for_dicom_are_refused(changes: dict[str, Any], arrays: dict[str, Any]) -> None:
+    frame = request_to_frame(SEG, 3)
+    with pytest.raises(RequestError) as caught:
+        frame_to_request(travel(Frame(frame.header | changes, frame.arrays | arrays)))
+    assert (caught.value.code, caught.value.request_id) == ("schema", 3)

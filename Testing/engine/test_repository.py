@@ -36,6 +36,7 @@ SHARED = (
     "progidiff.outputs.tags",
     "progidiff.protocol",
     "progidiff.ranking",
+    "progidiff.remote",
     "progidiff.resources",
     "progidiff.targets",
     "progidiff.volumes.axes",

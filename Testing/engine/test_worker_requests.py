@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
 
 from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
@@ -24,14 +29,20 @@ from progidiff.protocol import (
     Pong,
     Propose,
     Reply,
+    SegmentFacts,
+    SegWritten,
     SetImage,
     Shutdown,
     Status,
     StatusReply,
     UnloadAdapter,
+    WriteSeg,
     image_key,
 )
+from progidiff.targets.catalog import target_for
+from progidiff.volumes.reading import read_volume
 
+from ..volume_examples import oriented, write_patient_series
 from .scripted_worker import SECRET
 from .worker_pipe import Peer, phantom, scripted_command
 
@@ -301,3 +312,38 @@ def test_the_log_holds_no_pixels_file_names_or_prompts() -> None:
             assert word.encode() not in peer.log
         for word in ("liver", "3x16x20", "ValueError", "scripted_worker.py"):
             assert word.encode() in peer.log
+
+
+def test_accepted_segments_become_a_dicom_seg_without_a_model(tmp_path: Path) -> None:
+    geometry = oriented("LPS", (11, 8, 6), (0.75, 0.75, 2.5))
+    write_patient_series(tmp_path / "series", geometry)
+    volume = read_volume(tmp_path / "series")
+    mask = np.random.default_rng(3).random(geometry.shape_kji) < 0.4
+    uids = tuple(str(pydicom.dcmread(file).SOPInstanceUID) for file in volume.dicom_files)
+    files = tuple(map(str, volume.dicom_files))
+    target = target_for("spleen")
+    facts = SegmentFacts("Milz", target.color, target.terminology_entry, {"ProGiDiff.model": "m1"}, "s1")
+    by_files = WriteSeg((facts,), np.packbits(mask, axis=-1)[None], 11, volume.geometry.affine, uids, files)
+    content = [file.read_bytes() for file in volume.dicom_files]
+    # As over ssh: what stands before the pixels, and no paths.
+    heads = [data[: data.rindex(b"\xe0\x7f\x10\x00")] for data in content]
+    by_headers = replace(
+        by_files,
+        files=(),
+        headers=np.frombuffer(b"".join(heads), dtype=np.uint8),
+        header_sizes=tuple(map(len, heads)),
+    )
+    elsewhere = replace(by_files, instances=(*uids[1:], "1.2.3"))
+    with Peer(scripted_command()) as peer:
+        for request_id, request in enumerate((by_files, by_headers), start=1):
+            peer.send(request, request_id)
+            reply = peer.final(request_id)
+            assert isinstance(reply, SegWritten), reply
+            seg = highdicom.seg.segread(BytesIO(reply.content.tobytes()))
+            pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+            np.testing.assert_array_equal(pixels[..., 0], mask)
+            assert (seg.PatientID, seg.SegmentSequence[0].SegmentAlgorithmType) == ("P-17", "SEMIAUTOMATIC")
+        peer.send(elsewhere, 3)
+        assert "replaced or moved since they were loaded" in error_of(peer.final(3)).message
+        peer.send(replace(by_files, files=(*files[1:], str(tmp_path / "gone.dcm"))), 4)
+        assert error_of(peer.final(4)).message.startswith("The DICOM image gone.dcm cannot be read")

@@ -149,7 +149,7 @@ def examine(
     target = target or target_of(segment)
     if target is None:
         raise InputError(_("Choose under Target what {segment} shows, then save it.").format(segment=name))
-    node, step = _volume_of(segmentation, segment_id, segment, input_volume)
+    node, step = volume_of(segmentation, segment_id, segment, input_volume)
     playing = frames(node)
     if playing is not None and playing.browser.GetSequenceNode(segmentation) is None:
         text = _(
@@ -174,8 +174,8 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
         MemoryError: there is no room for the copy.
     """
     volume, name = example.volume, example.segment.GetName()
-    labelmap, before = segment_labelmap(example.segment), _stamp(example.segment)
-    mask, occupied = yield from _mask(example, values_of(labelmap))
+    labelmap, before = segment_labelmap(example.segment), stamp(example.segment)
+    mask, occupied = yield from mask_on_volume(example, values_of(labelmap))
     key = yield from _volume_key(example)
     plan = example.plan
     rows = occupied[plan.axis]
@@ -187,14 +187,14 @@ def collect(example: Example) -> Generator[None, None, Voxels]:
     image = yield from _copied(volume.array_kji[box], odd_values(volume.array_kji) if is_corrected else None)
     cut = yield from _copied(mask[box])
     changed = still_same(example.volume_node.GetScene(), volume.fingerprint) if example.volume_node.GetScene() else ""
-    if changed is not None or _stamp(example.segment) != before or segment_labelmap(example.segment) is not labelmap:
+    if changed is not None or stamp(example.segment) != before or segment_labelmap(example.segment) is not labelmap:
         raise InputError(_("{segment} or its volume was changed meanwhile; save it again.").format(segment=name))
     first = np.eye(4)
     first[2 - plan.axis, 3] = chosen.start
     return Voxels(image, cut, volume.affine @ first, chosen, key)
 
 
-def _volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: Any) -> tuple[Any, Array]:
+def volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: Any) -> tuple[Any, Array]:
     """The volume on whose voxels a segment lies, and the way there."""
     found = (
         segmentation.GetNodeReference(volume_role(segment_id)),
@@ -220,7 +220,7 @@ def _volume_of(segmentation: Any, segment_id: str, segment: Any, input_volume: A
     raise InputError(text.format(segment=name, volume=candidates[0].GetName()))
 
 
-def _mask(example: Example, labelled: tuple[Array, Index]) -> Generator[None, None, tuple[Array, list[Array]]]:
+def mask_on_volume(example: Example, labelled: tuple[Array, Index]) -> Generator[None, None, tuple[Array, list[Array]]]:
     """The segment on the voxels of its volume, and for each axis which planes hold some of it."""
     values, origin = _turned(*labelled, example.step)
     label = example.segment.GetLabelValue()
@@ -318,6 +318,7 @@ def _asked(origins: list[Provenance], plan: SlicePlan) -> range:
     return range(min(each.start for each in ranges), max(each.stop for each in ranges))
 
 
-def _stamp(segment: Any) -> tuple[Any, ...]:
+def stamp(segment: Any) -> tuple[Any, ...]:
+    """What is different as soon as a segment's voxels are."""
     image = segment_labelmap(segment)
     return (None,) if image is None else (image.GetMTime(), tuple(image.GetExtent()), segment.GetLabelValue())

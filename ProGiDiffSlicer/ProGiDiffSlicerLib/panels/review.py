@@ -44,6 +44,7 @@ class ReviewPanel:
         self._acceptance = services.acceptance
         self._session = services.session
         self._workflow = services.workflow
+        self._exporting = services.exporting
         self._status = status
         self._selection = selection
         self._binding = Binding(self.widget, self._on_parameters)
@@ -63,12 +64,15 @@ class ReviewPanel:
             (self.ui.editButton, "clicked()", self.edit),
             (self.ui.undoButton, "clicked()", self.undo),
             (self.ui.redoButton, "clicked()", self.redo),
+            (self.ui.exportButton, "clicked()", self.export),
             (self.ui.segmentComboBox, "currentIndexChanged(int)", self._on_segment),
             (self.ui.editorSection, "contentsCollapsed(bool)", self._on_editor_collapsed),
         )
         for widget, signature, slot in self._connections:
             widget.connect(signature, slot)
         self._acceptance.undo.changed.connect(self.refresh)
+        self._exporting.changed.connect(self.refresh)
+        self._exporting.told.connect(status.say)
         self._acceptance.save_editor_state = self._save_editor_state
         self.refresh()
 
@@ -104,6 +108,8 @@ class ReviewPanel:
         for widget, signature, slot in self._connections:
             widget.disconnect(signature, slot)
         self._acceptance.undo.changed.disconnect(self.refresh)
+        self._exporting.changed.disconnect(self.refresh)
+        self._exporting.told.disconnect(self._status.say)
         self._acceptance.save_editor_state = None
         self.curating.cleanup()
         self.widget.setMRMLScene(None)
@@ -178,6 +184,16 @@ class ReviewPanel:
         label = self._go(self._acceptance.undo.redo)
         self._status.say(_("Done again: {step}").format(step=label) if label else _("There is nothing to redo."))
 
+    def export(self) -> None:
+        """Write the segments of the segmentation as DICOM SEG."""
+        self._complete()
+        chosen = self._chosen()
+        try:
+            self._exporting.export(chosen.segmentation, chosen.segment_id, chosen.volume)
+            self._status.say(_("Writing the segments as DICOM SEG …"))
+        except ProGiDiffError as error:
+            self._status.say(str(error))
+
     def _go(self, step: Callable[[], str]) -> str:
         """Undo or redo; a segment that comes back by it is chosen, as it was when it was accepted."""
         self.end_edit()
@@ -205,6 +221,12 @@ class ReviewPanel:
         undo_tip = _("Undo: {step}. An edit by hand is one step; the editor's own Undo takes back a stroke of it.")
         self.ui.undoButton.setToolTip(_tip(undo_tip, undo.undo_label, _("There is nothing to undo.")))
         self.ui.redoButton.setToolTip(_tip(_("Redo: {step}"), undo.redo_label, _("There is nothing to redo.")))
+        chosen = self._chosen()
+        obstacle = self._exporting.obstacle(chosen.segmentation, chosen.segment_id, chosen.volume)
+        self.ui.exportButton.setEnabled(not obstacle)
+        self.ui.exportButton.setToolTip(
+            obstacle or _("Writes the segments of this segmentation as DICOM SEG into Slicer's DICOM database.")
+        )
         segment = self._segment()
         text = "" if segment is None else describe_segment(segment)
         self.ui.provenanceLabel.setText(text)

@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion, Version
 Source = Literal["slicer", "torch", "pip"]
 
 # Slicer is built with these, and other modules hold them loaded: whoever replaces one breaks Slicer itself.
-PART_OF_SLICER = ("numpy", "requests", "scipy", "simpleitk")
+PART_OF_SLICER = ("numpy", "pydicom", "requests", "scipy", "simpleitk")
 # Kept at the version that is there while pip installs the rest.
 HELD = (*PART_OF_SLICER, "torch", "torchvision")
 # Packages whose module is not named as the package is.

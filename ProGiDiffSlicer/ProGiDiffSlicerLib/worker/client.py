@@ -27,7 +27,9 @@ from progidiff.protocol import (
     Propose,
     Reply,
     Request,
+    SegWritten,
     UnloadAdapter,
+    WriteSeg,
 )
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.signals import Signal
@@ -193,6 +195,10 @@ class WorkerClient:
     def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
         """Proposals of ``request.targets``, or of what ``prompt`` names, on the image; succeeds with ``DoneEvent``."""
         return self._submit(Job(Call("propose", self._cancel_call), DoneEvent, Propose(request, prompt)))
+
+    def write_seg(self, request: WriteSeg) -> Call:
+        """Segments as DICOM SEG; needs no model and no image. Succeeds with ``SegWritten``; nothing builds on it."""
+        return self._submit(Job(Call("write_seg", self._cancel_call), SegWritten, request, alone=True))
 
     def cancel(self) -> bool:
         """Cancel the running call and those behind it; whether there were any.

@@ -11,6 +11,7 @@ from typing import Literal
 from slicer.i18n import tr as _
 
 from progidiff.protocol import ErrorReply
+from progidiff.remote import meaning_of_end
 
 Kind = Literal["start", "exit", "protocol", "lost", "remote"]
 
@@ -60,8 +61,9 @@ def did_not_start(code: int, crashed: bool, log: str) -> WorkerFailure:
             'The worker did not start: its Python has no package "{package}"; install it, or choose another Python in Setup.'
         )
         return WorkerFailure("start", message.format(package=missing[-1]), last_lines(log))
-    message = _("The worker did not start ({cause}); check the worker command in Setup and its Python.")
-    return WorkerFailure("start", message.format(cause=cause_of(code, crashed)), last_lines(log))
+    text = _("The worker did not start ({cause}); check the worker command in Setup and its Python.")
+    message = _meaning(code, crashed, log) or text.format(cause=cause_of(code, crashed))
+    return WorkerFailure("start", message, last_lines(log))
 
 
 def no_answer(seconds: float, log: str) -> WorkerFailure:
@@ -72,8 +74,9 @@ def no_answer(seconds: float, log: str) -> WorkerFailure:
 
 def ended(code: int, crashed: bool, log: str) -> WorkerFailure:
     """The process ended although nobody had asked it to."""
-    message = _("The worker ended unexpectedly ({cause}); start it again.")
-    return WorkerFailure("exit", message.format(cause=cause_of(code, crashed)), last_lines(log))
+    text = _("The worker ended unexpectedly ({cause}); start it again.")
+    message = _meaning(code, crashed, log) or text.format(cause=cause_of(code, crashed))
+    return WorkerFailure("exit", message, last_lines(log))
 
 
 def unreadable(problem: str, log: str) -> WorkerFailure:
@@ -132,6 +135,10 @@ def not_prepared(error: Exception) -> WorkerFailure:
         return WorkerFailure("remote", message, code="memory")
     message = _("The request could not be sent ({reason}); change it and try again.")
     return WorkerFailure("remote", message.format(reason=str(error).rstrip(".") or type(error).__name__), code="input")
+
+
+def _meaning(code: int, crashed: bool, log: str) -> str:
+    return meaning_of_end(None if crashed else code, log)
 
 
 def cause_of(code: int, crashed: bool) -> str:

@@ -27,6 +27,7 @@ class Job:
         by_key: the worker was only told the volume's key.
         cancelling: the worker was asked to stop.
         shown: share of the volume that has left, as last told.
+        alone: no call behind it builds on it.
     """
 
     call: Call
@@ -38,6 +39,7 @@ class Job:
     by_key: bool = False
     cancelling: bool = False
     shown: float = 0.0
+    alone: bool = False
 
     def drop(self) -> None:
         """Give back the volume."""
@@ -77,7 +79,10 @@ class Jobs:
         return job
 
     def take_from(self, job: Job) -> list[Job]:
-        """Remove a job, running or waiting, and those behind it."""
+        """Remove a job, running or waiting, and those behind it, which build on it unless it is ``alone``."""
+        if job is self.running and job.alone:
+            self.end_running()
+            return [job]
         if job is self.running:
             return self.take_all()
         first = self._queue.index(job)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import qt
 
+from progidiff.remote import unattended
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.tree import kill_tree
@@ -120,7 +121,8 @@ class QtProcess:
             environment.insert(name, value)
         self._process.setProcessEnvironment(environment)
         self._running = True
-        self._process.start(command.program, list(command.arguments))
+        program, *arguments = unattended([command.program, *command.arguments])
+        self._process.start(program, arguments)
 
     def read(self, most: int) -> bytes:
         if self._process is None:

@@ -6,14 +6,16 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from progidiff.cli.gathering import Gathered, GatheredTarget
 from progidiff.cli.pictures import target_pictures
+from progidiff.errors import InputError
 from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 from progidiff.outputs.colours import shade
+from progidiff.outputs.dicom_seg import dicom_seg, read_headers
 from progidiff.outputs.document import (
     DOCUMENT_NAME,
     EnsembleVolumes,
@@ -36,6 +38,7 @@ from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"
+DICOM_NAME = "proposals.dcm"
 
 
 @dataclass(frozen=True)
@@ -97,29 +100,44 @@ def write_results(folder: Path, job: Job, gathered: Gathered) -> ProposalsDocume
         OutputError: a file cannot be written.
     """
     done = gathered.finished()
+    job = replace(job, model=job.model.model_copy(update={"adapter_id": done.adapter_id}))
     results = []
     for wanted in job.wanted:
         target = gathered.targets[wanted.target.key]
         results.append(_write_target(folder, job, wanted, target, target.check(job.slices)))
     segments = [segment for result in results for segment in result.segments]
     write_seg_nrrd(folder / SEGMENTATION_NAME, segments, job.volume.geometry)
+    dicom_files, dicom_warnings = _write_dicom(folder, job, segments)
 
     records = [result.record for result in results]
     maps = [name for record in records for name in (record.agreement_file, record.ensemble_file, record.consensus_file)]
     document = ProposalsDocument(
         input=_input_record(job),
         request=_request_record(job),
-        model=job.model.model_copy(update={"adapter_id": done.adapter_id}),
+        model=job.model,
         targets=records,
         warnings=[WarningRecord(code=w.code, message=w.message) for w in gathered.warnings]
-        + [warning for result in results for warning in result.warnings],
+        + [warning for result in results for warning in result.warnings]
+        + dicom_warnings,
         timing_s=_timing(done, job),
         peak_memory_mb=_finite(done.peak_memory_mb),
-        files=[SEGMENTATION_NAME, DOCUMENT_NAME, REPORT_NAME, *maps],
+        files=[SEGMENTATION_NAME, *dicom_files, DOCUMENT_NAME, REPORT_NAME, *maps],
     )
     (folder / DOCUMENT_NAME).write_text(document.to_json(), encoding="utf-8", newline="\n")
     write_report(folder / REPORT_NAME, document, {result.record.target: result.pictures for result in results})
     return document
+
+
+def _write_dicom(folder: Path, job: Job, segments: Sequence[Segment]) -> tuple[list[str], list[WarningRecord]]:
+    """What was written as DICOM SEG, where the image is a DICOM series; a series that cannot have one costs nothing else."""
+    if not job.volume.dicom_files:
+        return [], []
+    try:
+        content = dicom_seg(segments, job.volume.geometry, read_headers(job.volume.dicom_files))
+    except InputError as error:
+        return [], [WarningRecord(code="no_dicom_seg", message=f"No DICOM SEG was written, all other results were: {error}")]
+    (folder / DICOM_NAME).write_bytes(content)
+    return [DICOM_NAME], []
 
 
 def file_stem(target: str) -> str:
@@ -223,6 +241,7 @@ def _segments(job: Job, wanted: Wanted, gathered: GatheredTarget, record: Target
                 "ProGiDiff.rank": str(proposal.rank),
                 "ProGiDiff.score": f"{proposal.score:.4f}",
                 "ProGiDiff.model": job.model.id,
+                **({"ProGiDiff.adapter": job.model.adapter_id} if job.model.adapter_id else {}),
             },
         )
         for place, proposal in enumerate(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -47,6 +48,7 @@ from progidiff.protocol import (
     UnloadAdapter,
     image_key,
 )
+from progidiff.remote import meaning_of_end
 
 
 class ClientState(Enum):
@@ -134,7 +136,13 @@ class WorkerClient:
             wait = self._start_timeout
             reply = connection.receive(connection.send(Hello()), wait, patience=2 * wait)
         except WorkerExitedError as error:
-            message = f"The worker did not start (exit code {error.exit_code}); check the command and its Python."
+            message = meaning_of_end(error.exit_code, error.stderr_tail)
+            missing = re.findall(r"No module named ['\"]?([\w.]+)", error.stderr_tail)
+            if missing:
+                message = f'The worker did not start: its Python has no package "{missing[-1]}"; install it there.'
+            message = message or (
+                f"The worker did not start (exit code {error.exit_code}); check the command and its Python."
+            )
             raise WorkerStartError(message, error.exit_code, error.stderr_tail) from error
         except TimeoutError as error:
             tail = process.stderr_tail()

@@ -27,6 +27,7 @@ from progidiff.protocol import (
     frame_to_reply,
     request_to_frame,
 )
+from progidiff.remote import meaning_of_end
 
 AnyReply = TypeVar("AnyReply", bound=Any)
 
@@ -239,7 +240,8 @@ class Connection:
     def _ended(self) -> WorkerExitedError:
         code = self._process.wait(_END_WAIT_S)
         tail = self._process.stderr_tail(1.0)
-        return WorkerExitedError(f"The worker ended unexpectedly ({_cause(code)}); start it again.", code, tail)
+        message = meaning_of_end(code, tail) or f"The worker ended unexpectedly ({_cause(code)}); start it again."
+        return WorkerExitedError(message, code, tail)
 
 
 def _cause(code: int | None) -> str:

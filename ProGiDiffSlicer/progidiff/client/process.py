@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from progidiff.client.errors import WorkerStartError
+from progidiff.remote import unattended
 
 _TAIL_LINES = 100
 _LONGEST_LINE = 2000
@@ -58,7 +59,7 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         try:
             self._process = subprocess.Popen(
-                list(command),
+                unattended(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from progidiff.errors import ProtocolError
 from progidiff.events import (
     DoneEvent,
@@ -106,6 +108,13 @@ class ImageReply:
     info: ImageInfo
 
 
+@dataclass(frozen=True, eq=False)
+class SegWritten:
+    """The content of a DICOM SEG file, uint8."""
+
+    content: Array
+
+
 @dataclass(frozen=True)
 class Accepted:
     """A propose request starts; ``targets`` are what its prompt was understood to mean."""
@@ -142,6 +151,7 @@ Reply = (
     | AdapterLoaded
     | AdapterUnloaded
     | ImageReply
+    | SegWritten
     | Accepted
     | Cancelled
     | Bye
@@ -159,6 +169,7 @@ FINAL = (
     AdapterLoaded,
     AdapterUnloaded,
     ImageReply,
+    SegWritten,
     DoneEvent,
     Cancelled,
     Bye,
@@ -170,8 +181,10 @@ def reply_to_frame(reply: Reply, request_id: int | None) -> Frame:
     """Frame of a reply or event; ``request_id`` is ``None`` where it answers no request, as a heartbeat."""
     if isinstance(reply, ProgressEvent | SliceEvent | RankingEvent | WarningEvent | DoneEvent):
         return event_to_frame(reply, request_id)
-    header = {"type": _NAMES[type(reply)], "v": PROTOCOL_VERSION, "id": request_id, **plain(asdict(reply))}
-    return Frame(header)
+    header = {"type": _NAMES[type(reply)], "v": PROTOCOL_VERSION, "id": request_id}
+    if isinstance(reply, SegWritten):
+        return Frame(header, {"content": reply.content})
+    return Frame(header | plain(asdict(reply)))
 
 
 def frame_to_reply(frame: Frame) -> tuple[int | None, Reply]:
@@ -258,6 +271,13 @@ def _read_image(fields: Fields, arrays: dict[str, Array]) -> ImageReply:
     )
 
 
+def _read_seg_written(fields: Fields, arrays: dict[str, Array]) -> SegWritten:
+    content = arrays.get("content")
+    if content is None or content.dtype != np.uint8 or content.ndim != 1:
+        raise ProtocolError("A seg_written message needs the array content, uint8 with one axis.")
+    return SegWritten(content)
+
+
 _NAMES: dict[type[Any], str] = {
     HelloReply: "hello",
     Pong: "pong",
@@ -268,6 +288,7 @@ _NAMES: dict[type[Any], str] = {
     AdapterLoaded: "adapter_loaded",
     AdapterUnloaded: "adapter_unloaded",
     ImageReply: "image",
+    SegWritten: "seg_written",
     Accepted: "accepted",
     Cancelled: "cancelled",
     Bye: "bye",
@@ -286,6 +307,7 @@ _READERS: dict[str, Callable[[Fields, dict[str, Array]], Reply]] = {
     "adapter_loaded": lambda fields, arrays: AdapterLoaded(fields.text("adapter_id"), fields.mapping("card")),
     "adapter_unloaded": lambda fields, arrays: AdapterUnloaded(),
     "image": _read_image,
+    "seg_written": _read_seg_written,
     "accepted": lambda fields, arrays: Accepted(fields.texts("targets", 1000)),
     "cancelled": lambda fields, arrays: Cancelled(),
     "bye": lambda fields, arrays: Bye(),

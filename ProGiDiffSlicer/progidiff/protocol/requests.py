@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +24,8 @@ _PLANES = ("axial", "coronal", "sagittal")
 _MAX_TARGETS = 64
 _MAX_PROPOSALS = 1024
 _MAX_PROMPT = 10_000
+_MAX_SEGMENTS = 1024
+_MAX_INSTANCES = 100_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,43 @@ class UnloadAdapter:
     """Go back to the base model."""
 
 
-Request = Hello | Ping | Status | Shutdown | Cancel | Load | SetImage | Propose | LoadAdapter | UnloadAdapter
+@dataclass(frozen=True)
+class SegmentFacts:
+    """What a segment is, beside its mask: as in :class:`progidiff.outputs.segmentation.Segment`."""
+
+    name: str
+    color: tuple[float, float, float]
+    terminology: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    id: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class WriteSeg:
+    """Write segments, which a person accepted, as DICOM SEG beside the DICOM images that their volume was read from.
+
+    Attributes:
+        segments: what they are.
+        masks: uint8 (segment, K, J, I / 8 rounded up), bits along I; they may overlap.
+        columns: voxels along I.
+        affine: 4x4 float64, IJK -> RAS in mm, of the volume.
+        instances: SOP instance UIDs of the images.
+        files: the images on the worker's machine, in the order of ``instances``; none where their headers are sent.
+        headers: uint8, one after another: the images up to their pixels, in the same order.
+        header_sizes: bytes of each.
+    """
+
+    segments: tuple[SegmentFacts, ...]
+    masks: Array
+    columns: int
+    affine: Array
+    instances: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    headers: Array | None = None
+    header_sizes: tuple[int, ...] = ()
+
+
+Request = Hello | Ping | Status | Shutdown | Cancel | Load | SetImage | Propose | LoadAdapter | UnloadAdapter | WriteSeg
 
 
 class RequestError(ProtocolError):
@@ -162,6 +200,12 @@ def request_to_frame(request: Request, request_id: int) -> Frame:
         if request.prompt is not None:
             header["prompt"] = request.prompt
             del header["targets"]
+    elif isinstance(request, WriteSeg):
+        arrays = {"masks": request.masks, "affine": np.asarray(request.affine, dtype=np.float64)}
+        if request.headers is not None:
+            arrays["headers"] = request.headers
+        names = ("segments", "columns", "instances", "files", "header_sizes")
+        header |= plain({name: getattr(request, name) for name in names} | {"segments": list(map(asdict, request.segments))})
     else:
         header |= plain(asdict(request))
     return Frame(header, arrays)
@@ -187,14 +231,16 @@ def frame_to_request(frame: Frame) -> tuple[int, Request]:
         )
     kind = frame.header.get("type")
     if not isinstance(kind, str) or kind not in _READERS:
-        raise RequestError("The worker does not know this type of request.", "type", request_id)
+        raise RequestError(
+            "The worker does not know this type of request; install the same version on both sides.", "type", request_id
+        )
     if request_id is None:
         raise RequestError("A request needs an id, a whole number from 0.", "schema", None)
     fields = Fields(frame.header, kind)
     try:
         request = _READERS[kind](fields, frame.arrays)
         fields.nothing_else()
-        if frame.arrays and not isinstance(request, SetImage):
+        if frame.arrays and not isinstance(request, SetImage | WriteSeg):
             raise ProtocolError(f"A {kind} message carries no arrays.")
     except ProtocolError as error:
         raise RequestError(str(error), "schema", request_id) from None
@@ -255,6 +301,46 @@ def _read_propose(fields: Fields, arrays: dict[str, Array]) -> Propose:
     )
 
 
+def _read_write_seg(fields: Fields, arrays: dict[str, Array]) -> WriteSeg:
+    entries = fields.anything("segments")
+    if not isinstance(entries, list) or not 0 < len(entries) <= _MAX_SEGMENTS:
+        raise fields.wrong("segments", f"a list of 1 to {_MAX_SEGMENTS} segments")
+    segments = tuple(_read_segment(entry) for entry in entries)
+    columns = fields.integer("columns", 1, 2**31)
+    masks, affine, headers = arrays.get("masks"), arrays.get("affine"), arrays.get("headers")
+    if masks is None or masks.dtype != np.uint8 or masks.ndim != 4 or masks.size == 0:
+        raise ProtocolError("A write_seg message needs the array masks, uint8 with four axes.")
+    if (masks.shape[0], masks.shape[3]) != (len(segments), (columns + 7) // 8):
+        raise ProtocolError("The masks of a write_seg message must be one for each segment, with one bit for each column.")
+    if affine is None or affine.shape != (4, 4) or affine.dtype.kind != "f" or not np.isfinite(affine).all():
+        raise ProtocolError("The affine of an image must be 4 x 4 finite floating point numbers.")
+    instances = fields.texts("instances", _MAX_INSTANCES, longest=64)
+    files = fields.texts("files", _MAX_INSTANCES, default=())
+    sizes = fields.integers("header_sizes", 1, 2**31, default=[])
+    if headers is None:
+        complete = len(files) == len(instances) and not sizes
+    else:
+        complete = headers.dtype == np.uint8 and headers.ndim == 1 and sum(sizes) == headers.size
+        complete = complete and len(sizes) == len(instances) and not files
+    if not complete or len(arrays) != (2 if headers is None else 3):
+        raise ProtocolError("A write_seg message needs either the file or the header of each instance.")
+    return WriteSeg(segments, masks, columns, affine, instances, files, headers, tuple(sizes))
+
+
+def _read_segment(entry: object) -> SegmentFacts:
+    if not isinstance(entry, dict):
+        raise ProtocolError("A segment of a write_seg message must be an object.")
+    fields = Fields(entry, "write_seg")
+    color, tags = fields.numbers("color"), fields.mapping("tags")
+    if len(color) != 3 or not all(0 <= part <= 1 for part in color):
+        raise fields.wrong("color", "three numbers from 0 to 1")
+    if not all(isinstance(text, str) for text in tags.values()):
+        raise fields.wrong("tags", "texts by name")
+    return SegmentFacts(
+        fields.text("name"), (color[0], color[1], color[2]), fields.text("terminology"), tags, str(entry.get("id", ""))
+    )
+
+
 _NAMES: dict[type[Request], str] = {
     Hello: "hello",
     Ping: "ping",
@@ -266,6 +352,7 @@ _NAMES: dict[type[Request], str] = {
     Propose: "propose",
     LoadAdapter: "load_adapter",
     UnloadAdapter: "unload_adapter",
+    WriteSeg: "write_seg",
 }
 _READERS: dict[str, Callable[[Fields, dict[str, Array]], Request]] = {
     "hello": lambda fields, arrays: Hello(),
@@ -280,5 +367,6 @@ _READERS: dict[str, Callable[[Fields, dict[str, Array]], Request]] = {
         fields.text("folder"), fields.boolean("even_if_worse", default=False)
     ),
     "unload_adapter": lambda fields, arrays: UnloadAdapter(),
+    "write_seg": _read_write_seg,
 }
 CAPABILITIES = tuple(sorted(_READERS))

@@ -29,12 +29,15 @@ def is_dicom_file(path: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def read_folder(folder: Path) -> tuple[np.ndarray, Geometry, Modality | None]:
+# Array, geometry, modality, and the files of its slices.
+Series = tuple[np.ndarray, Geometry, Modality | None, tuple[Path, ...]]
+
+
+def read_folder(folder: Path) -> Series:
     """Read the only image series in a folder, or in the folders below it.
 
     Returns:
-        Array (K, J, I) with the rescale slope and intercept applied, its geometry, and the modality if CT or
-        MR.
+        Array (K, J, I) with the rescale slope and intercept applied, its geometry, the modality if CT or MR, and the files.
 
     Raises:
         InputError: no images, more than one series, or a series that is not one evenly spaced stack.
@@ -52,7 +55,7 @@ def read_folder(folder: Path) -> tuple[np.ndarray, Geometry, Modality | None]:
     return read_files(series[0][1], name)
 
 
-def read_files(files: Sequence[Path], name: str) -> tuple[np.ndarray, Geometry, Modality | None]:
+def read_files(files: Sequence[Path], name: str) -> Series:
     """Read the files of one series, in slice order; errors and results as for ``read_folder``."""
     heads = [_head(file) for file in files]
     if any(head is None for head in heads):
@@ -79,7 +82,7 @@ def read_files(files: Sequence[Path], name: str) -> tuple[np.ndarray, Geometry, 
     k, j, i = array.shape
     said = _tag(known[0], MODALITY)
     modality: Modality | None = "CT" if said == "CT" else "MR" if said == "MR" else None
-    return _smallest(array), Geometry((i, j, k), LPS_FROM_RAS @ affine), modality
+    return _smallest(array), Geometry((i, j, k), LPS_FROM_RAS @ affine), modality, tuple(files)
 
 
 def _image_series(folder: Path) -> list[tuple[str, list[Path]]]:

@@ -30,6 +30,13 @@ class PackedMask:
                 packed._bits[index] = np.packbits(mask[index] != 0, axis=-1)
         return packed
 
+    @classmethod
+    def from_bits(cls, bits: np.ndarray, columns: int) -> PackedMask:
+        """The mask whose bits along I are ``bits``, uint8 (K, J, ``columns`` / 8 rounded up); a view of them."""
+        packed = cls((bits.shape[0], bits.shape[1], columns))
+        packed._bits = bits
+        return packed
+
     def set_slice(self, plan: SlicePlan, index: int, canonical: np.ndarray) -> None:
         """Replace slice ``index`` by a canonical slice (rows, columns) of bool."""
         raw = np.asarray(restore_slice(canonical, plan), dtype=bool)

@@ -31,12 +31,14 @@ class Volume:
         geometry: its grid in the patient.
         modality: what the file says; NIfTI and NRRD do not say it.
         name: file or folder name without its ending.
+        dicom_files: the DICOM images that it was read from; empty for other formats.
     """
 
     array: np.ndarray
     geometry: Geometry
     modality: Modality | None
     name: str
+    dicom_files: tuple[Path, ...] = ()
 
 
 def read_volume(path: Path | str, *, allow_uniform: bool = False) -> Volume:
@@ -51,22 +53,23 @@ def read_volume(path: Path | str, *, allow_uniform: bool = False) -> Volume:
     """
     path = Path(path)
     modality: Modality | None = None
+    files: tuple[Path, ...] = ()
     with _quiet_itk():
         if _is_folder(path):
-            array, geometry, modality = dicom.read_folder(path)
+            array, geometry, modality, files = dicom.read_folder(path)
         elif path.name.lower().endswith(nifti.SUFFIXES):
             array, geometry = nifti.read(path)
         elif path.name.lower().endswith(itk.SUFFIXES):
             array, geometry, modality = itk.read(path)
         elif dicom.is_dicom_file(path):
-            array, geometry, modality = dicom.read_files([path], path.name)
+            array, geometry, modality, files = dicom.read_files([path], path.name)
         else:
             raise InputError(f"{path.name} is not an image in a known format; give {FORMATS}.")
     try:
         checked = _checked(array, path.name, allow_uniform)
     except MemoryError as error:
         raise too_large(path.name) from error
-    return Volume(checked, geometry, modality, volume_name(path))
+    return Volume(checked, geometry, modality, volume_name(path), files)
 
 
 def volume_name(path: Path) -> str:

@@ -39,6 +39,7 @@ from progidiff.protocol import (
     Status,
     StatusReply,
     UnloadAdapter,
+    WriteSeg,
     frame_to_request,
 )
 from progidiff.worker.compute import Compute, Work
@@ -47,7 +48,7 @@ from progidiff.worker.liveness import every, watch_parent
 from progidiff.worker.log import LOG, start_log, where
 from progidiff.worker.outbox import REPLY_LIMIT, Outbox
 from progidiff.worker.pipes import Pipes, claim_standard_streams
-from progidiff.worker.session import Session
+from progidiff.worker.session import Session, write_seg
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -148,6 +149,9 @@ class Server:
         elif isinstance(request, UnloadAdapter):
             unload = request
             self._submit(request_id, "unload adapter", lambda run: session.unload_adapter(unload, run))
+        elif isinstance(request, WriteSeg):
+            segments = request
+            self._submit(request_id, "write seg", lambda run: write_seg(segments, run))
 
     def _submit(self, request_id: int, name: str, work: Work) -> None:
         if not self._compute.submit(request_id, name, work):

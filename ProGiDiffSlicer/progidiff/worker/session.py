@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+
+from progidiff.errors import InputError
 from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent
 from progidiff.protocol import (
     Accepted,
@@ -19,8 +23,10 @@ from progidiff.protocol import (
     Loaded,
     Propose,
     Reply,
+    SegWritten,
     SetImage,
     UnloadAdapter,
+    WriteSeg,
     image_key,
 )
 from progidiff.worker.compute import RequestFailed, Run
@@ -157,3 +163,32 @@ class Session:
                 self._image = None
                 raise
         return self._info
+
+
+def write_seg(request: WriteSeg, run: Run) -> SegWritten:
+    """Accepted segments as DICOM SEG; needs neither a model nor an image.
+
+    Raises:
+        InputError: the images are not those of the volume, or not to be read, or highdicom is missing.
+    """
+    from progidiff.outputs.dicom_seg import dicom_seg, read_headers
+    from progidiff.outputs.segmentation import Segment
+    from progidiff.volumes.geometry import Geometry
+    from progidiff.volumes.packed import PackedMask
+
+    if request.headers is None:
+        headers = read_headers([Path(file) for file in request.files])
+    else:
+        ends = np.cumsum(request.header_sizes)
+        parts = np.split(request.headers, ends[:-1])
+        headers = read_headers([BytesIO(part.tobytes()) for part in parts])
+    if [header.SOPInstanceUID for header in headers] != list(request.instances):
+        raise InputError("The DICOM images were replaced or moved since they were loaded; load the series again.")
+    run.check()
+    _count, k, j, _bytes = request.masks.shape
+    segments = [
+        Segment(mask=PackedMask.from_bits(bits, request.columns), **vars(facts))
+        for facts, bits in zip(request.segments, request.masks, strict=True)
+    ]
+    content = dicom_seg(segments, Geometry((request.columns, j, k), request.affine), headers, by_hand=True)
+    return SegWritten(np.frombuffer(content, dtype=np.uint8))
