@@ -46,7 +46,6 @@ REQUIRED_PACKAGES = (
 )
 # What is lost without them.
 OPTIONAL_PACKAGES = {
-    "accelerate": "training",
     "highdicom": "DICOM SEG",
     "peft": "adapters",
     "monai": "surface distances in accuracy figures",

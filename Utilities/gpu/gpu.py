@@ -4,7 +4,7 @@ At home, once:       python Utilities/gpu/gpu.py pack DATA FOLDER
 On the machine:      python3 Utilities/gpu/gpu.py check|train|bench FOLDER OUT [--minutes 8] [--model DIR] [--stage control]
 
 ``pack`` writes the label volumes and the packages that such a machine usually lacks into FOLDER, less than 35 MB together.
-The machine needs torch, transformers, peft, accelerate and safetensors. Each mode ends by itself, within the given minutes:
+The machine needs torch, transformers, peft and safetensors. Each mode ends by itself, within the given minutes:
 
 check  proposing, tuning and training give on CUDA in bfloat16 what they give on the CPU, within the tolerances below; a run
        is cancelled within a step; a card without free memory is answered in one sentence and works again afterwards.
