@@ -214,7 +214,7 @@ class Run:
         self.job = self._prepare(self._frames[self._position])
         image = self.job.image
         self._progress(_LOADED, _("sending the volume"), None)
-        call = self._client.set_image(image.array_kji, image.affine, image.modality)
+        call = self._client.set_image(image.array_kji, image.affine, image.modality or image.stated_modality or None)
         self._follow(call, self._on_sending, self._on_image)
 
     def _on_sending(self, event: Event) -> None:
@@ -296,11 +296,3 @@ def progress_text(event: ProgressEvent) -> str:
         number = min(event.slices_done + 1, event.slices_total)
         return _("slice {number}/{count}").format(number=number, count=event.slices_total)
     return _("proposing")
-
-
-def stated_warning(image: VolumeImage) -> str | None:
-    """A sentence about a volume that says to be neither CT nor MR."""
-    if image.modality is not None or not image.stated_modality:
-        return None
-    message = _("{name} is a {modality} image; the model was made for CT and MR, so look at its proposals with care.")
-    return message.format(name=image.name, modality=image.stated_modality)

@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
 def propose(
     source: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="NIfTI, NRRD or MHA file, or a folder with one DICOM series."),
+        typer.Argument(metavar="INPUT", help="NIfTI, NRRD or MHA file, or a folder with DICOM images."),
     ],
     prompt: Annotated[
         list[str],
@@ -96,6 +96,10 @@ def propose(
         typer.Option(min=1, max=65536, help="Most samples in one network call (default: as memory allows)."),
     ] = None,
     modality: Annotated[ModalityName | None, typer.Option(help="For files that do not say it themselves.")] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(metavar="N|UID", help="Which series of a DICOM folder: its number, or the end of its UID."),
+    ] = None,
     plane: Annotated[
         PlaneName | None, typer.Option(help="Plane to cut slices in (default: the one it was acquired in).")
     ] = None,
@@ -137,6 +141,7 @@ def propose(
         ranking=ranking.value,
         batch_size=batch_size,
         modality=modality.value if modality else None,
+        series=series,
         plane=plane.value if plane else None,
         worker_command=worker_command,
         overwrite=overwrite,

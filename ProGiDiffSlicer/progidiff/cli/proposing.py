@@ -47,6 +47,7 @@ class ProposeOptions:
     batch_size: int | None = None
     everywhere: bool = False
     modality: str | None = None
+    series: str | None = None
     plane: str | None = None
     worker_command: str | None = None
     overwrite: bool = False
@@ -61,7 +62,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         KeyboardInterrupt: cancelled by Ctrl+C or by the system's wish to end; nothing was written.
     """
     began = time.monotonic()
-    volume = read_volume(options.source)
+    volume = read_volume(options.source, series=options.series)
     plan = plan_slices(volume.geometry, options.plane)
     slices = parse_slice_range(options.slices, plan.count)
     modality = options.modality or volume.modality
@@ -93,6 +94,9 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
             everywhere=options.everywhere,
         )
         gathered = Gathered.start(request.targets, plan, volume.geometry.shape_kji)
+        for sentence in volume.warnings:
+            gathered.warnings.append(WarningEvent("volume", sentence))
+            view.warn(sentence)
         with _cancelled_with_us(client.propose(request)) as stream:
             for event in stream:
                 gathered.take(event)

@@ -128,7 +128,7 @@ class Engine:
         Args:
             array_kji: numeric (K, J, I); HU for CT, any unit for MR.
             affine: (4, 4), IJK to RAS in mm.
-            modality: "CT", "MR" or ``None`` to guess from the values.
+            modality: "CT" or "MR"; any other code of DICOM, or ``None``, to guess from the values.
             plane: plane of the slices, or ``None`` for the acquisition plane.
 
         Raises:
@@ -214,7 +214,11 @@ class Engine:
             guess = f"its values look like {image.modality}"
             if len(self.card.modalities) == 1:
                 guess = f"it is taken as {image.modality}, the only one of this model"
-            found.append(WarningEvent("modality", f"The image does not say its modality; {guess}."))
+            made_for = " and ".join(self.card.modalities)
+            said = "does not say its modality"
+            if image.stated is not None:
+                said = f"is {image.stated}, but this model was made for {made_for}"
+            found.append(WarningEvent("modality", f"The image {said}; {guess}."))
         return found
 
     def _fixed(self, run: Run, sampler: Sampler) -> dict[str, str]:

@@ -34,6 +34,7 @@ class LoadedImage:
         normalise: scanner values to [0, 1].
         modality: as given, or guessed.
         guessed: whether the modality was guessed.
+        stated: as given.
         voxel_ml: volume of a voxel in mL.
         info: what clients are told.
     """
@@ -45,6 +46,7 @@ class LoadedImage:
     normalise: Normaliser
     modality: Modality
     guessed: bool
+    stated: str | None
     voxel_ml: float
     info: ImageInfo
 
@@ -66,7 +68,7 @@ def load_image(
     Args:
         array_kji: numeric (K, J, I); HU for CT, any unit for MR.
         affine: (4, 4), IJK to RAS in mm.
-        modality: "CT", "MR" or ``None`` to guess from the values.
+        modality: "CT" or "MR"; any other code of DICOM, or ``None``, to guess from the values.
         plane: plane of the slices, or ``None`` for the acquisition plane.
         card: the model's card.
 
@@ -94,7 +96,8 @@ def load_image(
         grid=ModelGrid(card.image_size, card.spacing_mm, plan.shape_rc, plan.spacing_rc, centre),
         normalise=normalise,
         modality=known,
-        guessed=modality is None,
+        guessed=modality not in ("CT", "MR"),
+        stated=modality,
         voxel_ml=geometry.voxel_volume_ml,
         info=ImageInfo(
             content_hash=image_key(array_kji, geometry.affine, modality, plane),
@@ -119,7 +122,7 @@ def _check_values(array: np.ndarray) -> None:
 
 def _modality(array: np.ndarray, stated: str | None, card: ModelCard) -> Modality:
     """The stated modality, or a guess among those of the model."""
-    if stated is not None:
+    if stated in ("CT", "MR"):
         card.window(stated)  # raises where there is none
         return "MR" if stated == "MR" else "CT"
     return card.modalities[0] if len(card.modalities) == 1 else guess_modality(array)

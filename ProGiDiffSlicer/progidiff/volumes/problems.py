@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 from progidiff.errors import InputError
-
-Modality = Literal["CT", "MR"]
 
 # Far above any scanner's output; a header that claims more is damaged, and reading it would exhaust the
 # memory.
