@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from progidiff import __version__
-from progidiff.errors import CancelledError, OutputError, ProGiDiffError
+from progidiff.errors import CancelledError, OutputError
 from progidiff.evaluation.case_results import ANSWERS, CaseResult, Part
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluation_summary import TargetSummary, summarise_cases
@@ -24,7 +24,7 @@ from progidiff.evaluation.metrics import metric_library
 from progidiff.evaluation.samples import weights_key
 from progidiff.outputs.atomic import atomic_file
 from progidiff.sampling.engine import Engine
-from progidiff.volumes.problems import too_large
+from progidiff.volumes.problems import why_left_out
 
 FORMAT_VERSION = "1.0"
 
@@ -166,11 +166,8 @@ def evaluate_cases(
                 kept += 1
         except (CancelledError, OutputError):
             raise
-        except ProGiDiffError as error:
-            failures.append(CaseFailure(set=case.set, name=case.name, reason=str(error)))
-            continue
-        except MemoryError:
-            failures.append(CaseFailure(set=case.set, name=case.name, reason=str(too_large(case.name))))
+        except Exception as error:  # one case among many; the next one may be sound
+            failures.append(CaseFailure(set=case.set, name=case.name, reason=why_left_out(case.name, error)))
             continue
         results.append(result)
     progress(Progress(len(cases), len(cases), kept, 0.0))
@@ -226,6 +223,8 @@ def _notes(results: Sequence[CaseResult], engine: Engine) -> list[str]:
     typical = sorted({c.set for c in results if not c.spacing_exact})
     if typical:
         notes.append(f"The pixel size of {', '.join(typical)} is a typical value, and so are the distances in mm.")
+    if results and not any(target.present for case in results for target in case.targets):
+        notes.append("All label maps are empty: no case shows a target, so no Dice says anything; check the labels.")
     planes = sorted({c.plane for c in results} - set(engine.card.planes))
     if planes:
         known = " and ".join(engine.card.planes)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import LPS_FROM_RAS, MAX_SHEAR, Geometry
-from progidiff.volumes.problems import bad_spacing, check_size, damaged, not_a_volume, too_large
+from progidiff.volumes.problems import bad_spacing, check_size, damaged, is_text, not_a_volume, too_large
 
 CLASS, INSTANCE, MODALITY = "0008|0016", "0008|0018", "0008|0060"
 SERIES, NUMBER, THICKNESS = "0020|000e", "0020|0011", "0018|0050"
@@ -68,11 +68,8 @@ def is_dicom_file(path: Path) -> bool:
 
 def series_uid(folder: Path) -> str:
     """UID of the series that the first image directly in a folder belongs to; "" where there is none."""
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        image = _image(path)
-        if image is not None:
-            return image.text(SERIES)
-    return ""
+    images = map(_image, sorted(p for p in folder.iterdir() if p.is_file()))
+    return next((image.text(SERIES) for image in images if image is not None), "")
 
 
 def read_folder(folder: Path, series: str | None = None) -> tuple[np.ndarray, Geometry, str | None, tuple[str, ...]]:
@@ -197,6 +194,8 @@ def _refuse_damaged(name: str, images: Sequence[_Image], unreadable: Sequence[Pa
 
 def _image(path: Path) -> _Image | None:
     """The header of a DICOM file; ``None`` when it holds no readable image."""
+    if not is_text(path):
+        return None
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))

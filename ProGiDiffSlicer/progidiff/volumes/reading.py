@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from progidiff.errors import InputError, ProGiDiffError
 from progidiff.volumes import dicom, itk, nifti
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.problems import damaged, not_a_volume, too_large
+from progidiff.volumes.problems import damaged, is_text, not_a_volume, too_large
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha, .mhd) or a folder of DICOM images"
 
@@ -53,6 +53,9 @@ def read_volume(path: Path | str, *, allow_uniform: bool = False, series: str | 
         InputError: the image is missing, unreadable, not a scalar 3-D (or 2-D) image, or useless as it is.
     """
     path = Path(path)
+    if not is_text(path):
+        name = str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise InputError(f"The name {name} is not written in this system's characters; rename the file or folder.")
     modality: str | None = None
     warnings: tuple[str, ...] = ()
     with _quiet_itk():
@@ -72,6 +75,15 @@ def read_volume(path: Path | str, *, allow_uniform: bool = False, series: str | 
     except MemoryError as error:
         raise too_large(path.name) from error
     return Volume(checked, geometry, modality, volume_name(path), warnings)
+
+
+def series_uid(folder: Path) -> str:
+    """UID of the DICOM series that the first image directly in a folder belongs to; "" where there is none."""
+    with _quiet_itk():
+        try:
+            return dicom.series_uid(folder)
+        except Exception:  # whatever is wrong with the images is told when they are read
+            return ""
 
 
 def volume_name(path: Path) -> str:
