@@ -230,6 +230,43 @@ def test_merge_adds_and_never_overwrites(kept: CuratedSet, tmp_path: Path) -> No
     assert {case.id for case in kept.list()} == {shared, theirs[1]}
 
 
+def test_a_damaged_case_is_left_out_and_named(kept: CuratedSet, tmp_path: Path) -> None:
+    other = CuratedSet(tmp_path / "other")
+    bad, good = (other.add(example(n)) for n in (1, 2))
+    DAMAGES["image changed"][0](other, bad)
+    run = CliRunner()
+    kept.add(example(3))
+    result = run.invoke(app, ["curate", "merge", str(kept.folder), str(other.folder)])
+    assert result.exit_code == 1
+    assert f"Left out: {bad}: The image of case {bad} is damaged" in result.output
+    assert "1 cases added" in result.output
+    assert good in {case.id for case in kept.list()}
+    assert good in (kept.folder / CT / "dataset.json").read_text("utf-8")
+    assert kept.verify(older_than_s=0) == []
+
+    result = run.invoke(app, ["curate", "export", str(other.folder), str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert (record["cases"], [entry["case"] for entry in record["damaged"]]) == (1, [bad])
+    assert [case.name for case in NnUNetDataset(tmp_path / "out").cases] == [good]
+    DAMAGES["image changed"][0](other, good)
+    with pytest.raises(DatasetError, match="None of the 2 cases can be read"):
+        other.export(tmp_path / "none", "CT")
+    assert not (tmp_path / "none").exists()
+
+    DAMAGES["file no JSON"][0](other, bad)
+    assert other.damaged() == [bad]
+    assert "1 more are damaged" in run.invoke(app, ["curate", "list", str(other.folder)]).output
+
+
+def test_whatever_is_thrown_at_one_case_the_others_are_verified(kept: CuratedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = sorted(kept.add(example(n)) for n in (1, 2))
+    monkeypatch.setattr("progidiff.curation.checking._grid", lambda path: 1 / 0)
+    problems = kept.verify(older_than_s=0)
+    assert sorted(p.case for p in problems) == ids
+    assert all("ZeroDivisionError" in p.message and not p.harmless for p in problems)
+
+
 def test_the_commands_speak(kept: CuratedSet, tmp_path: Path) -> None:
     identifier = kept.add(example(1))
     run = CliRunner()

@@ -128,6 +128,8 @@ class _Output:
     def __call__(self, event: dict[str, Any]) -> None:
         if self._as_json:
             print(json.dumps(event, ensure_ascii=False), flush=True)
+        for case in event.get("left_out", []) if not self._as_json else []:
+            print(f"Left out: {case['case']}: {one_line(case['reason'])}", flush=True)
         if self._pictures is not None and event["event"] == "pictures":
             self._write(self._pictures, event["items"])
 

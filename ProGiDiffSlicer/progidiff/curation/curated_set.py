@@ -79,6 +79,11 @@ class CuratedSet:
                     found.append(case)
         return sorted(found, key=lambda case: case.id)
 
+    def damaged(self) -> Names:
+        """Ids of the cases that :meth:`list` leaves out."""
+        there = {path.stem for dataset in self._datasets() for path in _files(dataset / "cases")}
+        return sorted(there.difference(case.id for case in self.list()))
+
     def counts(self) -> dict[str, int]:
         """Number of cases by target, in the catalogue's order."""
         held: dict[str, int] = {}

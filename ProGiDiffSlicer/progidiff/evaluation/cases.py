@@ -35,6 +35,7 @@ class LabelledImage:
         labelled: targets that are labelled; any other target is unknown, never background.
         reference: target -> bool (K, J, I).
         ignored: bool (K, J, I), voxels of which nothing is known, or ``None``.
+        notes: sentences about its labels.
     """
 
     array: np.ndarray
@@ -44,6 +45,7 @@ class LabelledImage:
     labelled: frozenset[str]
     reference: Callable[[str], np.ndarray]
     ignored: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _volume(data: NnUNetDataset, case: Case) -> LabelledImage:
         data.labelled_targets,
         lambda target: np.isin(values, ids[target]),
         ignored if ignored is not None and ignored.any() else None,
+        tuple(data.warnings),
     )
 
 

@@ -219,7 +219,7 @@ def _cell(value: object) -> str:
 
 
 def _notes(results: Sequence[CaseResult], engine: Engine) -> list[str]:
-    notes = []
+    notes = list(dict.fromkeys(note for case in results for note in case.notes))
     typical = sorted({c.set for c in results if not c.spacing_exact})
     if typical:
         notes.append(f"The pixel size of {', '.join(typical)} is a typical value, and so are the distances in mm.")

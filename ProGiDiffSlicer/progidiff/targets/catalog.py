@@ -125,6 +125,16 @@ def find_target(name: str) -> Target | None:
     return catalog()[found] if found is not None else None
 
 
+def part_of(name: str) -> Target | None:
+    """The target that a name holds beside other words, as "left kidney" is in "tumor of the left kidney"; the one that says
+    most of it, or ``None``.
+    """
+    words = name_words(_CAMEL_CASE.sub(" ", name))
+    side = words.sides[0] if len(words.sides) == 1 else None
+    held = [key for key in name_index() if key[0] in (side, None) and {*key[1]} < {*words.stems}]
+    return catalog()[name_index()[max(held, key=lambda key: (len(key[1]), key[0] == side))]] if held else None
+
+
 def target_for(key: str) -> Target:
     """The target of a vocabulary key; a key outside the catalog gets Slicer's default terminology, Tissue.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,12 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import extract_slice, plan_slices
 
 
-def open_cases(folders: Iterable[Path]) -> tuple[list[Stack], list[Modality]]:
+def open_cases(
+    folders: Iterable[Path], tell: Callable[[str], None] = lambda sentence: None
+) -> tuple[list[Stack], list[Modality]]:
     """Stacks of curated sets, nnU-Net raw folders and slice folders, and their modalities.
+
+    ``tell`` is told what a user should know of their labels.
 
     Raises:
         DatasetError: a folder that is none of these, or holds no case.
@@ -35,7 +39,7 @@ def open_cases(folders: Iterable[Path]) -> tuple[list[Stack], list[Modality]]:
             stacks += [curated_stack(case, groups[case.id]) for case in cases]
             modalities |= {_modality(case.modality) for case in cases}
             continue
-        data = open_dataset(folder)
+        data = open_dataset(folder, tell)
         stacks += stacks_of(data)
         if isinstance(data, NnUNetDataset):
             modalities.add(data.modality)

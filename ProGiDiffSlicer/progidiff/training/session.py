@@ -109,7 +109,7 @@ class TrainingRun:
             raise ModelError("A training run needs at least one step and one image per step.")
         self.device = training_device(self.settings.device)
         _check_out(self.out)
-        self.opened: OpenData = open_data(self.data, self.settings.seed)
+        self.opened: OpenData = open_data(self.data, self.settings.seed, self.watch.log)
         self.validation: list[TrainingBatch] = []
         torch.manual_seed(self.settings.seed)
 

@@ -83,8 +83,10 @@ class PreparedStack:
         return torch.from_numpy(self.images[index]).float(), masks, torch.from_numpy(self.known[index])
 
 
-def open_dataset(folder: Path) -> NnUNetDataset | SliceFolder:
+def open_dataset(folder: Path, tell: Callable[[str], None] = lambda sentence: None) -> NnUNetDataset | SliceFolder:
     """A data set by its folder: nnU-Net raw (``dataset.json``) or slices with a manifest (``manifest.json``).
+
+    ``tell`` is told what a user should know of its labels.
 
     Raises:
         DatasetError: it is neither.
@@ -92,7 +94,7 @@ def open_dataset(folder: Path) -> NnUNetDataset | SliceFolder:
     if (folder / MANIFEST_NAME).is_file():
         return SliceFolder(folder)
     if (folder / "dataset.json").is_file():
-        return NnUNetDataset(folder)
+        return NnUNetDataset(folder, tell=tell)
     raise DatasetError(
         f"'{folder}' is no data set; name an nnU-Net raw folder (with dataset.json) or a slice folder"
         f" (with {MANIFEST_NAME})."
