@@ -241,9 +241,10 @@ def _sound(stacks: Sequence[Stack], card: ModelCard, watch: Watch) -> tuple[list
     sound: list[Stack] = []
     left_out: list[dict[str, str]] = []
     shown = False
-    for stack in stacks:
-        if watch.cancelled():
-            raise CancelledError("Stopped while the cases were read; the same command begins anew.")
+    for number, stack in enumerate(stacks):
+        if watch.cancelled():  # the training itself is what stops
+            sound, shown = [*sound, *stacks[number:]], True
+            break
         try:
             prepared = prepare(stack, card)
         except Exception as error:
