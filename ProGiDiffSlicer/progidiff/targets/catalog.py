@@ -1,4 +1,4 @@
-"""Every target that has a name: synonyms in five languages, SNOMED CT codes and Slicer's own colours.
+"""Every target that has a name: synonyms in seven languages, SNOMED CT codes and Slicer's own colours.
 
 A model's vocabulary is usually a subset of this catalog. The data are in ``targets.json``, which also says
 from which of Slicer's terminology lists each code and colour was taken.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from progidiff.targets.words import Words, name_words, spellings
 
 Side = Literal["left", "right", "both"]
-LANGUAGES = ("en", "la", "de", "fr", "es")
+LANGUAGES = ("en", "la", "de", "fr", "es", "it", "pt")
 
 _REGION_LIST = "Anatomic codes - DICOM master list"
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
