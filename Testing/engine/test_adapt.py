@@ -324,6 +324,15 @@ def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Pa
     assert "Left out: lost: The image of case 'lost' is missing" in result.stdout
 
 
+def test_a_damaged_curated_case_is_told(tmp_path: Path) -> None:
+    bad, good = add_case(tmp_path, 1), add_case(tmp_path, 2)
+    next(tmp_path.rglob(f"cases/{bad}.json")).write_text("{")
+    said: list[str] = []
+    stacks, _ = open_cases([tmp_path], said.append)
+    assert [stack.name for stack in stacks] == [good]
+    assert said == ['1 cases are damaged and left out; "progidiff curate verify" says why.']
+
+
 def test_cases_of_which_none_can_be_used_end_in_one_sentence(model: Path, cases: Path, tmp_path: Path) -> None:
     folder = tmp_path / "Dataset009"
     shutil.copytree(cases, folder)

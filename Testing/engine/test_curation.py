@@ -255,7 +255,9 @@ def test_a_damaged_case_is_left_out_and_named(kept: CuratedSet, tmp_path: Path) 
     assert not (tmp_path / "none").exists()
 
     DAMAGES["file no JSON"][0](other, bad)
-    assert other.damaged() == [bad]
+    (entry,) = other.damaged().items()
+    assert entry[0] == bad
+    assert "is damaged" in entry[1]
     assert "1 more are damaged" in run.invoke(app, ["curate", "list", str(other.folder)]).output
 
 

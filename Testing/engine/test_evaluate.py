@@ -166,6 +166,11 @@ def test_a_curated_case_labels_its_own_targets_only(
     assert sorted([t.target for t in c.targets] for c in document.cases) == [["left kidney"], ["liver"], ["liver"]]
     assert all(t.present for c in document.cases for t in c.targets)
     assert len({c.patient for c in document.cases}) == 2
+    bad = document.cases[0].name
+    next((tmp_path / "Beispiele").rglob(f"cases/{bad}.json")).write_text("{")
+    without = measured(loaded, tmp_path / "Beispiele")
+    assert [c.name for c in without.cases] == [c.name for c in document.cases[1:]]
+    assert [(f.name, "is damaged" in f.reason) for f in without.failures] == [(bad, True)]
     part = next((tmp_path / "Beispiele").glob("Dataset*"))
     with pytest.raises(DatasetError, match="part of a curated set"):
         cases_of_folder(part, loaded.card)

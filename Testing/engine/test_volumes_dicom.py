@@ -226,10 +226,12 @@ def test_a_series_is_chosen_by_its_number_or_the_end_of_its_uid(tmp_path: Path) 
     assert "no series to choose" in refused(tmp_path / "below" / "63_001.dcm", "4")
 
 
-def test_a_picture_without_a_place_is_no_choice_beside_a_scan(tmp_path: Path) -> None:
+def test_a_screen_shot_without_a_place_is_no_choice_beside_a_scan(tmp_path: Path) -> None:
     write_dicom_series(tmp_path, ramp(CT), CT)
     write_dicom_series(tmp_path / "report", ramp(CT)[:1], CT, uid="2")
     edited(tmp_path / "report", lambda k, image: delattr(image, "ImagePositionPatient"))
+    assert "2 image series" in refused(tmp_path)
+    edited(tmp_path / "report", lambda k, image: setattr(image, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"))
     np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
     assert "where they lie" in refused(tmp_path / "report")
 

@@ -64,7 +64,12 @@ def list_cases(
     ]
     damaged = kept.damaged()
     if as_json:
-        record = {"cases": rows, "counts": kept.counts(), "patients": len(set(groups.values())), "damaged": damaged}
+        record = {
+            "cases": rows,
+            "counts": kept.counts(),
+            "patients": len(set(groups.values())),
+            "damaged": _damaged(damaged.items()),
+        }
         print(json.dumps(record, indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")

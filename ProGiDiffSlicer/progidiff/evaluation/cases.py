@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -80,11 +81,13 @@ def cases_of_folder(folder: Path, card: ModelCard) -> list[EvaluationCase]:
     folder = Path(folder)
     name = folder.name or folder.resolve().name
     if CuratedSet.is_set(folder):
-        curated = CuratedSet(folder).list()
-        if not curated:
+        curated, damaged = CuratedSet(folder).list(), CuratedSet(folder).damaged()
+        if not curated and not damaged:
             raise DatasetError(f"The curated set '{folder}' holds no case yet; save some training examples first.")
         groups = patient_groups(curated)
-        return [_curated(case, name, groups[case.id]) for case in curated]
+        cases = [_curated(case, name, groups[case.id]) for case in curated]
+        refused = ((case, partial(_refused, reason)) for case, reason in damaged.items())
+        return cases + [EvaluationCase(name, case, case, frozenset(), refuse, refuse) for case, refuse in refused]
     if CuratedSet.is_set(folder.parent):
         raise DatasetError(
             f"'{folder}' is a part of a curated set, whose cases label single organs only; name '{folder.parent}' instead."
@@ -182,6 +185,10 @@ def _ids_with_unions(labels: Mapping[str, Sequence[int]]) -> dict[str, list[int]
     values = np.array(sorted({value for ids in labels.values() for value in ids}))
     flags = with_unions({target: np.isin(values, ids) for target, ids in labels.items()})
     return {target: values[flag].tolist() for target, flag in flags.items()}
+
+
+def _refused(reason: str) -> NoReturn:
+    raise DatasetError(reason)
 
 
 def _curated(case: CuratedCase, name: str, patient: str) -> EvaluationCase:

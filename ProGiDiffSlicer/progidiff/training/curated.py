@@ -32,7 +32,9 @@ def open_cases(
     modalities: set[Modality] = set()
     for folder in folders:
         if CuratedSet.is_set(folder):
-            cases = CuratedSet(folder).list()
+            cases, damaged = CuratedSet(folder).list(), CuratedSet(folder).damaged()
+            if damaged:
+                tell(f'{len(damaged)} cases are damaged and left out; "progidiff curate verify" says why.')
             if not cases:
                 raise DatasetError(f"The curated set '{folder}' holds no case yet; save some training examples first.")
             groups = patient_groups(cases)

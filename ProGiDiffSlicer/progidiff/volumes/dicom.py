@@ -25,6 +25,9 @@ _TAGS = (CLASS, INSTANCE, MODALITY, SERIES, NUMBER, THICKNESS, POSITION, ORIENTA
 # Objects that GDCM lists like images but that are not scans.
 NOT_SCANS = frozenset({"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "DOC"})
 
+# Storage class of secondary captures, and the beginning of those of their kinds.
+SCREEN_SHOT = "1.2.840.10008.5.1.4.1.1.7"
+
 # Deviation of a slice from even spacing that is still exact: this share of the spacing, or so many mm.
 UNEVEN, UNEVEN_MM = 0.02, 0.01
 # Positions with one decimal put a slice, and each end of the stack, off by up to half the diagonal of a cube of 0.1 mm.
@@ -141,9 +144,9 @@ def _image_series(folder: Path) -> tuple[list[list[_Image]], list[Path]]:
             elif image.text(MODALITY) not in NOT_SCANS:
                 found[image.text(SERIES) or directory].append(image)
     every = list(found.values())
-    # pictures without a place in the patient, such as a page of the dose report, are no choice where there is a scan
-    placed = [images for images in every if images[0].text(POSITION)]
-    return sorted(placed or every, key=lambda images: (images[0].count(NUMBER), images[0].text(SERIES))), unreadable
+    # screen shots without a place in the patient, such as a page of the dose report, are no choice where there is a scan
+    scans = [images for images in every if images[0].text(POSITION) or not images[0].text(CLASS).startswith(SCREEN_SHOT)]
+    return sorted(scans or every, key=lambda images: (images[0].count(NUMBER), images[0].text(SERIES))), unreadable
 
 
 def _chosen(found: list[list[_Image]], series: str | None, name: str) -> list[_Image]:
