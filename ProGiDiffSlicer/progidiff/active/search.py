@@ -10,10 +10,9 @@ from typing import Any
 from progidiff.active.finding import Candidate, find_volumes, fingerprint
 from progidiff.active.measuring import NextSettings, measure
 from progidiff.active.record import Failure, Item, NextDocument, Settings, read_or_begin
-from progidiff.errors import CancelledError, InputError
+from progidiff.errors import CancelledError, InputError, why_left_out
 from progidiff.evaluation.samples import weights_key
 from progidiff.sampling.engine import Engine
-from progidiff.volumes.problems import why_left_out
 from progidiff.volumes.reading import read_volume
 
 Tell = Callable[[dict[str, Any]], None]

@@ -15,9 +15,8 @@ import SimpleITK as sitk
 
 from progidiff.curation.case import FIELDS, CuratedCase, case_files, parse_case, read_image
 from progidiff.curation.files import digest, explained, move
-from progidiff.errors import DatasetError
+from progidiff.errors import DatasetError, why_left_out
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.problems import why_left_out
 
 if TYPE_CHECKING:
     from progidiff.curation.curated_set import CuratedSet

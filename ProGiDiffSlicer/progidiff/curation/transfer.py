@@ -15,9 +15,8 @@ import numpy as np
 from progidiff.curation.case import FILE_ENDING, CuratedCase, Modality, write_image
 from progidiff.curation.files import digest, explained
 from progidiff.curation.keys import patient_groups
-from progidiff.errors import DatasetError, OutputError
+from progidiff.errors import DatasetError, OutputError, why_left_out
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.problems import why_left_out
 
 if TYPE_CHECKING:
     from progidiff.curation.curated_set import CuratedSet

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from progidiff import __version__
-from progidiff.errors import CancelledError, OutputError
+from progidiff.errors import CancelledError, OutputError, why_left_out
 from progidiff.evaluation.case_results import ANSWERS, CaseResult, Part
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluation_summary import TargetSummary, summarise_cases
@@ -24,7 +24,6 @@ from progidiff.evaluation.metrics import metric_library
 from progidiff.evaluation.samples import weights_key
 from progidiff.outputs.atomic import atomic_file
 from progidiff.sampling.engine import Engine
-from progidiff.volumes.problems import why_left_out
 
 FORMAT_VERSION = "1.0"
 

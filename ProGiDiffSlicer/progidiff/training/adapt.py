@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.errors import CancelledError, DatasetError
+from progidiff.errors import CancelledError, DatasetError, why_left_out
 from progidiff.evaluation.phantom_set import held_out_phantoms
 from progidiff.locations import weights_hash
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
@@ -30,7 +30,6 @@ from progidiff.training.held_out import FirstRanked, before_after_png, choose_sl
 from progidiff.training.session import Watch, claim, slug, training_device
 from progidiff.training.stacks import Stack, prepare
 from progidiff.training.tuning import TuneSettings, tune
-from progidiff.volumes.problems import why_left_out
 
 #: Told everything that happens, as objects that can be written as JSON.
 Report = Callable[[dict[str, Any]], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from progidiff.errors import InputError, ProGiDiffError
+from progidiff.errors import InputError, why_left_out
 
 # Far above any scanner's output; a header that claims more is damaged, and reading it would exhaust the
 # memory.
@@ -33,16 +33,7 @@ def bad_spacing(name: str, spacing: Iterable[object]) -> InputError:
 
 def too_large(name: str) -> InputError:
     """The error for an image that does not fit into memory."""
-    return InputError(f"{name} does not fit into this computer's memory; crop or resample it and try again.")
-
-
-def why_left_out(name: str, error: Exception) -> str:
-    """The sentence for one image of many that ended in an error, whatever was thrown; the work goes on without it."""
-    if isinstance(error, ProGiDiffError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return str(too_large(name))
-    return f"{name} cannot be used, for a reason that was not foreseen ({type(error).__name__}); try it alone, or remove it."
+    return InputError(why_left_out(name, MemoryError()))
 
 
 def is_text(path: Path) -> bool:
