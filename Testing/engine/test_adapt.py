@@ -310,7 +310,8 @@ def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Pa
     events: list[dict[str, Any]] = []
     card = adapt([folder], model, tmp_path / "a", None, SETTINGS, Watch(log=log.append), events.append)
     assert card.cases.training + card.cases.validation == 3
-    assert card.notes == "2 cases could not be used and were left out."
+    assert card.notes == "2 of 5 cases could not be used and were left out."
+    assert events[-1]["reason"] == f"{card.reason} {card.notes}"
     (start,) = (event for event in events if event["event"] == "start")
     reasons = {entry["case"]: entry["reason"] for entry in start["left_out"]}
     assert set(reasons) == {"nan", "lost"}

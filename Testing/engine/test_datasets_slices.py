@@ -206,6 +206,13 @@ def test_missing_and_malformed_manifests(tmp_path: Path) -> None:
         SliceFolder(tmp_path)
 
 
+def test_a_lesion_may_be_called_by_its_organ(tmp_path: Path) -> None:
+    with pytest.raises(
+        DatasetError, match="'liver tumor' is no organ that is known; where it is a part of the liver, give it"
+    ):
+        folder_with(tmp_path, BASE | {"labels": {"1": "liver", "2": "liver tumor"}})
+
+
 def test_a_byte_order_mark_is_no_damage_and_a_label_is_given_once(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, BASE).folder
     path = folder / "manifest.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -369,6 +370,21 @@ def test_truncated_image(which: str, tmp_path: Path) -> None:
     path = tmp_path / which
     path.write_bytes(path.read_bytes()[:-60])
     assert "1 damaged image" in refused(tmp_path)
+
+
+def test_a_slice_that_cannot_be_opened_is_not_passed_over(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    (tmp_path / "1_001.dcm").unlink()
+    (tmp_path / "1_001.dcm").symlink_to(tmp_path / "gone")
+    assert '"1_001.dcm" in' in refused(tmp_path)
+    assert "cannot be opened" in refused(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    os.mkfifo(tmp_path / "pipe")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
 
 
 def test_nothing_but_the_error_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

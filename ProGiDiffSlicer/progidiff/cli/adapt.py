@@ -168,5 +168,5 @@ def _print(card: AdapterCard, out: Path) -> None:
     if card.retention is not None:
         kept = card.retention
         screen.print(f"Retention on {kept.n} {kept.set}: {kept.before:.3f} before, {kept.after:.3f} after.")
-    screen.print(f"{card.steps} steps in {card.seconds:.0f} s, best at step {card.best_step}. {card.reason}")
+    screen.print(f"{card.steps} steps in {card.seconds:.0f} s, best at step {card.best_step}. {card.reason} {card.notes}")
     screen.print(f"Adapter: {out}", soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from progidiff.datasets.naming import read_json, target_of
+from progidiff.datasets.naming import organ_around, read_json, target_of
 from progidiff.errors import DatasetError
 
 MANIFEST_NAME = "manifest.json"
@@ -25,7 +25,9 @@ def _inside(path: str) -> str:
 def _known_target(name: str) -> str:
     key = target_of(name)
     if key is None:
-        raise ValueError(f"'{name}' is no organ that is known")
+        organ = organ_around(name)
+        offer = "" if organ is None else f"; where it is a part of the {organ}, give it that name"
+        raise ValueError(f"'{name}' is no organ that is known{offer}")
     return key
 
 

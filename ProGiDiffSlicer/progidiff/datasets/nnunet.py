@@ -118,7 +118,7 @@ class NnUNetDataset:
             raise DatasetError(
                 f"The label map of case '{case.name}' does not lie on its image's grid; resample it to the image."
             )
-        if not np.array_equal(label.array, np.rint(label.array)):
+        if label.array.dtype.kind == "f" and not np.array_equal(label.array, np.rint(label.array)):
             raise DatasetError(f"The label map of case '{case.name}' holds values that are no whole numbers; check it.")
         unnamed = sorted({int(value) for value in np.unique(label.array)} - self._values)
         if unnamed:

@@ -128,6 +128,9 @@ def adapt(
     watch.log("measuring the adapter on the held-out cases")
     now = _Measured.of(parts, items, vocabulary, phantoms)
     better, reason = _verdict(base.by_target, now.by_target)
+    notes = (
+        f"{len(left_out)} of {len(left_out) + len(stacks)} cases could not be used and were left out." if left_out else ""
+    )
     card = save_adapter(
         lora_state(parts),
         {
@@ -156,7 +159,7 @@ def adapt(
             "retention": Retention(set="held-out phantoms", n=len(phantoms), before=base.phantoms, after=now.phantoms),
             "better": better,
             "reason": reason,
-            "notes": f"{len(left_out)} cases could not be used and were left out." if left_out else "",
+            "notes": notes,
         },
         out,
     )
@@ -171,7 +174,7 @@ def adapt(
             "adapter_id": adapter_id,
             "better": better,
             "cancelled": tuned.cancelled,
-            "reason": reason,
+            "reason": f"{reason} {notes}".strip(),
             "card": card.model_dump(mode="json"),
         }
     )

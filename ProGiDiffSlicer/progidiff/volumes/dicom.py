@@ -138,6 +138,8 @@ def _image_series(folder: Path) -> tuple[list[list[_Image]], list[Path]]:
     unreadable = []
     for directory, _, names in sorted(os.walk(folder)):
         for path in (Path(directory, name) for name in sorted(names)):
+            if path.exists() and not path.is_file():  # a pipe, which nobody may ever write to
+                continue
             image = _image(path)
             if image is None:
                 unreadable.append(path)
@@ -185,8 +187,8 @@ def _refuse_damaged(name: str, images: Sequence[_Image], unreadable: Sequence[Pa
         try:
             with path.open("rb") as stream:
                 head = stream.read(1 << 16)
-        except OSError:
-            continue
+        except OSError as error:
+            raise InputError(f'The file "{path.name}" in {name} cannot be opened; check its permissions.') from error
         kind = _STORAGE_CLASS.search(head[132:4096]) if head[128:132] == b"DICM" else None
         count += bool(uid) and kind is not None and kind[1] in kinds and uid in head
     if count:
