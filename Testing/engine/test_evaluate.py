@@ -309,6 +309,15 @@ def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volu
     assert "<script" not in page
 
 
+def test_a_case_that_went_meanwhile_costs_its_picture_only(
+    loaded: Engine, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, document = cases_of_folder(volumes, loaded.card), measured(loaded, volumes)
+    assert draw_examples(loaded, cases, document)
+    monkeypatch.setattr(loaded, "set_image", lambda *arguments: 1 / 0)
+    assert draw_examples(loaded, cases, document) == []
+
+
 def test_pictures_keep_to_the_organ() -> None:
     mask = np.zeros((400, 400), bool)
     mask[10:20, 200:210] = True

@@ -163,8 +163,9 @@ def test_what_cannot_be_used_is_refused_or_left_out() -> None:
 def test_empty_label_maps_teach_nothing() -> None:
     nothing = np.zeros((60, 70), bool)
     empty = [labelled(f"p{n}", n, labels={"liver": nothing, "left kidney": nothing}) for n in range(4)]
-    for cache_mb in (0.01, 1000.0):
-        source = DatasetBatches(stacks_of(empty), card(), seed=1, cache_mb=cache_mb)
+    foreign = [labelled("f", 5, labels={"aorta": nothing}, labelled=frozenset({"aorta"}))]
+    for cache_mb, more in ((0.01, []), (1000.0, []), (0.01, foreign), (1000.0, foreign)):
+        source = DatasetBatches(stacks_of([*empty, *more]), card(), seed=1, cache_mb=cache_mb)
         with pytest.raises(DatasetError, match="are empty, or show nothing large enough"):
             [source.batch(2) for _ in range(20)]
         # a case without the organ is an example like any other, beside one that shows it

@@ -67,7 +67,7 @@ def find_volumes(folder: Path) -> list[Candidate]:
 
 
 def fingerprint(path: Path) -> str:
-    """BLAKE2 digest of a file's content, or of the names and contents of the files in a folder and below it.
+    """BLAKE2 digest of a file's content, or of the names and contents of the DICOM files in a folder and below it.
 
     Raises:
         InputError: something in it cannot be read.
@@ -75,7 +75,7 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     try:
         if path.is_dir():
-            for entry in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            for entry in sorted(p for p in path.rglob("*") if not p.name.startswith(".") and _is_dicom(p)):
                 name = entry.relative_to(path).as_posix()
                 digest.update(f"{name}\0{entry.stat().st_size}\0".encode(errors="surrogateescape"))
                 _feed(digest, entry)

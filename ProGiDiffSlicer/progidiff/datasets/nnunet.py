@@ -273,7 +273,7 @@ def _named_labels(description: dict[str, Any], dataset: str) -> Iterator[tuple[s
     """
     owner: dict[int, str] = {}
     for key, value in description["labels"].items():
-        if isinstance(value, str) and key.lstrip("-").isdecimal():
+        if isinstance(value, str) and key.removeprefix("-").isdecimal():
             name, ids = value, (int(key),)
         elif isinstance(value, int) and not isinstance(value, bool):
             name, ids = key, (value,)

@@ -141,7 +141,7 @@ class DatasetBatches:
             used, place = used + size, place + 1
         self._next = place
         self._shown = self._shown or any(bool(stack.present.any()) for stack in self._window)
-        if self._window and place == len(order) and not self._shown:
+        if place == len(order) and not self._shown and (self._window or self._start):
             raise DatasetError(NOTHING_SHOWN)
         if not self._window:
             if self._start == 0:
