@@ -285,7 +285,7 @@ def test_empty_label_maps_are_said(loaded: Engine, tmp_path: Path, make_phantom:
         write_volume(path, np.zeros(label.array.shape, np.uint8), label.geometry)
     document = measured(loaded, folder)
     assert len(document.cases) == 2
-    assert any("All label maps are empty" in note for note in document.notes)
+    assert any("check whether the label maps are empty" in note for note in document.notes)
 
 
 def test_what_is_no_set_is_refused(loaded: Engine, tmp_path: Path) -> None:

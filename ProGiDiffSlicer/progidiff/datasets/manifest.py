@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from progidiff.datasets.naming import organ_around, read_json, target_of
+from progidiff.datasets.naming import read_json, target_of
 from progidiff.errors import DatasetError
+from progidiff.targets.catalog import part_of
 
 MANIFEST_NAME = "manifest.json"
 
@@ -25,8 +26,8 @@ def _inside(path: str) -> str:
 def _known_target(name: str) -> str:
     key = target_of(name)
     if key is None:
-        organ = organ_around(name)
-        offer = "" if organ is None else f"; where it is a part of the {organ}, give it that name"
+        organ = part_of(name)
+        offer = "" if organ is None else f"; where it is a part of the {organ.key}, give it that name"
         raise ValueError(f"'{name}' is no organ that is known{offer}")
     return key
 

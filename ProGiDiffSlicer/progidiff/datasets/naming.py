@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from progidiff.targets.catalog import catalog, find_target, part_of
+from progidiff.targets.catalog import catalog, find_target
 
 
 def target_of(name: str) -> str | None:
@@ -17,12 +17,6 @@ def target_of(name: str) -> str | None:
     in the catalog.
     """
     target = find_target(name)
-    return None if target is None else target.key
-
-
-def organ_around(name: str) -> str | None:
-    """Key of the target that a label such as "liver tumor" is in, by its name; ``None`` if no target is in the name."""
-    target = part_of(name)
     return None if target is None else target.key
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from progidiff.datasets.naming import organ_around, read_json, target_of, with_unions
+from progidiff.datasets.naming import read_json, target_of, with_unions
 from progidiff.datasets.slices import LabelledSlice, Modality
 from progidiff.errors import DatasetError, InputError
-from progidiff.targets.catalog import catalog
+from progidiff.targets.catalog import part_of
 from progidiff.volumes.reading import Volume, read_volume
 from progidiff.volumes.slicing import extract_slice, plan_slices
 
@@ -193,16 +193,16 @@ class NnUNetDataset:
     def _warn_of_unknown(
         self, name: str, ids: tuple[int, ...], found: Mapping[str, tuple[int, ...]], spelled: Mapping[str, str]
     ) -> None:
-        organ = organ_around(name)
-        parts = catalog()[organ].parts if organ is not None else ()
-        own = found.get(organ or "") or tuple(sorted({value for part in parts for value in found.get(part, ())}))
+        organ = part_of(name)
+        keys = () if organ is None else (organ.key,) if organ.key in found else organ.parts
+        own = {value for key in keys for value in found.get(key, ())}
         if organ is None or not own:
             self._warn(f"The label '{name}' names no known organ and is left out.")
         elif more := sorted({*ids}.difference(*found.values())):
-            label = json.dumps({spelled.get(organ, organ): sorted({*own, *more})}, ensure_ascii=False)[1:-1]
+            label = json.dumps({spelled.get(organ.key, organ.key): sorted({*own, *more})}, ensure_ascii=False)[1:-1]
             values = ", ".join(map(str, more))
             self._warn(
-                f"The label '{name}' is no organ of its own: voxels of the value {values} count as not {organ}."
+                f"The label '{name}' is no organ of its own: voxels of the value {values} count as not {organ.key}."
                 f" Where they are a part of it, write {label} under 'labels' in dataset.json."
             )
 
