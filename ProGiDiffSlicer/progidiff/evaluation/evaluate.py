@@ -223,9 +223,7 @@ def _notes(results: Sequence[CaseResult], engine: Engine) -> list[str]:
     if typical:
         notes.append(f"The pixel size of {', '.join(typical)} is a typical value, and so are the distances in mm.")
     if results and not any(target.present for case in results for target in case.targets):
-        notes.append(
-            "No case shows a target that was asked for, so there is no Dice; check whether the label maps are empty."
-        )
+        notes.append("No case shows what was asked for, so there is no Dice: check whether the label maps are empty.")
     planes = sorted({c.plane for c in results} - set(engine.card.planes))
     if planes:
         known = " and ".join(engine.card.planes)
