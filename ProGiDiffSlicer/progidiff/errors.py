@@ -71,3 +71,15 @@ class CancelledError(ProGiDiffError):
     """The user cancelled the request; not a failure."""
 
     code = "cancelled"
+
+
+def why_left_out(name: str, error: Exception) -> str:
+    """The sentence for one image of many that ended in an error, whatever was thrown; the work goes on without it.
+
+    What an unexpected error says is not repeated, since it could hold anything of the image.
+    """
+    if isinstance(error, ProGiDiffError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{name} does not fit into this computer's memory; crop or resample it and try again."
+    return f"{name} cannot be used, for a reason that was not foreseen ({type(error).__name__}); try it alone, or remove it."

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from progidiff.outputs.volumes_out import write_volume
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
+
+from ..volume_examples import oriented, ramp, write_dicom_series
 
 SETTINGS = NextSettings(proposals=3, steps=1, slices=2, closer=1, modality="CT")
 OPTIONS = ["--proposals", "3", "--steps", "1", "--slices", "2", "--closer", "1", "--device", "cpu"]
@@ -104,6 +107,73 @@ def test_a_dicom_series_is_one_volume(tmp_path: Path, make_phantom: Callable[...
     before = fingerprint(series)
     (series / "2.dcm").write_bytes((series / "2.dcm").read_bytes()[:-2] + b"xx")
     assert fingerprint(series) != before
+
+
+def test_a_series_in_parts_is_one_volume(tmp_path: Path) -> None:
+    grid = oriented("LPS", (9, 8, 6), (0.75, 0.75, 2.5))
+    for uid in ("1", "2"):
+        write_dicom_series(tmp_path / f"scan {uid}", ramp(grid), grid, uid=uid)
+    for number, path in enumerate(sorted((tmp_path / "scan 1").glob("*.dcm"))):
+        (tmp_path / "scan 1" / str(number % 2)).mkdir(exist_ok=True)
+        path.rename(tmp_path / "scan 1" / str(number % 2) / path.name)
+    found = find_volumes(tmp_path)
+    assert [c.name for c in found] == ["scan 1", "scan 2"]
+    for candidate in found:
+        np.testing.assert_array_equal(read_volume(candidate.path).array, ramp(grid))
+    before = fingerprint(found[0].path)
+    (tmp_path / "scan 1" / "next.json").write_text("{}")  # the result may lie beside the images
+    assert fingerprint(found[0].path) == before
+    part = next((tmp_path / "scan 1" / "1").iterdir())
+    part.write_bytes(part.read_bytes()[:-2] + b"xx")
+    assert fingerprint(found[0].path) != before
+
+
+def test_whatever_is_thrown_at_one_volume_the_others_are_measured(
+    loaded: Engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "c.nii.gz", (np.zeros((4, 8, 8), np.float32), np.eye(4)))
+    thrown: dict[str, Exception] = {"a": ZeroDivisionError("Jane"), "b": MemoryError(), "c": RuntimeError("Jane")}
+
+    def fail(path: Path) -> Any:
+        if path.name.split(".")[0] in thrown:
+            raise thrown[path.name.split(".")[0]]
+        return read_volume(path)
+
+    monkeypatch.setattr("progidiff.active.search.read_volume", fail)
+    document, _ = search(loaded, folder, tmp_path / "next.json")
+    reasons = {f.path: f.reason for f in document.failures}
+    assert set(reasons) == {"a.nii.gz", "unter/b.nrrd", "c.nii.gz"}
+    assert "ZeroDivisionError" in reasons["a.nii.gz"]
+    assert "memory" in reasons["unter/b.nrrd"]
+    assert not any("Jane" in reason or "\n" in reason for reason in reasons.values())
+    assert document.complete
+    del thrown["a"], thrown["b"]
+    document, events = search(loaded, folder, tmp_path / "next.json")
+    assert {v.path for v in document.volumes} == {"a.nii.gz", "unter/b.nrrd"}
+    assert events[0]["known"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_name_that_is_no_text_does_not_end_the_search(loaded: Engine, folder: Path, tmp_path: Path) -> None:
+    (folder / "a.nii.gz").rename(Path(os.fsdecode(os.fsencode(folder) + b"/l\xe9ber.nii.gz")))
+    document, _ = search(loaded, folder, tmp_path / "next.json")
+    assert [v.path for v in document.volumes] == ["unter/b.nrrd"]
+    (failure,) = document.failures
+    assert failure.path == "l\\xe9ber.nii.gz"
+    assert "rename" in failure.reason
+    assert document.complete
+
+
+def test_a_pet_among_the_scans_is_named(loaded: Engine, tmp_path: Path) -> None:
+    grid = oriented("LPS", (36, 32, 4), (8.0, 8.0, 9.0))
+    array = np.random.default_rng(0).integers(-1000, 200, grid.shape_kji).astype(np.int16)
+    write_dicom_series(tmp_path / "all" / "pet", array, grid, modality="PT")
+    write_dicom_series(tmp_path / "all" / "ct", array, grid, uid="2", shifts={1: (0.0, 0.0, 0.1)})
+    document, _ = search(loaded, tmp_path / "all", tmp_path / "n.json", settings=replace(SETTINGS, modality=None))
+    notes = {item.path: " ".join(item.notes) for item in document.volumes}
+    assert "The image is PT" in notes["pet"]
+    assert "does not say" not in notes["pet"] + notes["ct"]
+    assert "are rounded" in notes["ct"]
 
 
 def test_the_ranking_and_its_file(loaded: Engine, folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -294,6 +295,56 @@ def test_what_cannot_be_done_is_said_at_once(what: str, model: Path, cases: Path
     }
     with pytest.raises(kind, match=reason):
         adapt(**call)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset008"
+    shutil.copytree(cases, folder)
+    image, mask = block(7)
+    affine = np.diag([8.0, 8.0, 20.0, 1.0])
+    nib.save(nib.Nifti1Image(image.T * np.nan, affine), folder / "imagesTr" / "nan_0000.nii.gz")
+    nib.save(nib.Nifti1Image(mask.T.astype(np.uint8), affine), folder / "labelsTr" / "nan.nii.gz")
+    (folder / "labelsTr" / "lost.nii.gz").write_bytes((folder / "labelsTr" / "nan.nii.gz").read_bytes())
+    log: list[str] = []
+    events: list[dict[str, Any]] = []
+    card = adapt([folder], model, tmp_path / "a", None, SETTINGS, Watch(log=log.append), events.append)
+    assert card.cases.training + card.cases.validation == 3
+    assert card.notes == "2 of 5 cases could not be used and were left out."
+    assert events[-1]["reason"] == f"{card.reason} {card.notes}"
+    (start,) = (event for event in events if event["event"] == "start")
+    reasons = {entry["case"]: entry["reason"] for entry in start["left_out"]}
+    assert set(reasons) == {"nan", "lost"}
+    assert "not finite" in reasons["nan"]
+    assert "is missing" in reasons["lost"]
+    assert "2 of 5 cases cannot be used and are left out." in log
+    assert not any("lost" in line or "nan_0" in line for line in log)
+    # and from the command line
+    result = CliRunner().invoke(app, command("--cases", folder, "--model", model, "--out", tmp_path / "b"))
+    assert result.exit_code == 0, result.output
+    assert "Left out: lost: The image of case 'lost' is missing" in result.stdout
+
+
+def test_a_damaged_curated_case_is_told(tmp_path: Path) -> None:
+    bad, good = add_case(tmp_path, 1), add_case(tmp_path, 2)
+    next(tmp_path.rglob(f"cases/{bad}.json")).write_text("{")
+    said: list[str] = []
+    stacks, _ = open_cases([tmp_path], said.append)
+    assert [stack.name for stack in stacks] == [good]
+    assert said == ['1 cases are damaged and left out; "progidiff curate verify" says why.']
+
+
+def test_cases_of_which_none_can_be_used_end_in_one_sentence(model: Path, cases: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset009"
+    shutil.copytree(cases, folder)
+    for path in (folder / "labelsTr").iterdir():
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+    with pytest.raises(DatasetError, match="are empty, or show nothing"):
+        adapt([folder], model, tmp_path / "a", None, SETTINGS, QUIET)
+    shutil.rmtree(folder / "imagesTr")
+    with pytest.raises(DatasetError, match="None of the 3 cases can be used; of the first one: The image of case"):
+        adapt([folder], model, tmp_path / "a", None, SETTINGS, QUIET)
     assert not (tmp_path / "a").exists()
 
 

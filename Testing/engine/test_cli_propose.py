@@ -279,6 +279,32 @@ def test_the_report_shows_every_target_with_pictures(result: Path) -> None:
         assert f"with the agreement map of {target}" in html
 
 
+def test_one_series_of_a_dicom_folder_with_what_is_to_be_said_of_it(tmp_path: Path) -> None:
+    grid = oriented("LPS", (24, 20, 6), (2.0, 2.0, 5.0))
+    array = np.random.default_rng(0).integers(-100, 200, grid.shape_kji).astype(np.int16)
+    write_dicom_series(tmp_path / "study", array, grid, uid="41", shifts={2: (0.0, 0.0, 0.1), 4: (0.0, 0.0, -0.1)})
+    write_dicom_series(tmp_path / "study", array[:3], grid, uid="52", modality="PT")
+    refused = propose(tmp_path / "study", tmp_path / "out", "--prompt", "liver")
+    assert refused.exit_code == 2
+    assert "2 image series" in refused.stderr
+    assert "--series" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+    ran = propose(tmp_path / "study", tmp_path / "out", "--prompt", "liver", "--series", "5.1.41", "--proposals", "4")
+    assert ran.exit_code == 0, ran.output
+    assert "are rounded" in ran.stderr
+    document = read_document(tmp_path / "out" / "proposals.json")
+    assert document.input.modality == "CT"
+    assert document.input.size_ijk == grid.shape_ijk
+    assert ["are rounded" in w.message for w in document.warnings if w.code == "volume"] == [True]
+    seen = nib.load(tmp_path / "out" / "agreement_liver.nii.gz")
+    assert np.abs(seen.affine - grid.affine).max() < 0.1
+
+    refused = propose(image_file(tmp_path / "ct.nii.gz"), tmp_path / "no", "--prompt", "liver", "--series", "3")
+    assert refused.exit_code == 2
+    assert "no series to choose" in refused.stderr
+
+
 def test_real_ct_with_a_dicom_like_window(shared_data: Path, tmp_path: Path) -> None:
     image = shared_data / "permissive" / "totalsegmentator_tests" / "example_ct_sm.nii.gz"
     ran = propose(image, tmp_path / "out", "--prompt", "spleen and liver", "--slices", "14", "--proposals", "4")

@@ -110,6 +110,9 @@ DAMAGES: dict[str, tuple[Callable[[CuratedSet, str], object], str]] = {
     "image changed": (lambda k, i: (k.folder / CT / "imagesTr" / f"{i}_0000.nii.gz").write_bytes(b"x"), "checksum differs"),
     "label map gone": (lambda k, i: (k.folder / CT / "labelsTr" / f"{i}.nii.gz").unlink(), "label is missing"),
     "file no JSON": (lambda k, i: (k.folder / CT / "cases" / f"{i}.json").write_text("{"), "is damaged"),
+    "infinite label": (lambda k, i: _change(k, i, labels={"liver": float("inf")}), "is damaged"),
+    "no plane": (lambda k, i: _drop(k, i, "plane"), "is damaged"),
+    "no shape": (lambda k, i: _drop(k, i, "shape_kji"), "is damaged"),
     "a name in it": (lambda k, i: _change(k, i, patient_name="Jane"), "says more than a case may"),
     "another number": (lambda k, i: _change(k, i, labels={"liver": 77}), "not the set's"),
 }
@@ -118,6 +121,13 @@ DAMAGES: dict[str, tuple[Callable[[CuratedSet, str], object], str]] = {
 def _change(kept: CuratedSet, identifier: str, **changes: object) -> None:
     path = kept.folder / CT / "cases" / f"{identifier}.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+
+def _drop(kept: CuratedSet, identifier: str, field: str) -> None:
+    path = kept.folder / CT / "cases" / f"{identifier}.json"
+    facts = json.loads(path.read_text("utf-8"))
+    del facts[field]
+    path.write_text(json.dumps(facts), "utf-8")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -228,6 +238,45 @@ def test_merge_adds_and_never_overwrites(kept: CuratedSet, tmp_path: Path) -> No
     again = kept.merge(other)
     assert (again.added, again.removed, again.present) == ((), (theirs[0],), (theirs[1],))
     assert {case.id for case in kept.list()} == {shared, theirs[1]}
+
+
+def test_a_damaged_case_is_left_out_and_named(kept: CuratedSet, tmp_path: Path) -> None:
+    other = CuratedSet(tmp_path / "other")
+    bad, good = (other.add(example(n)) for n in (1, 2))
+    DAMAGES["image changed"][0](other, bad)
+    run = CliRunner()
+    kept.add(example(3))
+    result = run.invoke(app, ["curate", "merge", str(kept.folder), str(other.folder)])
+    assert result.exit_code == 1
+    assert f"Left out: {bad}: The image of case {bad} is damaged" in result.output
+    assert "1 cases added" in result.output
+    assert good in {case.id for case in kept.list()}
+    assert good in (kept.folder / CT / "dataset.json").read_text("utf-8")
+    assert kept.verify(older_than_s=0) == []
+
+    result = run.invoke(app, ["curate", "export", str(other.folder), str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert (record["cases"], [entry["case"] for entry in record["damaged"]]) == (1, [bad])
+    assert [case.name for case in NnUNetDataset(tmp_path / "out").cases] == [good]
+    DAMAGES["image changed"][0](other, good)
+    with pytest.raises(DatasetError, match="None of the 2 cases can be read"):
+        other.export(tmp_path / "none", "CT")
+    assert not (tmp_path / "none").exists()
+
+    DAMAGES["file no JSON"][0](other, bad)
+    (entry,) = other.damaged().items()
+    assert entry[0] == bad
+    assert "is damaged" in entry[1]
+    assert "1 more are damaged" in run.invoke(app, ["curate", "list", str(other.folder)]).output
+
+
+def test_whatever_is_thrown_at_one_case_the_others_are_verified(kept: CuratedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = sorted(kept.add(example(n)) for n in (1, 2))
+    monkeypatch.setattr("progidiff.curation.checking._grid", lambda path: 1 / 0)
+    problems = kept.verify(older_than_s=0)
+    assert sorted(p.case for p in problems) == ids
+    assert all("ZeroDivisionError" in p.message and not p.harmless for p in problems)
 
 
 def test_the_commands_speak(kept: CuratedSet, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_regions_are_unions_of_values(tmp_path: Path) -> None:
     assert data.labels == {"liver": (1,), "kidneys": (2, 3), "left kidney": (3,)}
     total = sum(int(s.labels["kidneys"].sum()) for s in data)
     assert total == int((volumes()[1] >= 2).sum())
+    assert data.warnings == []  # values that two entries share are what regions are for
     # The right kidney alone was never named, so it is unknown.
     assert "right kidney" not in data.labelled_targets
 
@@ -134,6 +135,79 @@ def test_an_all_background_label_map_is_a_case_without_organs(tmp_path: Path) ->
     folder = dataset(tmp_path, V2)
     save(folder / "labelsTr" / "case_a.nii.gz", np.zeros(SHAPE_RAS, dtype=np.uint8))
     assert not any(mask.any() for s in NnUNetDataset(folder) for mask in s.labels.values())
+
+
+def told(folder: Path) -> list[str]:
+    """What is said of a data set while it is opened and read, and that the same is kept."""
+    said: list[str] = []
+    data = NnUNetDataset(folder, tell=said.append)
+    for _ in range(2):
+        list(data)
+    assert data.warnings == said
+    return said
+
+
+def test_values_without_a_name_are_said_once(tmp_path: Path) -> None:
+    (sentence,) = told(dataset(tmp_path, {"background": 0, "liver": 1}, cases=("a", "b")))
+    assert "does not name (2, 3)" in sentence
+    assert "count as background" in sentence
+
+
+def test_a_lesion_is_offered_as_part_of_its_organ(tmp_path: Path) -> None:
+    labels: dict[str, Any] = {"background": 0, "Leber": 1, "liver_tumor": 2, "left_kidney": 3}
+    (sentence,) = told(dataset(tmp_path, labels))
+    assert "'liver_tumor'" in sentence
+    assert "voxels of the value 2 count as not liver" in sentence
+    offered = '"Leber": [1, 2]'
+    assert offered in sentence
+    # what is offered works, and says no more
+    labels.update(json.loads(f"{{{offered}}}"))
+    assert told(dataset(tmp_path, labels)) == []
+    data = NnUNetDataset(tmp_path)
+    assert data.labels["liver"] == (1, 2)
+    label = volumes()[1]
+    assert sum(int(s.labels["liver"].sum()) for s in data) == int(np.isin(label, (1, 2)).sum())
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"left kidney": 1, "right kidney": 2, "kidney cyst": 3}, '"kidneys": [1, 2, 3]'),
+        ({"left kidney": 1, "right kidney": 2, "tumour of the left kidney": 3}, '"left kidney": [1, 3]'),
+        ({"pancreas": 1, "TumorPancreas": 2, "liver": 3}, '"pancreas": [1, 2]'),
+        ({"liver": 1, "whole liver": [1, 2], "spleen": 3}, '"liver": [1, 2]'),
+    ],
+)
+def test_an_organ_in_a_name_is_found(tmp_path: Path, labels: dict[str, Any], expected: str) -> None:
+    (sentence,) = told(dataset(tmp_path, labels))
+    assert expected in sentence
+
+
+@pytest.mark.parametrize("name", ["cancer", "spleen tumor", "prostate/uterus", "vertebra 3"])
+def test_what_is_in_no_labelled_organ_is_left_out(tmp_path: Path, name: str) -> None:
+    labels = {"liver": 1, name: 2, "aorta": 3}
+    assert told(dataset(tmp_path, labels)) == [f"The label '{name}' names no known organ and is left out."]
+
+
+def test_two_names_of_one_organ_are_taken_together_and_said(tmp_path: Path) -> None:
+    (sentence,) = told(dataset(tmp_path, {"liver": 1, "Leber": 2, "spleen": 3}))
+    assert "'liver' and 'Leber' both mean liver" in sentence
+    assert NnUNetDataset(tmp_path).labels["liver"] == (1, 2)
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    path = dataset(tmp_path, V2) / "dataset.json"
+    path.write_text(path.read_text("utf-8"), "utf-8-sig")
+    assert NnUNetDataset(tmp_path).labels["liver"] == (1,)
+
+
+def test_a_missing_image_is_its_own_cases_fault(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, V2, cases=("a", "b"))
+    (folder / "imagesTr" / "a_0000.nii.gz").unlink()
+    data = NnUNetDataset(folder)
+    with pytest.raises(DatasetError, match="case 'a' is missing"):
+        list(data.slices(data.cases[0]))
+    assert len(list(data.slices(data.cases[1]))) == SHAPE_RAS[2]
 
 
 def test_slices_with_ignored_voxels_are_left_out(tmp_path: Path) -> None:
@@ -178,6 +252,16 @@ def broken(folder: Path, how: str) -> None:
             (folder / "dataset.json").write_text('{"name": "x"}', "utf-8")
         case "odd label":
             (folder / "dataset.json").write_text('{"labels": {"liver": 1.5}, "channel_names": {"0": "CT"}}', "utf-8")
+        case "negative":
+            (folder / "dataset.json").write_text('{"labels": {"liver": -1}, "channel_names": {"0": "CT"}}', "utf-8")
+        case "negative, version 1":
+            (folder / "dataset.json").write_text('{"labels": {"-1": "liver"}, "channel_names": {"0": "CT"}}', "utf-8")
+        case "background with an organ's name":
+            (folder / "dataset.json").write_text('{"labels": {"liver": 0, "spleen": 1}}', "utf-8")
+        case "one value, two names":
+            (folder / "dataset.json").write_text('{"labels": {"liver": 1, "spleen": 1}}', "utf-8")
+        case "one name twice":
+            (folder / "dataset.json").write_text('{"labels": {"liver": 1, "spleen": 2, "liver": 3}}', "utf-8")
         case "no known organ":
             (folder / "dataset.json").write_text('{"labels": {"bg": 0, "widget": 1}}', "utf-8")
         case "no cases":
@@ -201,6 +285,11 @@ def broken(folder: Path, how: str) -> None:
         ("no json", "JSON"),
         ("no labels", "no table 'labels'"),
         ("odd label", "neither a number nor a name"),
+        ("negative", "negative value -1"),
+        ("negative, version 1", "negative value -1"),
+        ("background with an organ's name", "gives 'liver' the value 0, which is the background"),
+        ("one value, two names", "the value 1 to both 'liver' and 'spleen'"),
+        ("one name twice", "gives 'liver' twice"),
         ("no known organ", "No label of"),
         ("no cases", "holds no label maps"),
         ("no image", "case 'case_a' is missing"),

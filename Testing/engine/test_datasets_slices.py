@@ -206,6 +206,23 @@ def test_missing_and_malformed_manifests(tmp_path: Path) -> None:
         SliceFolder(tmp_path)
 
 
+def test_a_lesion_may_be_called_by_its_organ(tmp_path: Path) -> None:
+    with pytest.raises(
+        DatasetError, match="'liver tumor' is no organ that is known; where it is a part of the liver, give it"
+    ):
+        folder_with(tmp_path, BASE | {"labels": {"1": "liver", "2": "liver tumor"}})
+
+
+def test_a_byte_order_mark_is_no_damage_and_a_label_is_given_once(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, BASE).folder
+    path = folder / "manifest.json"
+    path.write_text(path.read_text("utf-8"), "utf-8-sig")
+    assert len(SliceFolder(folder)) > 0
+    path.write_text(path.read_text("utf-8-sig").replace('"labels": {', '"labels": {"7": "liver", "7": "spleen", '), "utf-8")
+    with pytest.raises(DatasetError, match="gives '7' twice"):
+        SliceFolder(folder)
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     cases: list[tuple[str, np.ndarray | bytes | None, str]] = [
         ("image", np.dstack([GREY, GREY // 2, GREY]), "is in colour"),

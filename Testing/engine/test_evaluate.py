@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from progidiff.cli.app import app
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.errors import CancelledError, DatasetError
+from progidiff.evaluation import evaluate
+from progidiff.evaluation.case_results import CaseResult
 from progidiff.evaluation.cases import EvaluationCase, cases_of_folder, cases_of_shared
 from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases, to_csv
 from progidiff.evaluation.examples import around, draw_examples
@@ -164,6 +166,11 @@ def test_a_curated_case_labels_its_own_targets_only(
     assert sorted([t.target for t in c.targets] for c in document.cases) == [["left kidney"], ["liver"], ["liver"]]
     assert all(t.present for c in document.cases for t in c.targets)
     assert len({c.patient for c in document.cases}) == 2
+    bad = document.cases[0].name
+    next((tmp_path / "Beispiele").rglob(f"cases/{bad}.json")).write_text("{")
+    without = measured(loaded, tmp_path / "Beispiele")
+    assert [c.name for c in without.cases] == [c.name for c in document.cases[1:]]
+    assert [(f.name, "is damaged" in f.reason) for f in without.failures] == [(bad, True)]
     part = next((tmp_path / "Beispiele").glob("Dataset*"))
     with pytest.raises(DatasetError, match="part of a curated set"):
         cases_of_folder(part, loaded.card)
@@ -232,6 +239,55 @@ def test_a_case_that_cannot_be_read_is_listed(loaded: Engine, tmp_path: Path, ma
     assert "Not measured: c0" in render_evaluation(document, [])
 
 
+def test_whatever_is_thrown_at_one_case_the_others_are_measured(
+    loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = write_set(tmp_path / "Dataset005", make_phantom, cases=3), tmp_path / "cache"
+    (folder / "imagesTr" / "c2_0000.nii.gz").unlink()
+    with monkeypatch.context() as patch:
+        true = evaluate.measure_case
+
+        def fail(engine: Engine, case: EvaluationCase, *rest: Any) -> CaseResult:
+            if case.name == "c0":
+                raise ZeroDivisionError("Jane")
+            return true(engine, case, *rest)
+
+        patch.setattr(evaluate, "measure_case", fail)
+        document = measured(loaded, folder, cache=cache)
+    reasons = {f.name: f.reason for f in document.failures}
+    assert set(reasons) == {"c0", "c2"}
+    assert "ZeroDivisionError" in reasons["c0"]
+    assert "Jane" not in reasons["c0"]
+    assert "cannot be opened" in reasons["c2"] or "is missing" in reasons["c2"]
+    assert [c.name for c in document.cases] == ["c1"]
+    again = measured(loaded, folder, cache=cache)
+    assert [c.name for c in again.cases] == ["c0", "c1"]
+
+
+def test_what_is_strange_about_the_labels_is_noted_also_where_results_are_kept(
+    loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    folder = write_set(tmp_path / "Dataset006", make_phantom, cases=1)
+    content = json.loads((folder / "dataset.json").read_text("utf-8"))
+    content["labels"] = {"background": 0, "liver": 1, "liver tumor": 5}
+    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
+    for _ in range(2):
+        notes = "\n".join(measured(loaded, folder, cache=tmp_path / "cache").notes)
+        assert "does not name (2)" in notes
+        assert "'liver tumor' is no organ of its own" in notes
+        assert "are empty" not in notes
+
+
+def test_empty_label_maps_are_said(loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
+    folder = write_set(tmp_path / "Dataset007", make_phantom)
+    for path in (folder / "labelsTr").iterdir():
+        label = read_volume(path)
+        write_volume(path, np.zeros(label.array.shape, np.uint8), label.geometry)
+    document = measured(loaded, folder)
+    assert len(document.cases) == 2
+    assert any("check whether the label maps are empty" in note for note in document.notes)
+
+
 def test_what_is_no_set_is_refused(loaded: Engine, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no labelled set"):
         cases_of_folder(tmp_path, loaded.card)
@@ -251,6 +307,15 @@ def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volu
     assert "http:" not in page
     assert "https:" not in page
     assert "<script" not in page
+
+
+def test_a_case_that_went_meanwhile_costs_its_picture_only(
+    loaded: Engine, volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, document = cases_of_folder(volumes, loaded.card), measured(loaded, volumes)
+    assert draw_examples(loaded, cases, document)
+    monkeypatch.setattr(loaded, "set_image", lambda *arguments: 1 / 0)
+    assert draw_examples(loaded, cases, document) == []
 
 
 def test_pictures_keep_to_the_organ() -> None:

@@ -114,9 +114,21 @@ def test_unusable_image_is_refused_in_one_sentence(engine: Any, make_phantom: Ru
         engine.set_image(_damaged(make_phantom, how), np.diag([3.5, 4, 7, 1]), "CT")
 
 
-def test_foreign_modality_is_refused(engine: Any, make_phantom: Run) -> None:
-    with pytest.raises(ModelError, match="PT"):
-        engine.set_image(*make_phantom(), "PT")
+def test_a_modality_that_the_model_lacks_is_refused(card: ModelCard, make_phantom: Run) -> None:
+    single = card.model_copy(update={"modalities": ["CT"], "windows": {"CT": card.windows["CT"]}})
+    with pytest.raises(ModelError, match="not for MR"):
+        load_image(*make_phantom(), "MR", None, single)
+
+
+def test_an_image_that_is_neither_ct_nor_mr_is_named_as_what_it_is(engine: Any, run_engine: Run, make_phantom: Run) -> None:
+    engine.set_image(*make_phantom(), "PT")
+    (warning,) = run_engine(engine, slices=(0, 1), steps=1).warnings
+    assert warning.code == "modality"
+    assert "is PT, but this model was made for CT and MR" in warning.message
+    assert "values look like CT" in warning.message
+    engine.set_image(*make_phantom(), None)
+    (warning,) = run_engine(engine, slices=(0, 1), steps=1).warnings
+    assert "does not say its modality" in warning.message
 
 
 def test_refused_image_leaves_the_old_one(engine: Any, run_engine: Run, make_phantom: Run) -> None:

@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 
 from progidiff.targets import LANGUAGES, Target, catalog, find_target, target_for
-from progidiff.targets.catalog import name_keys
+from progidiff.targets.catalog import name_keys, part_of
 
 GENERAL = "Segmentation category and type - 3D Slicer General Anatomy list"
 DICOM = "Segmentation category and type - DICOM master list"
@@ -63,6 +63,11 @@ def test_has_the_targets_of_an_abdominal_model(key: str) -> None:
             (249, 180, 111),
         ),
         ("bone", f"{GENERAL}~SCT^85756007^Tissue~SCT^272673000^Bone~^^", (241, 214, 145)),
+        ("duodenum", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^38848004^Duodenum~^^", (255, 253, 229)),
+        ("esophagus", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^32849002^Esophagus~^^", (211, 171, 143)),
+        ("colon", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^71854001^Colon~^^", (204, 168, 143)),
+        ("urinary bladder", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^89837001^Bladder~^^", (222, 154, 132)),
+        ("heart", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^80891009^Heart~^^", (206, 110, 84)),
     ],
 )
 def test_terminology_entry_and_colour(key: str, entry: str, rgb: tuple[int, int, int]) -> None:
@@ -129,6 +134,12 @@ def test_keys_in_the_file_are_unique() -> None:
         ("lung_upper_lobe_left", "left upper lung lobe"),
         ("adrenal_gland_right", "right adrenal gland"),
         ("RAG", "right adrenal gland"),
+        ("LK", "left kidney"),
+        ("RK", "right kidney"),
+        ("rene_sx", "left kidney"),
+        ("rim direito", "right kidney"),
+        ("osso dell’anca destro", "right hip bone"),
+        ("portal and splenic vein", "portal vein and splenic vein"),
         ("heart_atrium_left", "left atrium"),
         ("iliac_vena_left", "left common iliac vein"),
         ("autochthon_right", "right deep back muscles"),
@@ -159,6 +170,25 @@ def test_finds_labels_of_data_sets(label: str, key: str) -> None:
 )
 def test_finds_nothing_for_other_labels(label: str) -> None:
     assert find_target(label) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("liver tumor", "liver"),
+        ("KidneyCyst", "kidneys"),
+        ("tumour of the left kidney", "left kidney"),
+        ("left_kidney_cyst", "left kidney"),
+        ("metastasi del fegato", "liver"),
+        ("portal vein and splenic vein thrombus", "portal vein and splenic vein"),
+        ("liver", None),
+        ("cancer", None),
+        ("", None),
+    ],
+)
+def test_finds_the_organ_in_the_name_of_a_lesion(name: str, key: str | None) -> None:
+    found = part_of(name)
+    assert (None if found is None else found.key) == key
 
 
 def test_key_outside_the_catalog_gets_the_default_terminology() -> None:

@@ -159,6 +159,24 @@ def test_what_cannot_be_used_is_refused_or_left_out() -> None:
         DatasetBatches([], card())
 
 
+def test_empty_label_maps_teach_nothing() -> None:
+    nothing = np.zeros((60, 70), bool)
+    empty = [labelled(f"p{n}", n, labels={"liver": nothing, "left kidney": nothing}) for n in range(4)]
+    foreign = [labelled("f", 5, labels={"aorta": nothing}, labelled=frozenset({"aorta"}))]
+    for cache_mb, more in ((0.01, []), (1000.0, []), (0.01, foreign), (1000.0, foreign)):
+        source = DatasetBatches(stacks_of([*empty, *more]), card(), seed=1, cache_mb=cache_mb)
+        with pytest.raises(DatasetError, match="are empty, or show nothing large enough"):
+            [source.batch(2) for _ in range(20)]
+        # a case without the organ is an example like any other, beside one that shows it
+        source = DatasetBatches(stacks_of([*empty, labelled("shows", 9)]), card(), seed=1, cache_mb=cache_mb)
+        for _ in range(20):
+            source.batch(2)
+        resumed = DatasetBatches(stacks_of([*empty, labelled("shows", 9)]), card(), seed=1, cache_mb=cache_mb)
+        resumed.restore(source.state())
+        for _ in range(20):
+            resumed.batch(2)
+
+
 def test_batches_are_labelled_in_part_and_never_mirrored() -> None:
     made = DatasetBatches(stacks(), card(), seed=1).batch(12)
     assert made.images.shape == (12, 1, SIZE, SIZE)
@@ -287,6 +305,18 @@ def test_folders_are_recognised(tmp_path: Path) -> None:
     assert [(s.patient, len(s.read())) for s in pictures] == [("p", 2), ("q", 1)]
     with pytest.raises(DatasetError, match=r"dataset\.json"):
         open_dataset(tmp_path)
+
+
+def test_what_is_strange_about_the_labels_is_told(tmp_path: Path) -> None:
+    folder = write_nnunet(tmp_path / "set", ["a", "b"])
+    path = folder / "dataset.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["labels"]["liver tumor"] = 77
+    path.write_text(json.dumps(content), "utf-8-sig")
+    said: list[str] = []
+    opened = open_data(TrainingData((folder,), validation_share=0.5), tell=said.append)
+    assert ["'liver tumor'" in sentence for sentence in said] == [True]
+    assert opened.provenance()[0].licence == "not stated by the data set"
 
 
 def test_everything_together(tmp_path: Path) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.dataset import FileMetaDataset
+from pydicom.fileset import FileSet
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from progidiff.errors import InputError
+from progidiff.volumes import dicom
 from progidiff.volumes.reading import read_volume
 
 from ..volume_examples import GEOMETRIES, oriented, ramp, write_dicom_series
@@ -16,11 +24,43 @@ from ..volume_examples import GEOMETRIES, oriented, ramp, write_dicom_series
 CT = oriented("LPS", (9, 8, 6), (0.75, 0.75, 2.5))
 
 
-def refused(path: Path) -> str:
+def refused(path: Path, series: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        read_volume(path)
+        read_volume(path, series=series)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def edited(folder: Path, change: Callable[[int, pydicom.Dataset], object]) -> None:
+    """Change the files of a series by the number of their slice along k."""
+    for path in folder.glob("*.dcm"):
+        image = pydicom.dcmread(path)
+        change(int(image.InstanceNumber) - 1, image)
+        image.save_as(path)
+
+
+def moved(k: int, image: pydicom.Dataset, z: float) -> None:
+    image.ImagePositionPatient = [*image.ImagePositionPatient[:2], f"{z:.6f}"]
+
+
+def write_object(path: Path, storage: str, modality: str, of: Path, **more: object) -> None:
+    """An object that is no image and names the series of one."""
+    image = pydicom.dcmread(of)
+    thing = pydicom.Dataset()
+    thing.file_meta = FileMetaDataset()
+    thing.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    thing.SOPClassUID, thing.SOPInstanceUID = UID(storage), UID("1.2.826.0.1.3680043.2.1125.77")
+    thing.file_meta.MediaStorageSOPClassUID = thing.SOPClassUID
+    thing.file_meta.MediaStorageSOPInstanceUID = thing.SOPInstanceUID
+    thing.Modality, thing.SeriesInstanceUID = modality, "1.2.826.0.1.3680043.2.1125.78"
+    reference, instance = pydicom.Dataset(), pydicom.Dataset()
+    reference.SeriesInstanceUID = image.SeriesInstanceUID
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    reference.ReferencedSOPSequence = [instance]
+    thing.ReferencedSeriesSequence = [reference]
+    for tag, value in more.items():
+        setattr(thing, tag, value)
+    thing.save_as(path, enforce_file_format=True)
 
 
 # DICOM columns and rows are right-handed with the slice order, so only such grids can come back unchanged.
@@ -96,6 +136,107 @@ def test_other_objects_beside_the_scan_do_not_count(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
 
 
+@pytest.mark.parametrize(
+    ("storage", "modality"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"),
+        ("1.2.840.10008.5.1.4.1.1.88.59", "KO"),
+        ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),
+        ("1.2.840.10008.5.1.4.1.1.88.67", "SR"),
+        ("1.2.840.10008.5.1.4.1.1.66.1", "REG"),
+    ],
+)
+def test_objects_that_name_the_series_are_no_damaged_images_of_it(storage: str, modality: str, tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    write_object(tmp_path / "object.dcm", storage, modality, tmp_path / "1_001.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
+    (tmp_path / "1_001.dcm").write_bytes((tmp_path / "1_001.dcm").read_bytes()[:-60])
+    assert "1 damaged image of its series" in refused(tmp_path)
+
+
+def test_the_index_of_a_disc_is_passed_over(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path / "scan", ramp(CT), CT)
+    disc = FileSet()
+    for path in (tmp_path / "scan").glob("*.dcm"):
+        image = pydicom.dcmread(path)
+        image.PatientID, image.StudyDate, image.StudyTime, image.StudyID = "1", "20200101", "000000", "1"
+        image.SeriesNumber = 1
+        image.save_as(path)
+        disc.add(path)
+    disc.write(tmp_path / "disc")
+    np.testing.assert_array_equal(read_volume(tmp_path / "disc").array, ramp(CT))
+    shutil.copy(tmp_path / "disc" / "DICOMDIR", tmp_path / "scan")
+    np.testing.assert_array_equal(read_volume(tmp_path / "scan").array, ramp(CT))
+
+
+def test_a_dose_that_stops_the_library_is_passed_over(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    dose = {"Rows": 8, "Columns": 9, "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}
+    dose |= {"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 0, "PixelData": bytes(144)}
+    dose |= {"SliceThickness": None, "GridFrameOffsetVector": [0, 5, 10], "FrameIncrementPointer": 0x3004000C}
+    dose |= {"DoseGridScaling": 0.001, "PixelSpacing": [1, 1], "ImagePositionPatient": [0, 0, 0]}
+    dose |= {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    write_object(tmp_path / "dose.dcm", "1.2.840.10008.5.1.4.1.1.481.2", "RTDOSE", tmp_path / "1_001.dcm", **dose)
+    with pytest.raises(RuntimeError, match="invalid logic"):
+        sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(tmp_path))
+    np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
+    assert "cannot be read" in refused(tmp_path / "dose.dcm")
+
+
+def test_whatever_the_library_throws_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dicom_series(tmp_path / "scan", ramp(CT), CT)
+
+    def fail(*_: object) -> None:
+        raise SystemError("an assertion of the library")
+
+    monkeypatch.setattr(dicom, "_image", fail)
+    assert "scan cannot be read as DICOM images" in refused(tmp_path / "scan")
+
+
+def test_one_series_over_several_folders(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    for number, path in enumerate(sorted(tmp_path.glob("*.dcm"))):
+        (tmp_path / f"part {number % 3}").mkdir(exist_ok=True)
+        path.rename(tmp_path / f"part {number % 3}" / path.name)
+    np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
+
+
+def test_a_series_is_chosen_by_its_number_or_the_end_of_its_uid(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT, uid="41")
+    write_dicom_series(tmp_path, ramp(CT)[:2] + 7, CT, uid="52", modality="MR")
+    write_dicom_series(tmp_path / "below", ramp(CT)[:3] + 9, CT, uid="63", modality="MR")
+    numbers = {"41": 3, "52": 4, "63": 4}
+
+    def change(k: int, image: pydicom.Dataset) -> None:
+        image.SeriesNumber = numbers[image.SeriesInstanceUID[-2:]]
+        image.PatientName, image.SeriesDescription = "Doe^Jane", "liver of Jane"
+
+    edited(tmp_path, change)
+    edited(tmp_path / "below", change)
+    np.testing.assert_array_equal(read_volume(tmp_path, series="3").array, ramp(CT))
+    np.testing.assert_array_equal(read_volume(tmp_path, series=" 5.1.52").array, ramp(CT)[:2] + 7)
+    np.testing.assert_array_equal(read_volume(tmp_path, series="1125.1.63").array, ramp(CT)[:3] + 9)
+    for message, which in ((refused(tmp_path), ""), (refused(tmp_path, "9"), "none"), (refused(tmp_path, "4"), "2 of them")):
+        assert "3 image series" in message
+        assert which in message
+        assert "series 3 (6 CT images, UID ending in 5.1.41)" in message
+        assert "series 4 (2 MR images, UID ending in 5.1.52), series 4 (3 MR images, UID ending in 5.1.63)" in message
+        assert "Jane" not in message
+        assert "--series" in message
+    assert "none of them" in refused(tmp_path / "below", "3")
+    assert "no series to choose" in refused(tmp_path / "below" / "63_001.dcm", "4")
+
+
+def test_a_screen_shot_without_a_place_is_no_choice_beside_a_scan(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    write_dicom_series(tmp_path / "report", ramp(CT)[:1], CT, uid="2")
+    edited(tmp_path / "report", lambda k, image: delattr(image, "ImagePositionPatient"))
+    assert "2 image series" in refused(tmp_path)
+    edited(tmp_path / "report", lambda k, image: setattr(image, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"))
+    np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
+    assert "where they lie" in refused(tmp_path / "report")
+
+
 def test_missing_slice(tmp_path: Path) -> None:
     write_dicom_series(tmp_path, ramp(CT), CT)
     (tmp_path / "1_003.dcm").unlink()
@@ -105,6 +246,95 @@ def test_missing_slice(tmp_path: Path) -> None:
 def test_repeated_positions(tmp_path: Path) -> None:
     write_dicom_series(tmp_path, ramp(CT), CT, shifts={4: (0.0, 0.0, -2.5)})
     assert "same place" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_a_repeated_scan_is_refused_with_its_number(places: int, tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    edited(tmp_path, lambda k, image: moved(k, image, 2.5 * (k % places)))
+    slices = f"{places} slice{'s' if places > 1 else ''}"
+    assert f"6 images of {tmp_path.name} show {slices}, each {6 // places} times at the same place" in refused(tmp_path)
+
+
+def test_an_uneven_repeat_says_the_most(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    edited(tmp_path, lambda k, image: moved(k, image, 2.5 * min(k, 3)))
+    assert "show 4 slices, each up to 3 times at the same place" in refused(tmp_path)
+
+
+def test_a_copy_is_named(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    (tmp_path / "more").mkdir()
+    shutil.copy(tmp_path / "1_003.dcm", tmp_path / "more" / "copy of 3.dcm")
+    assert f'"1_003.dcm" and "more/copy of 3.dcm" in {tmp_path.name} are the same image' in refused(tmp_path)
+
+
+def test_missing_pixel_spacing_is_not_one_millimetre(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    edited(tmp_path, lambda k, image: delattr(image, "PixelSpacing"))
+    assert "do not say how large their pixels are" in refused(tmp_path)
+    edited(tmp_path, lambda k, image: setattr(image, "PixelSpacing", [0, 1]))
+    assert "not above zero" in refused(tmp_path)
+    edited(tmp_path, lambda k, image: setattr(image, "PixelSpacing", [1 + k // 3, 1]))
+    assert "differ in the size of their pixels" in refused(tmp_path)
+
+
+def test_rows_and_columns_keep_their_own_spacing(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    edited(tmp_path, lambda k, image: setattr(image, "PixelSpacing", [1.5, 0.5]))
+    assert read_volume(tmp_path).geometry.spacing == pytest.approx((0.5, 1.5, 2.5))
+
+
+@pytest.mark.parametrize("distance", [0.33, 0.625, 1.25, 2.96875])
+def test_positions_rounded_to_a_tenth_are_read_with_a_warning(distance: float, tmp_path: Path) -> None:
+    geometry = oriented("LPS", (9, 8, 20), (0.75, 0.75, distance))
+    write_dicom_series(tmp_path, ramp(geometry), geometry)
+    edited(tmp_path, lambda k, image: moved(k, image, round(distance * k + 1e-9, 1)))
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, ramp(geometry))
+    assert volume.geometry.spacing[2] == pytest.approx(distance, abs=0.005)
+    (warning,) = volume.warnings
+    assert "are rounded" in warning
+    assert "evenly spaced" in warning
+    (tmp_path / "1_010.dcm").unlink()
+    assert "some may be missing" in refused(tmp_path)
+
+
+def test_rounded_positions_across_the_stack_are_no_gantry_tilt(tmp_path: Path) -> None:
+    geometry = GEOMETRIES["oblique"]
+    write_dicom_series(tmp_path, ramp(geometry), geometry)
+
+    def rounded(k: int, image: pydicom.Dataset) -> None:
+        image.ImagePositionPatient = [f"{float(v):.1f}" for v in image.ImagePositionPatient]
+
+    edited(tmp_path, rounded)
+    volume = read_volume(tmp_path)
+    assert len(volume.warnings) == 1
+    corners = np.array([[i, j, k, 1] for i in (0, 8) for j in (0, 7) for k in (0, 5)])
+    to_ijk = np.linalg.inv(volume.geometry.affine)
+    for ijk in corners:
+        place = geometry.affine @ ijk
+        i, j, k = np.rint((to_ijk @ place)[:3]).astype(int)
+        assert volume.array[k, j, i] == ramp(geometry)[ijk[2], ijk[1], ijk[0]]
+        assert np.abs(volume.geometry.affine @ [i, j, k, 1] - place).max() < 0.1
+
+
+def test_exact_positions_need_no_warning(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    edited(tmp_path, lambda k, image: moved(k, image, 1.25 * k + k % 2 * 0.01))
+    assert read_volume(tmp_path).warnings == ()
+
+
+def test_a_slice_that_is_moved_aside_is_refused(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT, shifts={3: (8.0, 0.0, 0.0)})
+    assert "not evenly spaced" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(("said", "expected"), [("PT", "PT"), ("US", "US"), ("NM", "NM"), ("", None)])
+def test_the_modality_is_what_the_images_say(said: str, expected: str | None, tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    edited(tmp_path, lambda k, image: setattr(image, "Modality", said))
+    assert read_volume(tmp_path).modality == expected
 
 
 def test_gantry_tilt(tmp_path: Path) -> None:
@@ -140,6 +370,21 @@ def test_truncated_image(which: str, tmp_path: Path) -> None:
     path = tmp_path / which
     path.write_bytes(path.read_bytes()[:-60])
     assert "1 damaged image" in refused(tmp_path)
+
+
+def test_a_slice_that_cannot_be_opened_is_not_passed_over(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    (tmp_path / "1_001.dcm").unlink()
+    (tmp_path / "1_001.dcm").symlink_to(tmp_path / "gone")
+    assert '"1_001.dcm" in' in refused(tmp_path)
+    assert "cannot be opened" in refused(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, ramp(CT), CT)
+    os.mkfifo(tmp_path / "pipe")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, ramp(CT))
 
 
 def test_nothing_but_the_error_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

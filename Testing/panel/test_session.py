@@ -183,10 +183,18 @@ def test_several_targets(session: Watched, client: FakeClient, volume: Any) -> N
     assert session.store.rows("spleen")[0].millilitres != session.store.rows("liver")[0].millilitres
 
 
-def test_warnings_are_passed_on(session: Watched, client: FakeClient, volume: Any) -> None:
-    volume.SetAttribute("DICOM.Modality", "PT")
+@pytest.mark.parametrize(("said", "told"), [("PT", "PT"), ("mr ", "MR"), ("", None), ("no code", None)])
+def test_the_worker_is_told_what_the_volume_says_to_be(
+    said: str, told: str | None, session: Watched, client: FakeClient, volume: Any
+) -> None:
+    volume.SetAttribute("DICOM.Modality", said)
     session.start(request(volume))
-    assert "PT image" in session.heard("warned")[0][0].message
+    client.reach_propose()
+    assert next(values[2] for call, values in client.calls if call.kind == "set_image") == told
+
+
+def test_warnings_are_passed_on(session: Watched, client: FakeClient, volume: Any) -> None:
+    session.start(request(volume))
     client.reach_propose()
     client.call.event.emit(WarningEvent("empty", "liver: 100% of the proposals are empty."))
     assert session.heard("warned")[-1][0].message == "liver: 100% of the proposals are empty."

@@ -11,7 +11,7 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName, WarningEvent
+from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName
 from progidiff.protocol import AdapterLoaded, ImageReply, Loaded
 from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.logic.extent import Extent, Point
@@ -224,7 +224,8 @@ class Run:
         image = self.job.image
         self._progress(_LOADED, _("sending the volume"), None)
         plane, correct = self.job.plan.plane, self.request.correct_values
-        call = self._client.set_image(image.array_kji, image.affine, image.modality, plane, correct)
+        stated = image.modality or image.stated_modality or None
+        call = self._client.set_image(image.array_kji, image.affine, stated, plane, correct)
         self._follow(call, self._on_sending, self._on_image)
 
     def _on_sending(self, event: Event) -> None:
@@ -306,11 +307,3 @@ def progress_text(event: ProgressEvent) -> str:
         number = min(event.slices_done + 1, event.slices_total)
         return _("slice {number}/{count}").format(number=number, count=event.slices_total)
     return _("proposing")
-
-
-def stated_warning(image: VolumeImage) -> WarningEvent | None:
-    """About a volume that says to be neither CT nor MR."""
-    if image.modality is not None or not image.stated_modality:
-        return None
-    message = _("{name} is a {modality} image; the model was made for CT and MR, so look at its proposals with care.")
-    return WarningEvent("modality", message.format(name=image.name, modality=image.stated_modality))

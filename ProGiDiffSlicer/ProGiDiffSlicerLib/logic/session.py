@@ -24,7 +24,7 @@ from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay
 from ProGiDiffSlicerLib.logic.extent import slices_of_extent
 from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation
-from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest, stated_warning
+from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
 from ProGiDiffSlicerLib.logic.sequences import frames
 from ProGiDiffSlicerLib.logic.shelf import Shelf
 from ProGiDiffSlicerLib.logic.store import ProposalStore
@@ -168,8 +168,6 @@ class ProposalSession:
         run.failed.connect(self._on_failed)
         run.cancelled.connect(self._on_cancelled)
         self._set_state(SessionState.RUNNING)
-        if (warning := stated_warning(first.image)) is not None:
-            self.warned.emit(warning)
         run.start()
 
     def cancel(self) -> None:

@@ -116,7 +116,8 @@ def stated_modality(node: Any) -> str:
         item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
         attribute = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
         stated = hierarchy.GetItemAttribute(item, attribute) if item else ""
-    return (stated or "").strip().upper()
+    code = (stated or "").strip().upper()
+    return code if code.isalnum() and code.isascii() and 2 <= len(code) <= 16 else ""
 
 
 def modality_of(node: Any) -> Modality | None:

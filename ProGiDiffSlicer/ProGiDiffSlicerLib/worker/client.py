@@ -178,7 +178,7 @@ class WorkerClient:
         Args:
             array_kji: (K, J, I) integers or floats.
             affine: (4, 4), IJK -> RAS in mm.
-            modality: ``"CT"``, ``"MR"``, or ``None`` if not known.
+            modality: ``"CT"``, ``"MR"`` or another code of DICOM, or ``None`` if not known.
             plane: of the slices, or ``None``: what suits volume and model.
             correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from progidiff.errors import InputError
 from progidiff.volumes import itk, nifti
 from progidiff.volumes.dicom import is_dicom_file
+from progidiff.volumes.reading import series_uid
 
 #: Label maps by their names: nnU-Net's folders, Slicer's segmentations.
 _LABEL_FOLDERS = frozenset({"labelstr", "labelsts"})
@@ -33,7 +34,8 @@ class Candidate:
 def find_volumes(folder: Path) -> list[Candidate]:
     """Files in a format of :mod:`progidiff.volumes.reading`, and folders that hold DICOM images, by name.
 
-    Hidden entries, nnU-Net's label folders and segmentation files are passed over. Links to folders are not followed.
+    A series that is spread over several folders is one volume, of the folder that holds them. Hidden entries,
+    nnU-Net's label folders and segmentation files are passed over. Links to folders are not followed.
 
     Raises:
         InputError: there is no such folder, or no volume in it.
@@ -42,6 +44,7 @@ def find_volumes(folder: Path) -> list[Candidate]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; give the folder that holds the volumes.")
     found: list[Candidate] = []
+    series: dict[str, list[Path]] = {}
     for directory, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and n.lower() not in _LABEL_FOLDERS)
         here = Path(directory)
@@ -55,14 +58,16 @@ def find_volumes(folder: Path) -> list[Candidate]:
             else:
                 others.append(here / name)
         if any(_is_dicom(path) for path in others):
-            found.append(_candidate(here, folder))
+            series.setdefault(series_uid(here) or str(here), []).append(here)
+    places = {Path(os.path.commonpath(parts)) for parts in series.values()}
+    found += [_candidate(place, folder) for place in places]
     if not found:
         raise InputError(f"The folder {folder} holds no volumes (NIfTI, NRRD, MetaImage or DICOM); give another one.")
     return sorted(found, key=lambda c: c.name)
 
 
 def fingerprint(path: Path) -> str:
-    """BLAKE2 digest of a file's content, or of the names and contents of the files directly in a folder.
+    """BLAKE2 digest of a file's content, or of the names and contents of the DICOM files in a folder and below it.
 
     Raises:
         InputError: something in it cannot be read.
@@ -70,8 +75,9 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     try:
         if path.is_dir():
-            for entry in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
-                digest.update(f"{entry.name}\0{entry.stat().st_size}\0".encode())
+            for entry in sorted(p for p in path.rglob("*") if not p.name.startswith(".") and _is_dicom(p)):
+                name = entry.relative_to(path).as_posix()
+                digest.update(f"{name}\0{entry.stat().st_size}\0".encode(errors="surrogateescape"))
                 _feed(digest, entry)
         else:
             _feed(digest, path)
@@ -84,7 +90,9 @@ def fingerprint(path: Path) -> str:
 
 
 def _candidate(path: Path, folder: Path) -> Candidate:
-    return Candidate(path, path.relative_to(folder).as_posix())
+    # a name that is not UTF-8 could not be written into the result
+    name = path.relative_to(folder).as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return Candidate(path, name)
 
 
 def _is_dicom(path: Path) -> bool:

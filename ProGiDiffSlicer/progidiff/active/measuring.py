@@ -68,7 +68,8 @@ def measure(
         InputError: the volume cannot be used.
         ModelError: the model is not made for its modality.
     """
-    modality = volume.modality or settings.modality
+    said = volume.modality
+    modality = said if said in ("CT", "MR") else settings.modality or said
     info = engine.set_image(volume.array, volume.geometry.affine, modality, settings.plane, settings.correct_values)
     doubts = {target: TargetDoubt(info.spacing_rc[0] * info.spacing_rc[1]) for target in targets}
     notes: dict[str, None] = {}
@@ -104,7 +105,7 @@ def measure(
         plane=info.plane,
         slice_count=info.slice_count,
         per_target=per_target,
-        notes=list(notes),
+        notes=[*volume.warnings, *notes],
     )
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from progidiff.active.finding import Candidate, find_volumes, fingerprint
 from progidiff.active.measuring import NextSettings, measure
 from progidiff.active.record import Failure, Item, NextDocument, Settings, read_or_begin
-from progidiff.errors import CancelledError, InputError, ProGiDiffError
+from progidiff.errors import CancelledError, InputError, why_left_out
 from progidiff.evaluation.samples import weights_key
 from progidiff.sampling.engine import Engine
-from progidiff.volumes.problems import too_large
 from progidiff.volumes.reading import read_volume
 
 Tell = Callable[[dict[str, Any]], None]
@@ -116,8 +115,8 @@ def _sort(
     for candidate in found:
         try:
             mark = fingerprint(candidate.path)
-        except InputError as error:
-            failures.append(Failure(path=candidate.name, reason=str(error)))
+        except Exception as error:
+            failures.append(Failure(path=candidate.name, reason=why_left_out(candidate.name, error)))
             continue
         item = by_content.get(mark)
         if item is None:
@@ -142,10 +141,8 @@ def _measured(
         item = measure(engine, volume, targets, settings, cancelled, progress)
     except CancelledError:
         raise
-    except MemoryError:
-        return Failure(path=candidate.name, reason=str(too_large(candidate.path.name)))
-    except ProGiDiffError as error:
-        return Failure(path=candidate.name, reason=str(error))
+    except Exception as error:  # one volume among many; the next one may be sound
+        return Failure(path=candidate.name, reason=why_left_out(candidate.name, error))
     return item.model_copy(update={"path": candidate.name, "fingerprint": mark, "seconds": time.monotonic() - began})
 
 

@@ -138,6 +138,8 @@ class _Output:
     def __call__(self, event: dict[str, Any]) -> None:
         if self._as_json:
             print(json.dumps(event, ensure_ascii=False), flush=True)
+        for case in event.get("left_out", []) if not self._as_json else []:
+            print(f"Left out: {case['case']}: {one_line(case['reason'])}", flush=True)
         if self._pictures is not None and event["event"] == "pictures":
             self._write(self._pictures, event["items"])
 
@@ -176,5 +178,5 @@ def _print(card: AdapterCard, out: Path) -> None:
     if card.retention is not None:
         kept = card.retention
         screen.print(f"Retention on {kept.n} {kept.set}: {kept.before:.3f} before, {kept.after:.3f} after.")
-    screen.print(f"{card.steps} steps in {card.seconds:.0f} s, best at step {card.best_step}. {card.reason}")
+    screen.print(f"{card.steps} steps in {card.seconds:.0f} s, best at step {card.best_step}. {card.reason} {card.notes}")
     screen.print(f"Adapter: {out}", soft_wrap=True)

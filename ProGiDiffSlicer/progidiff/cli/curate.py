@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,8 +62,15 @@ def list_cases(
         }
         for case in cases
     ]
+    damaged = kept.damaged()
     if as_json:
-        print(json.dumps({"cases": rows, "counts": kept.counts(), "patients": len(set(groups.values()))}, indent=2))
+        record = {
+            "cases": rows,
+            "counts": kept.counts(),
+            "patients": len(set(groups.values())),
+            "damaged": _damaged(damaged.items()),
+        }
+        print(json.dumps(record, indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("case", "modality", "targets", "edited", "model"):
@@ -74,6 +82,10 @@ def list_cases(
     screen.print(table)
     counts = ", ".join(f"{target} {count}" for target, count in kept.counts().items()) or "none"
     screen.print(f"{len(rows)} cases of {len(set(groups.values()))} patients: {counts}.", highlight=False, soft_wrap=True)
+    if damaged:
+        screen.print(
+            f'{len(damaged)} more are damaged; "progidiff curate verify" says why.', highlight=False, soft_wrap=True
+        )
 
 
 @app.command()
@@ -112,7 +124,10 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a clean nnU-Net data set of the cases in which all of the targets are known."""
+    """Write a clean nnU-Net data set of the cases in which all of the targets are known.
+
+    Exit code 1 where some of them are damaged and were left out.
+    """
     from progidiff.curation import CuratedSet
 
     done = CuratedSet(folder).export(out, modality.value, target)
@@ -121,7 +136,9 @@ def export(
         f" {done.left_out} left out, because not all of it is known in them."
     )
     record = {"cases": done.cases, "patients": done.patients, "targets": list(done.targets), "left_out": done.left_out}
-    _say(record, as_json, sentence)
+    _say({**record, "damaged": _damaged(done.damaged)}, as_json, "\n".join([*_lines(done.damaged), sentence]))
+    if done.damaged:
+        raise typer.Exit(EXIT_PROBLEM)
 
 
 @app.command()
@@ -130,7 +147,7 @@ def merge(
     other: Annotated[list[Path], typer.Argument(metavar="OTHER...", help="Sets whose cases are added.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Add the cases of other sets; nothing that is here is changed. Exit code 1 where cases are in conflict."""
+    """Add the cases of other sets; nothing that is here is changed. Exit code 1 where some are in conflict or damaged."""
     from dataclasses import asdict
 
     from progidiff.curation import CuratedSet
@@ -142,8 +159,10 @@ def merge(
         f"{totals['added']} cases added, {totals['present']} were there already, {totals['removed']} had been removed here,"
         f" {totals['conflicts']} have the id of another case here and were left out."
     )
-    _say({"results": [asdict(r) for r in results]}, as_json, sentence)
-    if totals["conflicts"]:
+    damaged = [case for result in results for case in result.damaged]
+    record = [{**asdict(r), "damaged": _damaged(r.damaged)} for r in results]
+    _say({"results": record}, as_json, "\n".join([*_lines(damaged), sentence]))
+    if totals["conflicts"] or damaged:
         raise typer.Exit(EXIT_PROBLEM)
 
 
@@ -172,6 +191,14 @@ def rebuild(folder: SetArgument, as_json: JsonOption = False) -> None:
 
     count = CuratedSet(folder).rebuild_index()
     _say({"cases": count}, as_json, f"The index lists {count} cases.")
+
+
+def _damaged(cases: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"case": case, "reason": reason} for case, reason in cases]
+
+
+def _lines(damaged: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"Left out: {case}: {reason}" for case, reason in damaged]
 
 
 def _say(record: dict[str, Any], as_json: bool, text: str) -> None:

@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
 def propose(
     source: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="NIfTI, NRRD or MHA file, or a folder with one DICOM series."),
+        typer.Argument(metavar="INPUT", help="NIfTI, NRRD or MHA file, or a folder with DICOM images."),
     ],
     prompt: Annotated[
         list[str],
@@ -106,6 +106,10 @@ def propose(
         typer.Option(min=1, max=65536, help="Most samples in one network call (default: as memory allows)."),
     ] = None,
     modality: Annotated[ModalityName | None, typer.Option(help="For files that do not say it themselves.")] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(metavar="N|UID", help="Which series of a DICOM folder: its number, or the end of its UID."),
+    ] = None,
     plane: PlaneOption = None,
     correct_values: CorrectOption = False,
     worker_command: Annotated[
@@ -146,6 +150,7 @@ def propose(
         ranking=ranking.value,
         batch_size=batch_size,
         modality=modality.value if modality else None,
+        series=series,
         plane=plane.value if plane else None,
         correct_values=correct_values,
         worker_command=worker_command,

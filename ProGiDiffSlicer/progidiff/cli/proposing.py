@@ -51,6 +51,7 @@ class ProposeOptions:
     batch_size: int | None = None
     everywhere: bool = False
     modality: str | None = None
+    series: str | None = None
     plane: str | None = None
     correct_values: bool = False
     worker_command: str | None = None
@@ -83,7 +84,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         atomic_folder(options.out, overwrite=options.overwrite) as folder,
         ExitStack() as stack,
     ):
-        volume = read_volume(options.source)
+        volume = read_volume(options.source, series=options.series)
         modality = options.modality or volume.modality
         if card is not None:
             cut(card.planes)
@@ -93,7 +94,8 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         loaded = client.load(options.model, options.device, view.show)
         wanted = understand(options.prompts, loaded.vocabulary)
         plan, slices = cut(loaded.card.get("planes") or USUAL_PLANES)
-        later: list[WarningEvent] = []  # what is wrong with the image is said before what may be wrong with the adapter
+        # what the engine says of the image comes before what its file and the adapter may be
+        later = [WarningEvent("volume", sentence) for sentence in volume.warnings]
         if options.adapter is not None:
             adapter = client.load_adapter(options.adapter, options.even_if_worse).card
             if not adapter.get("better"):

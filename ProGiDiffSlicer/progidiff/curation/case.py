@@ -160,10 +160,13 @@ def parse_case(path: Path, dataset: Path) -> CuratedCase:
             if not isinstance(facts[part]["sha256"], str) or not isinstance(facts[part]["bytes"], int):
                 raise TypeError("checksums are missing")
         np.array(facts["affine"], dtype=np.float64).reshape(4, 4)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        plane, _ = str(facts["plane"]), list(facts["shape_kji"])
+    except DatasetError:
+        raise
+    except Exception as error:  # there is no end to how a file can be damaged, and the other cases are sound
         raise DatasetError(f"The file of case {path.stem} is damaged ({error}); restore it from a copy.") from error
     image, label = case_files(dataset, identifier)
-    return CuratedCase(identifier, facts["modality"], str(facts["plane"]), tuple(ids), ids, image, label, facts)
+    return CuratedCase(identifier, facts["modality"], plane, tuple(ids), ids, image, label, facts)
 
 
 def case_files(dataset: Path, identifier: str) -> tuple[Path, Path]:

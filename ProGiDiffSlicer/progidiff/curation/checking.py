@@ -14,7 +14,7 @@ import numpy as np
 
 from progidiff.curation.case import FIELDS, CuratedCase, case_files, parse_case, read_image
 from progidiff.curation.files import digest, explained, move
-from progidiff.errors import DatasetError
+from progidiff.errors import DatasetError, why_left_out
 from progidiff.volumes.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def verify(kept: CuratedSet, repair: bool = False, older_than_s: float = SETTLED
             except DatasetError as error:
                 problems.append(Problem(path.stem, str(error)))
                 continue
-            problems += [Problem(case.id, message) for message in _case_problems(case, table)]
+            try:
+                problems += [Problem(case.id, message) for message in _case_problems(case, table)]
+            except Exception as error:  # one case among many
+                problems.append(Problem(case.id, why_left_out("It", error)))
             twin = seen.setdefault((case.facts["image"]["sha256"], case.facts["label"]["sha256"]), case.id)
             if twin != case.id:
                 problems.append(Problem(case.id, f"It is the same as case {twin}; remove one of them.", harmless=True))

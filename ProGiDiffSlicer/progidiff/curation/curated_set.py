@@ -79,6 +79,22 @@ class CuratedSet:
                     found.append(case)
         return sorted(found, key=lambda case: case.id)
 
+    def damaged(self) -> dict[str, str]:
+        """Why :meth:`list` leaves cases out, by their ids."""
+        whole = {case.id for case in self.list()}
+        found: dict[str, str] = {}
+        for dataset in self._datasets():
+            for path in _files(dataset / "cases"):
+                if path.stem not in whole:
+                    try:
+                        parse_case(path, dataset)
+                        found[path.stem] = (
+                            f"The image or the label map of case {path.stem} is missing; restore it from a copy."
+                        )
+                    except DatasetError as error:
+                        found[path.stem] = str(error)
+        return found
+
     def counts(self) -> dict[str, int]:
         """Number of cases by target, in the catalogue's order."""
         held: dict[str, int] = {}

@@ -15,7 +15,7 @@ import numpy as np
 from progidiff.curation.case import FILE_ENDING, CuratedCase, Modality, write_image
 from progidiff.curation.files import digest, explained
 from progidiff.curation.keys import patient_groups
-from progidiff.errors import DatasetError, OutputError
+from progidiff.errors import DatasetError, OutputError, why_left_out
 from progidiff.volumes.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Exported:
         cases: how many.
         left_out: cases of the modality in which not all targets are known.
         patients: groups of cases that belong together.
+        damaged: id and reason of each case that cannot be read and was left out.
     """
 
     folder: Path
@@ -41,18 +42,20 @@ class Exported:
     cases: int
     left_out: int
     patients: int
+    damaged: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Merged:
     """What came of merging: ids of cases that were added, that were there already, that had been removed here, and that
-    exist here with another content (which are left alone).
+    exist here with another content (which are left alone); and id and reason of each that is damaged and was left out.
     """
 
     added: tuple[str, ...]
     present: tuple[str, ...]
     removed: tuple[str, ...]
     conflicts: tuple[str, ...]
+    damaged: tuple[tuple[str, str], ...] = ()
 
 
 def export(kept: CuratedSet, out: Path, modality: Modality, targets: Iterable[str] | None = None) -> Exported:
@@ -69,7 +72,7 @@ def export(kept: CuratedSet, out: Path, modality: Modality, targets: Iterable[st
         targets: by default the target with the most cases.
 
     Raises:
-        DatasetError: no case knows all targets.
+        DatasetError: no case knows all targets, or none that does can be read.
         OutputError: the folder holds something, or cannot be written.
     """
     out = Path(out)
@@ -80,22 +83,31 @@ def export(kept: CuratedSet, out: Path, modality: Modality, targets: Iterable[st
         raise DatasetError(f"No {modality} case of this set knows {' and '.join(wanted) or 'any target'}; choose others.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f'"{out}" holds something already; choose a new or empty folder.')
-    groups = patient_groups(chosen)
+    written: list[CuratedCase] = []
+    damaged: list[tuple[str, str]] = []
     fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex}.part")
     try:
         with explained(out):
             for part in ("imagesTr", "labelsTr"):
                 (fresh / part).mkdir(parents=True)
             for case in chosen:
+                try:
+                    _image, affine, masks = case.read()
+                except Exception as error:  # one case among many
+                    damaged.append((case.id, why_left_out(case.id, error)))
+                    continue
+                written.append(case)
                 shutil.copyfile(case.image_path, fresh / "imagesTr" / case.image_path.name)
-                _image, affine, masks = case.read()
                 label = sum(masks[target].astype(np.uint8) * np.uint8(number) for number, target in enumerate(wanted, 1))
                 grid = Geometry(tuple(reversed(masks[wanted[0]].shape)), affine)  # type: ignore[arg-type]
                 write_image(fresh / "labelsTr" / case.label_path.name, np.asarray(label, dtype=np.uint8), grid)
+            if not written:
+                raise DatasetError(f"None of the {len(chosen)} cases can be read; of the first one: {damaged[0][1]}")
+            groups = patient_groups(written)
             index = {
                 "channel_names": {"0": modality},
                 "labels": {"background": 0, **{target: number for number, target in enumerate(wanted, 1)}},
-                "numTraining": len(chosen),
+                "numTraining": len(written),
                 "file_ending": FILE_ENDING,
             }
             (fresh / "dataset.json").write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -107,7 +119,8 @@ def export(kept: CuratedSet, out: Path, modality: Modality, targets: Iterable[st
             fresh.rename(out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return Exported(out, wanted, len(chosen), len(cases) - len(chosen), len(set(groups.values())))
+    left_out = len(cases) - len(chosen)
+    return Exported(out, wanted, len(written), left_out, len(set(groups.values())), tuple(damaged))
 
 
 def merge(kept: CuratedSet, other: CuratedSet) -> Merged:
@@ -131,6 +144,7 @@ def merge(kept: CuratedSet, other: CuratedSet) -> Merged:
     present: list[str] = []
     removed: list[str] = []
     conflicts: list[str] = []
+    damaged: list[tuple[str, str]] = []
     for case in other.list():
         own = here.get(case.id)
         if own is not None:
@@ -139,11 +153,17 @@ def merge(kept: CuratedSet, other: CuratedSet) -> Merged:
         elif case.id in trash:
             removed.append(case.id)
         else:
-            _take(kept, case)
-            added.append(case.id)
+            try:
+                _take(kept, case)
+            except OutputError:
+                raise
+            except Exception as error:  # one case among many
+                damaged.append((case.id, why_left_out(case.id, error)))
+            else:
+                added.append(case.id)
     if added:
         kept.rebuild_index()
-    return Merged(tuple(added), tuple(present), tuple(removed), tuple(conflicts))
+    return Merged(tuple(added), tuple(present), tuple(removed), tuple(conflicts), tuple(damaged))
 
 
 def _take(kept: CuratedSet, case: CuratedCase) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from progidiff.datasets.naming import target_of
+from progidiff.datasets.naming import read_json, target_of
 from progidiff.errors import DatasetError
+from progidiff.targets.catalog import part_of
 
 MANIFEST_NAME = "manifest.json"
 
@@ -24,7 +26,9 @@ def _inside(path: str) -> str:
 def _known_target(name: str) -> str:
     key = target_of(name)
     if key is None:
-        raise ValueError(f"'{name}' is no organ that is known")
+        organ = part_of(name)
+        offer = "" if organ is None else f"; where it is a part of the {organ.key}, give it that name"
+        raise ValueError(f"'{name}' is no organ that is known{offer}")
     return key
 
 
@@ -124,7 +128,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        read_json(path)  # refuses what is given twice
+        return Manifest.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
     except FileNotFoundError:
         raise DatasetError(f"'{folder}' is not a slice folder: it has no {MANIFEST_NAME}.") from None
     except OSError as error:
@@ -133,3 +138,5 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise DatasetError(f"'{path}' is not valid at {where}: {first['msg'].removeprefix('Value error, ')}.") from error
+    except ValueError as error:
+        raise DatasetError(f"'{path}' is not valid: {error}; correct it.") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,24 @@ def target_of(name: str) -> str | None:
     """
     target = find_target(name)
     return None if target is None else target.key
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, with or without a byte-order mark.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or gives something twice, of which all but the last would be lost.
+    """
+    return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"it gives '{twice}' twice")
+    return found
 
 
 def with_unions(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from progidiff.datasets.naming import target_of, with_unions
+from progidiff.datasets.naming import read_json, target_of, with_unions
 from progidiff.datasets.slices import LabelledSlice, Modality
 from progidiff.errors import DatasetError, InputError
+from progidiff.targets.catalog import part_of
 from progidiff.volumes.slicing import USUAL_PLANES, extract_slice, plan_slices
 from progidiff.volumes.values import not_hounsfield
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 _MR_CHANNELS = frozenset({"mr", "mri", "t1", "t2", "t1w", "t2w", "flair", "adc", "dwi", "t1ce", "t1gd"})
+_MOST_LISTED = 8
 _BACKGROUND = frozenset({"background", "bg", "unlabelled", "unlabeled"})
 
 
@@ -49,6 +51,8 @@ class NnUNetDataset:
         plane: plane of the slices; ``None`` takes the one that suits each volume and ``known``.
         known: the planes of the model that the slices are for.
         correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
+        tell: told each of the ``warnings`` once, when it is noticed, and once where values of a CT that is read cannot be
+            Hounsfield units.
 
     Attributes:
         cases: the labelled cases, by name.
@@ -57,8 +61,8 @@ class NnUNetDataset:
         ignored_values: values of the "ignore" label; nothing is known about their voxels.
         labelled_targets: the targets that this set labels (with unions such as "kidneys"); all others are
             unknown in it, never background.
-        warnings: sentences about labels that were left out.
-        tell: told once, as a sentence, where values of a CT that is read cannot be Hounsfield units.
+        warnings: sentences about labels that were left out or mean something else than their names say; more may come
+            while the label maps are read.
 
     Raises:
         DatasetError: a folder that is not such a data set, or that labels no known target.
@@ -73,18 +77,21 @@ class NnUNetDataset:
         plane: str | None = None,
         known: Sequence[str] = USUAL_PLANES,
         correct_values: bool = False,
+        tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.folder = Path(folder)
         self.channel = channel
         self.plane = plane
         self.known = tuple(known)
         self.correct_values = correct_values
-        self.tell: Callable[[str], None] = lambda sentence: None
         self._told = False
         self.warnings: list[str] = []
+        self._tell = tell
         self._patient_of = patient_of or (lambda name: name)
         description = _read_description(self.folder)
-        self.labels, self.ignored_values = self._read_labels(description)
+        named = list(_named_labels(description, self.folder.name))
+        self._values = frozenset({0}.union(*(ids for _, ids in named)))
+        self.labels, self.ignored_values = self._read_labels(named)
         if not self.labels:
             raise DatasetError(
                 f"No label of '{self.folder.name}' names a known organ; check the names under 'labels' in dataset.json."
@@ -123,8 +130,15 @@ class NnUNetDataset:
             raise DatasetError(
                 f"The label map of case '{case.name}' does not lie on its image's grid; resample it to the image."
             )
-        if not np.array_equal(label.array, np.rint(label.array)):
+        if label.array.dtype.kind == "f" and not np.array_equal(label.array, np.rint(label.array)):
             raise DatasetError(f"The label map of case '{case.name}' holds values that are no whole numbers; check it.")
+        unnamed = sorted({int(value) for value in np.unique(label.array)} - self._values)
+        if unnamed:
+            values = ", ".join(map(str, unnamed[:_MOST_LISTED])) + (" and more" if len(unnamed) > _MOST_LISTED else "")
+            self._warn(
+                f"Label maps of '{self.folder.name}' hold values that dataset.json does not name ({values}); their voxels"
+                " count as background, so name the values under 'labels' if they are an organ."
+            )
         return self._in_hounsfield(image) if self.modality == "CT" else image, label
 
     def slices(self, case: Case) -> Iterator[LabelledSlice]:
@@ -160,10 +174,13 @@ class NnUNetDataset:
             return replace(image, array=odd.corrected(image.array))
         if not self._told:
             self._told = True
-            self.tell(odd.warning)
+            self._tell(odd.warning)
         return image
 
     def _read(self, path: Path) -> Volume:
+        if path.parent.name.startswith("images") and not path.is_file():
+            name = path.name.rpartition("_")[0]
+            raise DatasetError(f"The image of case '{name}' is missing; it should be '{path}'.")
         from progidiff.volumes.reading import read_volume  # brings the libraries that read files
 
         try:
@@ -171,21 +188,53 @@ class NnUNetDataset:
         except InputError as error:
             raise DatasetError(f"In data set '{self.folder.name}': {error}") from error
 
-    def _read_labels(self, description: dict[str, Any]) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    def _read_labels(
+        self, named: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
+        spelled: dict[str, str] = {}
+        unknown: list[tuple[str, tuple[int, ...]]] = []
         ignored: tuple[int, ...] = ()
-        for name, ids in _named_labels(description, self.folder.name):
-            if name.lower() in _BACKGROUND or ids == (0,):
-                continue
+        for name, ids in named:
+            target = target_of(name)
             if name.lower() == "ignore":
                 ignored = ids
-                continue
-            target = target_of(name)
-            if target is None:
-                self.warnings.append(f"The label '{name}' names no known organ and is left out.")
+            elif target is None:
+                unknown += [(name, ids)] if name.lower() not in _BACKGROUND and ids != (0,) else []
+            elif 0 in ids:
+                raise DatasetError(
+                    f"dataset.json of '{self.folder.name}' gives '{name}' the value 0, which is the background; correct it."
+                )
             else:
+                if target in found:
+                    both = f"'{spelled[target]}' and '{name}'"
+                    self._warn(f"The labels {both} both mean {target}; their voxels are taken together.")
                 found[target] = tuple(sorted({*found.get(target, ()), *ids}))
+                spelled.setdefault(target, name)
+        for name, ids in unknown:
+            self._warn_of_unknown(name, ids, found, spelled)
         return found, ignored
+
+    def _warn_of_unknown(
+        self, name: str, ids: tuple[int, ...], found: Mapping[str, tuple[int, ...]], spelled: Mapping[str, str]
+    ) -> None:
+        organ = part_of(name)
+        keys = () if organ is None else (organ.key,) if organ.key in found else organ.parts
+        own = {value for key in keys for value in found.get(key, ())}
+        if organ is None or not own:
+            self._warn(f"The label '{name}' names no known organ and is left out.")
+        elif more := sorted({*ids}.difference(*found.values())):
+            label = json.dumps({spelled.get(organ.key, organ.key): sorted({*own, *more})}, ensure_ascii=False)[1:-1]
+            values = ", ".join(map(str, more))
+            self._warn(
+                f"The label '{name}' is no organ of its own: voxels of the value {values} count as not {organ.key}."
+                f" Where they are a part of it, write {label} under 'labels' in dataset.json."
+            )
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+            self._tell(sentence)
 
     def _modality(self, description: dict[str, Any]) -> Modality:
         channels = description.get("channel_names", description.get("modality"))
@@ -224,13 +273,13 @@ class NnUNetDataset:
         without = folder / f"{name}{suffix}"
         if self.channel == 0 and without.is_file():
             return without
-        raise DatasetError(f"The image of case '{name}' is missing; it should be '{with_channel}'.")
+        return with_channel
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
     except FileNotFoundError:
         raise DatasetError(f"'{folder}' is not an nnU-Net data set: it has no dataset.json.") from None
     except (OSError, ValueError) as error:
@@ -243,13 +292,26 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _named_labels(description: dict[str, Any], dataset: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and values of every label, from ``{"liver": 1}``, ``{"kidneys": [2, 3]}`` (v2) or ``{"1":
     "liver"}`` (v1).
+
+    Raises:
+        DatasetError: an entry that is neither, a negative value, or one value with two names.
     """
+    owner: dict[int, str] = {}
     for key, value in description["labels"].items():
-        if isinstance(value, str) and key.isdecimal():
-            yield value, (int(key),)
+        if isinstance(value, str) and key.removeprefix("-").isdecimal():
+            name, ids = value, (int(key),)
         elif isinstance(value, int) and not isinstance(value, bool):
-            yield key, (value,)
+            name, ids = key, (value,)
         elif isinstance(value, list) and value and all(isinstance(v, int) for v in value):
-            yield key, tuple(value)
+            name, ids = key, tuple(value)
         else:
             raise DatasetError(f"The label '{key}: {value}' in dataset.json of '{dataset}' is neither a number nor a name.")
+        if min(ids) < 0:
+            raise DatasetError(
+                f"dataset.json of '{dataset}' gives '{name}' the negative value {min(ids)}; values of labels begin at 0."
+            )
+        if not isinstance(value, list) and owner.setdefault(ids[0], name) != name:
+            raise DatasetError(
+                f"dataset.json of '{dataset}' gives the value {ids[0]} to both '{owner[ids[0]]}' and '{name}'; name it once."
+            )
+        yield name, ids

@@ -118,6 +118,7 @@ class CaseResult(Part):
     modality: str
     plane: str
     spacing_exact: bool = True
+    notes: tuple[str, ...] = ()
     fingerprint: str = ""
     seconds: float = 0.0
     warnings: list[str] = []

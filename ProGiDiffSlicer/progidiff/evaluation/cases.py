@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class LabelledImage:
         labelled: targets that are labelled; any other target is unknown, never background.
         reference: target -> bool (K, J, I).
         ignored: bool (K, J, I), voxels of which nothing is known, or ``None``.
+        notes: sentences about its labels.
     """
 
     array: np.ndarray
@@ -44,6 +46,7 @@ class LabelledImage:
     labelled: frozenset[str]
     reference: Callable[[str], np.ndarray]
     ignored: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,13 @@ def cases_of_folder(folder: Path, card: ModelCard, plane: str | None = None) -> 
     folder = Path(folder)
     name = folder.name or folder.resolve().name
     if CuratedSet.is_set(folder):
-        curated = CuratedSet(folder).list()
-        if not curated:
+        curated, damaged = CuratedSet(folder).list(), CuratedSet(folder).damaged()
+        if not curated and not damaged:
             raise DatasetError(f"The curated set '{folder}' holds no case yet; save some training examples first.")
         groups = patient_groups(curated)
-        return [_curated(case, name, groups[case.id]) for case in curated]
+        cases = [_curated(case, name, groups[case.id]) for case in curated]
+        refused = ((case, partial(_refused, reason)) for case, reason in damaged.items())
+        return cases + [EvaluationCase(name, case, case, frozenset(), refuse, refuse) for case, refuse in refused]
     if CuratedSet.is_set(folder.parent):
         raise DatasetError(
             f"'{folder}' is a part of a curated set, whose cases label single organs only; name '{folder.parent}' instead."
@@ -173,6 +178,7 @@ def _volume(data: NnUNetDataset, case: Case) -> LabelledImage:
         data.labelled_targets,
         lambda target: np.isin(values, ids[target]),
         ignored if ignored is not None and ignored.any() else None,
+        tuple(data.warnings),
     )
 
 
@@ -181,6 +187,10 @@ def _ids_with_unions(labels: Mapping[str, Sequence[int]]) -> dict[str, list[int]
     values = np.array(sorted({value for ids in labels.values() for value in ids}))
     flags = with_unions({target: np.isin(values, ids) for target, ids in labels.items()})
     return {target: values[flag].tolist() for target, flag in flags.items()}
+
+
+def _refused(reason: str) -> NoReturn:
+    raise DatasetError(reason)
 
 
 def _curated(case: CuratedCase, name: str, patient: str) -> EvaluationCase:

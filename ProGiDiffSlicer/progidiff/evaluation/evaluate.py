@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from progidiff import __version__
-from progidiff.errors import CancelledError, OutputError, ProGiDiffError
+from progidiff.errors import CancelledError, OutputError, why_left_out
 from progidiff.evaluation.case_results import ANSWERS, CaseResult, Part
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluation_summary import TargetSummary, summarise_cases
@@ -25,7 +25,6 @@ from progidiff.evaluation.metrics import metric_library
 from progidiff.evaluation.samples import weights_key
 from progidiff.outputs.atomic import atomic_file
 from progidiff.sampling.engine import Engine
-from progidiff.volumes.problems import too_large
 
 FORMAT_VERSION = "1.0"
 
@@ -169,11 +168,8 @@ def evaluate_cases(
                 kept += 1
         except (CancelledError, OutputError):
             raise
-        except ProGiDiffError as error:
-            failures.append(CaseFailure(set=case.set, name=case.name, reason=str(error)))
-            continue
-        except MemoryError:
-            failures.append(CaseFailure(set=case.set, name=case.name, reason=str(too_large(case.name))))
+        except Exception as error:  # one case among many; the next one may be sound
+            failures.append(CaseFailure(set=case.set, name=case.name, reason=why_left_out(case.name, error)))
             continue
         results.append(result)
     progress(Progress(len(cases), len(cases), kept, 0.0))
@@ -233,9 +229,12 @@ def _notes(results: Sequence[CaseResult], engine: Engine) -> list[str]:
     if planes:
         known = " and ".join(engine.card.planes)
         notes.append(f"Some cases are {' and '.join(planes)}; the model was trained on {known} slices.")
+    notes += dict.fromkeys(note for case in results for note in case.notes)
     said = Counter(warning for case in results for warning in case.warnings)
     notes += [f"{warning} ({count} of {len(results)} cases)" for warning, count in said.most_common()]
     typical = sorted({c.set for c in results if not c.spacing_exact})
     if typical:
         notes.append(f"The pixel size of {', '.join(typical)} is a typical value, and so are the distances in mm.")
+    if results and not any(target.present for case in results for target in case.targets):
+        notes.append("No case shows what was asked for, so there is no Dice: check whether the label maps are empty.")
     return notes

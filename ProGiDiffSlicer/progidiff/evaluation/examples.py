@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progidiff.errors import CancelledError, ProGiDiffError
+from progidiff.errors import CancelledError
 from progidiff.evaluation.case_results import CaseResult, TargetResult
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
@@ -98,7 +98,7 @@ def _picture(
     document: EvaluationDocument,
     cancelled: Callable[[], bool],
 ) -> bytes | None:
-    """PNG, or ``None`` where the case can no longer be read."""
+    """PNG, or ``None`` where the case can no longer be read or drawn."""
     assert target.picture_slice is not None
     index, masks = target.picture_slice, []
 
@@ -119,14 +119,14 @@ def _picture(
             slices=(index, index + 1),
         )
         engine.propose(request, collect, cancelled)
+        pixels = windowed(extract_slice(image.array, image.plan, index), display_window(image.array, image.modality))
+        found = [np.concatenate(masks)[target.first], extract_slice(image.reference(target.target), image.plan, index)]
+        box = around(found[0] | found[1], image.plan.spacing_rc)
+        return outlines_png(Frame(pixels[box], image.plan.spacing_rc), [mask[box] for mask in found])
     except CancelledError:
         raise
-    except ProGiDiffError:
+    except Exception:  # a picture less is no reason to lose the figures
         return None
-    pixels = windowed(extract_slice(image.array, image.plan, index), display_window(image.array, image.modality))
-    found = [np.concatenate(masks)[target.first], extract_slice(image.reference(target.target), image.plan, index)]
-    box = around(found[0] | found[1], image.plan.spacing_rc)
-    return outlines_png(Frame(pixels[box], image.plan.spacing_rc), [mask[box] for mask in found])
 
 
 def around(mask: np.ndarray, spacing_rc: tuple[float, float]) -> tuple[slice, slice]:

@@ -78,6 +78,7 @@ def measure_case(
         modality=image.modality,
         plane=image.plan.plane,
         spacing_exact=case.spacing_exact,
+        notes=image.notes,
         targets=[],
     )
     targets = _askable(engine, image, settings)

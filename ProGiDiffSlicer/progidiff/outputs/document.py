@@ -33,7 +33,7 @@ class InputRecord(_Part):
     Attributes:
         name: file or folder name.
         content_hash: the worker's hash of voxels and geometry.
-        modality: ``"CT"``, ``"MR"`` or ``None`` where the file does not tell.
+        modality: as DICOM codes it, ``"CT"``, ``"MR"`` or another; ``None`` where the file does not tell.
         size_ijk: voxels along I, J, K.
         spacing_mm: millimetres along I, J, K.
         orientation: patient directions of I, J, K, e.g. ``"LPS"``.

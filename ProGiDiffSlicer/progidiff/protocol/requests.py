@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ PROTOCOL_VERSION = 1
 
 Device = Literal["auto", "cpu", "cuda"]
 
-_MODALITIES = ("CT", "MR")
+_MODALITY = re.compile(r"[A-Z0-9]{2,16}")
 _PLANES = ("axial", "coronal", "sagittal")
 _MAX_TARGETS = 64
 _MAX_PROPOSALS = 1024
@@ -70,6 +71,7 @@ class SetImage:
     Attributes:
         array: (K, J, I) numbers; ``None`` asks for the image with ``key`` that the worker may still hold.
         affine: 4x4 float64, IJK -> RAS in mm; ``None`` together with ``array``.
+        modality: "CT" or "MR", another code of DICOM where that is what the image says to be, or ``None``.
         key: :func:`image_key` of the rest; required without ``array``.
         correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
     """
@@ -256,7 +258,9 @@ def _read_load(fields: Fields, arrays: dict[str, Array]) -> Load:
 
 
 def _read_set_image(fields: Fields, arrays: dict[str, Array]) -> SetImage:
-    modality = fields.choice("modality", _MODALITIES, default=None)
+    modality = fields.text("modality", default=None)
+    if modality is not None and not _MODALITY.fullmatch(modality):
+        raise fields.wrong("modality", "a code of DICOM, such as CT or MR")
     plane = fields.choice("plane", _PLANES, default=None)
     key = fields.text("key", default=None, longest=128)
     correct = fields.boolean("correct_values", default=False)

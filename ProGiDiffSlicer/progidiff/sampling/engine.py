@@ -133,7 +133,7 @@ class Engine:
         Args:
             array_kji: numeric (K, J, I); HU for CT, any unit for MR.
             affine: (4, 4), IJK to RAS in mm.
-            modality: "CT", "MR" or ``None`` to guess from the values.
+            modality: "CT" or "MR"; any other code of DICOM, or ``None``, to guess from the values.
             plane: plane of the slices, or ``None`` for the one that suits volume and model.
             correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
 
@@ -223,7 +223,11 @@ class Engine:
                 guess += f", or like those of a CT, {image.values.looks}; say so where it is one"
             if len(self.card.modalities) == 1:
                 guess = f"it is taken as {image.modality}, the only one of this model"
-            found.append(WarningEvent("modality", f"The image does not say its modality; {guess}."))
+            made_for = " and ".join(self.card.modalities)
+            said = "does not say its modality"
+            if image.stated is not None:
+                said = f"is {image.stated}, but this model was made for {made_for}"
+            found.append(WarningEvent("modality", f"The image {said}; {guess}."))
         return found
 
     def _fixed(self, run: Run, sampler: Sampler) -> dict[str, str]:

@@ -37,6 +37,7 @@ class LoadedImage:
         guessed: whether the modality was guessed.
         values: what the values are where they should be Hounsfield units and cannot be, or ``None``.
         corrected: whether the caller wanted such values to be corrected.
+        stated: as given.
         voxel_ml: volume of a voxel in mL.
         info: what clients are told.
     """
@@ -50,6 +51,7 @@ class LoadedImage:
     guessed: bool
     values: NotHounsfield | None
     corrected: bool
+    stated: str | None
     voxel_ml: float
     info: ImageInfo
 
@@ -76,7 +78,7 @@ def load_image(
     Args:
         array_kji: numeric (K, J, I); HU for CT, any unit for MR.
         affine: (4, 4), IJK to RAS in mm.
-        modality: "CT", "MR" or ``None`` to guess from the values.
+        modality: "CT" or "MR"; any other code of DICOM, or ``None``, to guess from the values.
         plane: plane of the slices, or ``None`` for the one that suits volume and model.
         card: the model's card.
         correct_values: take values that cannot be Hounsfield units for what they look like.
@@ -91,7 +93,7 @@ def load_image(
     plan = plan_slices(geometry, plane, card.planes)
     in_order = np.moveaxis(array_kji, plan.axis, 0)
     known = _modality(in_order, modality, card)
-    values = _values(in_order, known, modality is None, card)
+    values = _values(in_order, known, modality not in ("CT", "MR"), card)
     normalise = normaliser(in_order, card, known)
     if correct_values and values is not None and known == "CT":
         normalise = _after(values, normalise)
@@ -111,7 +113,8 @@ def load_image(
         grid=lay_grid(card, plan.plane, looked_at, plan.shape_rc, plan.spacing_rc),
         normalise=normalise,
         modality=known,
-        guessed=modality is None,
+        guessed=modality not in ("CT", "MR"),
+        stated=modality,
         values=values,
         corrected=correct_values,
         voxel_ml=geometry.voxel_volume_ml,
@@ -138,7 +141,7 @@ def _check_values(array: np.ndarray) -> None:
 
 def _modality(array: np.ndarray, stated: str | None, card: ModelCard) -> Modality:
     """The stated modality, or a guess among those of the model."""
-    if stated is not None:
+    if stated in ("CT", "MR"):
         card.window(stated)  # raises where there is none
         return "MR" if stated == "MR" else "CT"
     return card.modalities[0] if len(card.modalities) == 1 else likely_modality(array)

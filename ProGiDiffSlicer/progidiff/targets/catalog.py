@@ -1,4 +1,4 @@
-"""Every target that has a name: synonyms in five languages, SNOMED CT codes and Slicer's own colours.
+"""Every target that has a name: synonyms in seven languages, SNOMED CT codes and Slicer's own colours.
 
 A model's vocabulary is usually a subset of this catalog. The data are in ``targets.json``, which also says
 from which of Slicer's terminology lists each code and colour was taken.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from progidiff.targets.words import Words, name_words, spellings
 
 Side = Literal["left", "right", "both"]
-LANGUAGES = ("en", "la", "de", "fr", "es")
+LANGUAGES = ("en", "la", "de", "fr", "es", "it", "pt")
 
 _REGION_LIST = "Anatomic codes - DICOM master list"
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -123,6 +123,16 @@ def find_target(name: str) -> Target | None:
     if found is None and name.isascii():
         found = lookup(name_index(), name_words(_CAMEL_CASE.sub(" ", name)))
     return catalog()[found] if found is not None else None
+
+
+def part_of(name: str) -> Target | None:
+    """The target that a name holds beside other words, as "left kidney" is in "tumor of the left kidney"; the one that says
+    most of it, or ``None``.
+    """
+    words = name_words(_CAMEL_CASE.sub(" ", name))
+    side = words.sides[0] if len(words.sides) == 1 else None
+    held = [key for key in name_index() if key[0] in (side, None) and {*key[1]} < {*words.stems}]
+    return catalog()[name_index()[max(held, key=lambda key: (len(key[1]), key[0] == side))]] if held else None
 
 
 def target_for(key: str) -> Target:

@@ -25,9 +25,9 @@ _OPPOSITE = {"left": "right", "right": "left"}
 def parse_prompt(text: str, vocabulary: Sequence[str]) -> list[Target]:
     """Targets that a prompt asks for, each once, in the order in which they are named.
 
-    Separators are ``;``, line ends, commas and "and" (also und, et, y, ``&``, ``+``, ``/``). Names are those
-    of the catalog in English, Latin, German, French and Spanish, whatever their case, accents, plural and
-    word order, with usual abbreviations ("IVC", "li. Niere", "kidney, left"). A pair ("kidneys", "both
+    Separators are ``;``, line ends, commas and "and" (also und, et, y, e, ``&``, ``+``, ``/``). Names are those
+    of the catalog in English, Latin, German, French, Spanish, Italian and Portuguese, whatever their case, accents,
+    plural and word order, with usual abbreviations ("IVC", "li. Niere", "kidney, left"). A pair ("kidneys", "both
     kidneys") is the combined target where the vocabulary has it, otherwise left and right; "left and right
     kidney" is two targets where the vocabulary has them, otherwise the combined one.
 

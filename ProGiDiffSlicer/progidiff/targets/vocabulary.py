@@ -79,9 +79,7 @@ class Vocabulary:
         return f"{', '.join(names[:_MOST_LISTED])} and {len(names) - _MOST_LISTED} more"
 
     def nearest(self, words: Words) -> list[str]:
-        """The vocabulary's targets whose names, in any language, are most like what was typed."""
-        if not words.stems:
-            return []
+        """The vocabulary's targets whose names, in any language, are most like what was typed; at least one."""
         scores: dict[str, float] = {}
         matcher = difflib.SequenceMatcher(autojunk=False)
         matcher.set_seq2(fold(readable(words.text)))
@@ -89,14 +87,15 @@ class Vocabulary:
         for spelling, names in self._plain_names.items():
             for plain, stems in names.items():
                 matcher.set_seq1(plain)
-                score = 0.0
-                if matcher.real_quick_ratio() >= _CLOSE_ENOUGH and matcher.quick_ratio() >= _CLOSE_ENOUGH:
-                    score = matcher.ratio()
+                score = matcher.ratio()
                 # One inside the other: "ventricle" for the left ventricle, "liver tumour" for the liver.
-                if stems and (stems <= typed or typed <= stems):
+                if stems and typed and (stems <= typed or typed <= stems):
                     score = max(score, _CONTAINED)
                 scores[spelling] = max(score, scores.get(spelling, 0.0))
-        bar = max(_CLOSE_ENOUGH, max(scores.values()) - _NEARLY_AS_CLOSE)
+        best = max(scores.values())
+        if best < _CLOSE_ENOUGH:
+            return [max(scores, key=lambda spelling: scores[spelling])]
+        bar = max(_CLOSE_ENOUGH, best - _NEARLY_AS_CLOSE)
         close = [spelling for spelling, score in scores.items() if score >= bar]
         return sorted(close, key=lambda spelling: -scores[spelling])[:_NEAREST]
 

@@ -17,18 +17,24 @@ Joint = Literal["stop", "comma", "and"]
 
 _LEFT = (
     "left l lt links linke linker linkes linken linkem li gauche gauches g izquierdo izquierda izquierdos "
-    "izquierdas izq izqdo izqda izdo izda sinister sinistra sinistrum sinistri sinistrae"
+    "izquierdas izq izqdo izqda izdo izda sinister sinistra sinistrum sinistri sinistrae sinistro sinistre sin sn sx "
+    "esquerdo esquerda esquerdos esquerdas esq"
 )
 _RIGHT = (
     "right r rt rechts rechte rechter rechtes rechten rechtem re droit droite droits droites dr d derecho "
-    "derecha derechos derechas dcho dcha dexter dextra dextrum dextri dextrae dext dx"
+    "derecha derechos derechas dcho dcha dexter dextra dextrum dextri dextrae dext dx destro destra destri destre "
+    "direito direita direitos direitas dir dto dta"
 )
 _BOTH = (
     "both bilateral bilat beide beider beiden beides beidseitig beidseitige beidseits bds deux bilaterale "
-    "bilaterales bilateraux ambos ambas ambo ambae uterque utraque"
+    "bilaterales bilateraux ambos ambas ambo ambae uterque utraque entrambi entrambe ambedue bilaterali bilaterais"
 )
-_ARTICLES = "the a an of der die das des dem den le la les du de el los las del"
-_AND = "and und u sowie et y e ac atque plus"
+# Without the Portuguese "os", which is a bone in Latin and in French.
+_ARTICLES = (
+    "the a an of der die das des dem den le la les du de el los las del "
+    "il lo gli i di dello della dei degli delle o as do da dos das"
+)
+_AND = "and und u sowie et y e ed ac atque plus"
 SIDE_WORDS: dict[str, SideWord] = {
     **dict.fromkeys(_LEFT.split(), "left"),
     **dict.fromkeys(_RIGHT.split(), "right"),
@@ -44,7 +50,7 @@ _ANDS = frozenset("&+/")
 _BLANKS = frozenset(" \t_-.'’‘`´\"“”„«»()[]‐‑‒–—")
 _LIGATURES = str.maketrans({"œ": "oe", "æ": "ae", "ø": "o", "ł": "l"})
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
-_ELISION = re.compile(r"(?<!\w)[ld]['’]")
+_ELISION = re.compile(r"(?<![^\W_])(?:[ld]|dell|degl)['’]")
 _SHORTEST_STEM = 3
 _STRENGTH: tuple[Joint, ...] = ("comma", "and", "stop")
 
@@ -103,7 +109,7 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 def stem(word: str) -> str:
-    """Cut off what plurals add in English, Latin, German, French and Spanish; words of three letters stay."""
+    """Cut off what plurals add in English, Latin, German, French, Spanish and Portuguese; words of three letters stay."""
     while len(word) > _SHORTEST_STEM and word[-1] in "sne":
         word = word[:-1]
     return word[:-1] + "i" if len(word) > _SHORTEST_STEM and word[-1] == "y" else word

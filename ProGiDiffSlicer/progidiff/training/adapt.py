@@ -16,19 +16,19 @@ from typing import Any
 import torch
 
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.errors import CancelledError, DatasetError
+from progidiff.errors import CancelledError, DatasetError, why_left_out
 from progidiff.evaluation.phantom_set import held_out_phantoms
 from progidiff.locations import weights_hash
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
 from progidiff.model.adapter_card import AdapterCard, Counts, Retention, TargetScore
-from progidiff.model.card import load_card
+from progidiff.model.card import ModelCard, load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.curated import open_cases
-from progidiff.training.datasets import split_stacks
+from progidiff.training.datasets import NOTHING_SHOWN, split_stacks
 from progidiff.training.held_out import FirstRanked, before_after_png, choose_slices, first_ranked, mean_score, scores
 from progidiff.training.session import Watch, claim, slug, training_device
-from progidiff.training.stacks import Stack
+from progidiff.training.stacks import Stack, prepare
 from progidiff.training.tuning import TuneSettings, tune
 
 #: Told everything that happens, as objects that can be written as JSON.
@@ -101,11 +101,12 @@ def adapt(
     card = load_card(model)
     stacks, modalities = open_cases(cases, settings.plane, card.planes, settings.correct_values, watch.log)
     stacks = _wanted(stacks, card.vocabulary, settings.targets)
+    for each in modalities:
+        card.window(each)
     parts = load_model(model, device)
+    stacks, left_out = _sound(stacks, parts.card, watch)
     train, held_out = _split(stacks, settings, watch)
     counts = _count(train, held_out, parts.card.vocabulary)
-    for each in modalities:
-        parts.card.window(each)
     adapter_id = _claim_run(work, parts, stacks, settings, out)
     tuning = replace(settings.tuning, method="lora")
     report(
@@ -115,6 +116,7 @@ def adapt(
             "steps": tuning.steps,
             "cases": {"training": len(train), "validation": len(held_out)},
             "targets": {target: count.model_dump() for target, count in counts.items()},
+            "left_out": left_out,
         }
     )
     vocabulary = list(counts)
@@ -133,6 +135,9 @@ def adapt(
     watch.log("measuring the adapter on the held-out cases")
     now = _Measured.of(parts, items, vocabulary, phantoms)
     better, reason = _verdict(base.by_target, now.by_target)
+    notes = (
+        f"{len(left_out)} of {len(left_out) + len(stacks)} cases could not be used and were left out." if left_out else ""
+    )
     written = save_adapter(
         lora_state(parts),
         {
@@ -161,6 +166,7 @@ def adapt(
             "retention": Retention(set="held-out phantoms", n=len(phantoms), before=base.phantoms, after=now.phantoms),
             "better": better,
             "reason": reason,
+            "notes": notes,
         },
         out,
     )
@@ -175,7 +181,7 @@ def adapt(
             "adapter_id": adapter_id,
             "better": better,
             "cancelled": tuned.cancelled,
-            "reason": reason,
+            "reason": f"{reason} {notes}".strip(),
             "card": written.model_dump(mode="json"),
         }
     )
@@ -237,6 +243,31 @@ def _wanted(stacks: Sequence[Stack], vocabulary: Sequence[str], targets: tuple[s
     if not found:
         raise DatasetError("No case labels a target that is to be tuned; save training examples of it first.")
     return found
+
+
+def _sound(stacks: Sequence[Stack], card: ModelCard, watch: Watch) -> tuple[list[Stack], list[dict[str, str]]]:
+    """The stacks that can be used, and name and reason of each other one: one bad case does not end a long run."""
+    sound: list[Stack] = []
+    left_out: list[dict[str, str]] = []
+    shown = False
+    for number, stack in enumerate(stacks):
+        if watch.cancelled():  # the training itself is what stops
+            sound, shown = [*sound, *stacks[number:]], True
+            break
+        try:
+            prepared = prepare(stack, card)
+        except Exception as error:
+            left_out.append({"case": stack.name, "reason": why_left_out(stack.name, error)})
+            continue
+        sound.append(stack)
+        shown = shown or (prepared is not None and bool(prepared.present.any()))
+    if not sound:
+        raise DatasetError(f"None of the {len(stacks)} cases can be used; of the first one: {left_out[0]['reason']}")
+    if left_out:
+        watch.log(f"{len(left_out)} of {len(stacks)} cases cannot be used and are left out.")
+    if not shown:
+        raise DatasetError(NOTHING_SHOWN)
+    return sound, left_out
 
 
 def _narrowed(stack: Stack, targets: frozenset[str]) -> Stack:

@@ -37,18 +37,19 @@ def open_cases(
     modalities: set[Modality] = set()
     for folder in folders:
         if CuratedSet.is_set(folder):
-            cases = CuratedSet(folder).list()
+            cases, damaged = CuratedSet(folder).list(), CuratedSet(folder).damaged()
+            if damaged:
+                tell(f'{len(damaged)} cases are damaged and left out; "progidiff curate verify" says why.')
             if not cases:
                 raise DatasetError(f"The curated set '{folder}' holds no case yet; save some training examples first.")
             groups = patient_groups(cases)
             stacks += [curated_stack(case, groups[case.id]) for case in cases]
             modalities |= {_modality(case.modality) for case in cases}
             continue
-        data = open_dataset(folder, plane, known, correct_values)
+        data = open_dataset(folder, plane, known, correct_values, tell)
         stacks += stacks_of(data)
         if isinstance(data, NnUNetDataset):
             modalities.add(data.modality)
-            data.tell = tell
         elif isinstance(data, SliceFolder):
             modalities |= {_modality(data.manifest.settings(entry).modality) for entry in data.manifest.slices}
     return stacks, sorted(modalities)

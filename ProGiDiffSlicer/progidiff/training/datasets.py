@@ -18,6 +18,9 @@ from progidiff.training.stacks import PreparedStack, Stack, margin_of, prepare
 #: Draws from the slices in memory, per slice that shows a target, before others take their place.
 _VISITS = 4
 _USEFUL_SHARE = 0.9
+NOTHING_SHOWN = (
+    "The label maps of the cases to train on are empty, or show nothing large enough to learn from; check the labels."
+)
 
 
 class DatasetBatches:
@@ -60,6 +63,7 @@ class DatasetBatches:
         self._window: list[PreparedStack] = []
         self._round = self._start = self._used = self._quota = self._next = 0
         self._planes: set[str] = set()
+        self._shown = False
 
     def batch(self, count: int) -> TrainingBatch:
         """The next ``count`` slices."""
@@ -88,6 +92,7 @@ class DatasetBatches:
         self._picker.set_state(picker)
         self._generator.set_state(generator)
         self._window = []
+        self._shown = self._round > 0 or self._start > 0
 
     def seen_planes(self) -> set[str]:
         """Planes of the slices that were read so far (at least those of the first window)."""
@@ -140,6 +145,9 @@ class DatasetBatches:
                 self._window.append(prepared)
             used, place = used + size, place + 1
         self._next = place
+        self._shown = self._shown or any(bool(stack.present.any()) for stack in self._window)
+        if place == len(order) and not self._shown and (self._window or self._start):
+            raise DatasetError(NOTHING_SHOWN)
         if not self._window:
             if self._start == 0:
                 raise DatasetError("The cases to train on hold no slice that can be used; check their labels.")

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from progidiff.datasets.nnunet import NnUNetDataset
 from progidiff.errors import ModelError, OutputError
 from progidiff.locations import CARD_NAME
 from progidiff.model.card import ModelCard, TrainingStage
@@ -111,10 +110,7 @@ class TrainingRun:
             raise ModelError("A training run needs at least one step and one image per step.")
         self.device = training_device(self.settings.device)
         _check_out(self.out)
-        self.opened: OpenData = open_data(self.data, self.settings.seed)
-        for data in self.opened.datasets:
-            if isinstance(data, NnUNetDataset):
-                data.tell = self.watch.log
+        self.opened: OpenData = open_data(self.data, self.settings.seed, self.watch.log)
         self.validation: list[TrainingBatch] = []
         torch.manual_seed(self.settings.seed)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from progidiff.datasets.naming import read_json
 from progidiff.datasets.nnunet import NnUNetDataset
 from progidiff.datasets.slices import SliceFolder
 from progidiff.errors import DatasetError
@@ -99,10 +100,11 @@ class OpenData:
         return found
 
 
-def open_data(data: TrainingData, seed: int = 0) -> OpenData:
+def open_data(data: TrainingData, seed: int = 0, tell: Callable[[str], None] = lambda sentence: None) -> OpenData:
     """Open the data sets and divide their patients.
 
-    The same patient identifier in two sets is taken for one patient, so that nobody is on both sides.
+    The same patient identifier in two sets is taken for one patient, so that nobody is on both sides. ``tell`` is
+    told what a user should know of the labels.
 
     Raises:
         DatasetError: nothing to train on, a folder that is no data set, or too few patients to hold some out.
@@ -113,7 +115,7 @@ def open_data(data: TrainingData, seed: int = 0) -> OpenData:
         raise DatasetError(f"The share of held-out patients must be at least 0 and below 1, not {data.validation_share:g}.")
     if not 0 < data.synthetic_share < 1:
         raise DatasetError(f"The share of synthetic images must be between 0 and 1, not {data.synthetic_share:g}.")
-    datasets = [open_dataset(Path(folder), data.plane, data.known, data.correct_values) for folder in data.folders]
+    datasets = [open_dataset(Path(folder), data.plane, data.known, data.correct_values, tell) for folder in data.folders]
     volumes = None if data.synthetic is None else load_label_volumes(data.synthetic)
     painted = frozenset[str]() if volumes is None else PHANTOM_TARGETS.union(*(v.known for v in volumes))
     labelled = painted.union(*(d.labelled_targets for d in datasets))
@@ -224,7 +226,7 @@ def _name(data: NnUNetDataset | SliceFolder) -> str:
 def _licence(data: NnUNetDataset | SliceFolder) -> str:
     """What an nnU-Net set states; slice folders have no place for it."""
     if isinstance(data, NnUNetDataset):
-        description = json.loads((data.folder / "dataset.json").read_text(encoding="utf-8"))
+        description = read_json(data.folder / "dataset.json")
         for key in ("licence", "license"):
             if isinstance(description.get(key), str) and description[key].strip():
                 return str(description[key]).strip()

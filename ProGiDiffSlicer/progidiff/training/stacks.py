@@ -87,11 +87,16 @@ class PreparedStack:
 
 
 def open_dataset(
-    folder: Path, plane: str | None = None, known: Sequence[str] = USUAL_PLANES, correct_values: bool = False
+    folder: Path,
+    plane: str | None = None,
+    known: Sequence[str] = USUAL_PLANES,
+    correct_values: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> NnUNetDataset | SliceFolder:
     """A data set by its folder: nnU-Net raw (``dataset.json``) or slices with a manifest (``manifest.json``).
 
     ``plane``, ``known`` and ``correct_values`` are about volumes, see :class:`NnUNetDataset`; slices are what they are.
+    ``tell`` is told what a user should know of its labels and values.
 
     Raises:
         DatasetError: it is neither.
@@ -99,7 +104,7 @@ def open_dataset(
     if (folder / MANIFEST_NAME).is_file():
         return SliceFolder(folder)
     if (folder / "dataset.json").is_file():
-        return NnUNetDataset(folder, plane=plane, known=known, correct_values=correct_values)
+        return NnUNetDataset(folder, plane=plane, known=known, correct_values=correct_values, tell=tell)
     raise DatasetError(
         f"'{folder}' is no data set; name an nnU-Net raw folder (with dataset.json) or a slice folder"
         f" (with {MANIFEST_NAME})."

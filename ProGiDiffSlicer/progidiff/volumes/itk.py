@@ -9,17 +9,20 @@ import SimpleITK as sitk
 
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.problems import Modality, bad_spacing, check_size, damaged, not_a_volume, too_large
+from progidiff.volumes.problems import bad_spacing, check_size, damaged, not_a_volume, too_large
 
 NRRD_SUFFIXES, META_SUFFIXES = (".nrrd", ".nhdr"), (".mha", ".mhd")
 SUFFIXES = NRRD_SUFFIXES + META_SUFFIXES
 
+# What MetaImages say, without their prefix, and DICOM's code for it.
+_MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PET": "PT", "NM": "NM", "US": "US"}
 
-def read(path: Path) -> tuple[np.ndarray, Geometry, Modality | None]:
+
+def read(path: Path) -> tuple[np.ndarray, Geometry, str | None]:
     """Read a NRRD or MetaImage file.
 
     Returns:
-        Array (K, J, I), its geometry, and the modality where a MetaImage says it; a 2-D image is one slice of
+        Array (K, J, I), its geometry, and the modality (DICOM's code) where a MetaImage says it; a 2-D image is one slice of
         1 mm.
 
     Raises:
@@ -64,11 +67,9 @@ def _check_scalar_volume(name: str, reader: sitk.ImageFileReader) -> None:
     check_size(name, size)
 
 
-def _modality(reader: sitk.ImageFileReader) -> Modality | None:
+def _modality(reader: sitk.ImageFileReader) -> str | None:
     said = reader.GetMetaData("Modality").strip().upper() if reader.HasMetaDataKey("Modality") else ""
-    if said in ("CT", "MET_MOD_CT"):
-        return "CT"
-    return "MR" if said in ("MR", "MRI", "MET_MOD_MR") else None
+    return _MODALITIES.get(said.removeprefix("MET_MOD_"))
 
 
 def _check_declared_spacing(path: Path, kind: str, is_nrrd: bool) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from pathlib import Path
 
-from progidiff.errors import InputError
-
-Modality = Literal["CT", "MR"]
+from progidiff.errors import InputError, why_left_out
 
 # Far above any scanner's output; a header that claims more is damaged, and reading it would exhaust the
 # memory.
@@ -35,7 +33,16 @@ def bad_spacing(name: str, spacing: Iterable[object]) -> InputError:
 
 def too_large(name: str) -> InputError:
     """The error for an image that does not fit into memory."""
-    return InputError(f"{name} does not fit into this computer's memory; crop or resample it and try again.")
+    return InputError(why_left_out(name, MemoryError()))
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path can be written as text, as SimpleITK needs it: with any other it ends the whole program."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_size(name: str, shape: Iterable[int]) -> None:

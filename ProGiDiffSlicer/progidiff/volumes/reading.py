@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from progidiff.errors import InputError
+from progidiff.errors import InputError, ProGiDiffError
 from progidiff.volumes import dicom, itk, nifti
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.problems import Modality, not_a_volume, too_large
+from progidiff.volumes.problems import damaged, is_text, not_a_volume, too_large
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha, .mhd) or a folder of DICOM images"
 
@@ -29,47 +29,64 @@ class Volume:
         array: int16 (where the stored values are whole and fit) or float32, (K, J, I), contiguous; Hounsfield
             units for CT.
         geometry: its grid in the patient.
-        modality: what the file says; NIfTI and NRRD do not say it.
+        modality: what the file says, as DICOM codes it ("CT", "MR", "PT" and so on); NIfTI and NRRD do not say it.
         name: file or folder name without its ending.
         dicom_files: the DICOM images that it was read from; empty for other formats.
+        warnings: sentences that a user should read before the image is used.
     """
 
     array: np.ndarray
     geometry: Geometry
-    modality: Modality | None
+    modality: str | None
     name: str
     dicom_files: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def read_volume(path: Path | str, *, allow_uniform: bool = False) -> Volume:
+def read_volume(path: Path | str, *, allow_uniform: bool = False, series: str | None = None) -> Volume:
     """Read a volume.
 
     Args:
         path: a file in one of ``FORMATS``, or a folder with the DICOM images of one series.
         allow_uniform: accept an image in which every voxel has the same value, such as an empty label map.
+        series: which one of several series in a folder, by its number or the end of its UID.
 
     Raises:
         InputError: the image is missing, unreadable, not a scalar 3-D (or 2-D) image, or useless as it is.
     """
     path = Path(path)
-    modality: Modality | None = None
+    if not is_text(path):
+        name = str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise InputError(f"The name {name} is not written in this system's characters; rename the file or folder.")
+    modality: str | None = None
+    warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     with _quiet_itk():
-        if _is_folder(path):
-            array, geometry, modality, files = dicom.read_folder(path)
+        is_folder = _is_folder(path)
+        if series is not None and not is_folder:
+            raise InputError(f"{path.name} is a single file, which has no series to choose; leave that choice out.")
+        if is_folder or _is_dicom(path):
+            array, geometry, modality, warnings, files = _dicom(path, series)
         elif path.name.lower().endswith(nifti.SUFFIXES):
             array, geometry = nifti.read(path)
         elif path.name.lower().endswith(itk.SUFFIXES):
             array, geometry, modality = itk.read(path)
-        elif dicom.is_dicom_file(path):
-            array, geometry, modality, files = dicom.read_files([path], path.name)
         else:
             raise InputError(f"{path.name} is not an image in a known format; give {FORMATS}.")
     try:
         checked = _checked(array, path.name, allow_uniform)
     except MemoryError as error:
         raise too_large(path.name) from error
-    return Volume(checked, geometry, modality, volume_name(path), files)
+    return Volume(checked, geometry, modality, volume_name(path), files, warnings)
+
+
+def series_uid(folder: Path) -> str:
+    """UID of the DICOM series that the first image directly in a folder belongs to; "" where there is none."""
+    with _quiet_itk():
+        try:
+            return dicom.series_uid(folder)
+        except Exception:  # whatever is wrong with the images is told when they are read
+            return ""
 
 
 def volume_name(path: Path) -> str:
@@ -95,6 +112,21 @@ def _is_folder(path: Path) -> bool:
     if empty:
         raise InputError(f"{path.name} is an empty file; copy or export the image again.")
     return False
+
+
+def _is_dicom(path: Path) -> bool:
+    return not path.name.lower().endswith((*nifti.SUFFIXES, *itk.SUFFIXES)) and dicom.is_dicom_file(path)
+
+
+def _dicom(path: Path, series: str | None) -> dicom.Series:
+    try:
+        return dicom.read_folder(path, series) if path.is_dir() else dicom.read_file(path)
+    except ProGiDiffError:
+        raise
+    except MemoryError as error:
+        raise too_large(path.name) from error
+    except Exception as error:  # GDCM has its own ideas of what to throw at a file that it did not expect
+        raise damaged(path.name, "DICOM images") from error
 
 
 @contextmanager
