@@ -165,14 +165,16 @@ class ProGiDiffSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _close(self) -> None:
         """Leave no process, timer or observer. At exit Slicer calls ``cleanup`` first, then ``aboutToQuit`` arrives."""
-        if self.panels is None:
+        logic, self.logic = self.logic, None
+        if logic is None:
             return
         self.removeObservers()
         slicer.app.disconnect("aboutToQuit()", self.onAboutToQuit)
-        self.panels.cleanup()
-        self.panels = None
+        panels, self.panels = self.panels, None
+        if panels is not None:
+            panels.cleanup()
         self.setParameters(None)
-        self.logic.close()
+        logic.close()
 
 
 class ProGiDiffSlicerLogic(ScriptedLoadableModuleLogic):

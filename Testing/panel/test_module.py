@@ -279,7 +279,10 @@ def test_a_module_that_could_not_be_set_up_is_quiet(app: Any, scene: Any, monkey
     widget.onSceneEndClose(None, "")
     widget.onSceneEndImport(None, "")
     widget.exit()
+    before = observed(scene)
     widget._onModuleAboutToBeUnloaded("ProGiDiffSlicer")
+    assert observed(scene) != before
+    assert widget.logic is None, "what the panels would have worked with is closed"
 
 
 def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
