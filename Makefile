@@ -73,4 +73,4 @@ kills: setup
 
 clean:
 	rm -rf build dist demo-output screenshots .mypy_cache .pytest_cache .ruff_cache
-	find ProGiDiffSlicer Testing -name __pycache__ -type d -prune -exec rm -rf {} +
+	find ProGiDiffSlicer Testing experiments -name __pycache__ -type d -prune -exec rm -rf {} +

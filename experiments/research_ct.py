@@ -1,6 +1,6 @@
 """What real labels give: the control stage goes on with CURVAS patients and is measured on other CURVAS patients.
 
-Usage: python Utilities/research_ct.py DATA WORK [STEPS], where DATA holds research/curvas_ct_multirater.
+Usage: python -m experiments.research_ct DATA WORK [STEPS], where DATA holds research/curvas_ct_multirater.
 
 The set is licensed for non-commercial use (CC BY-NC): this measures, and nothing that it trains may be shipped. Weights
 stay in memory; WORK gets checkpoints and curves, to be deleted afterwards.

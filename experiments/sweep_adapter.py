@@ -1,6 +1,6 @@
 """The sweep that the defaults of ``progidiff adapt`` come from: learning rate, rank, layers and replay, on real MR slices.
 
-Usage: python Utilities/sweep_adapter.py DATA WORK [STEPS [SETS]], where DATA holds permissive/kidney_t2w_mr and
+Usage: python -m experiments.sweep_adapter DATA WORK [STEPS [SETS]], where DATA holds permissive/kidney_t2w_mr and
 research/pancreas_t2w_mr, and SETS names one of kidney_mr,pancreas_mr or both. One setting is changed at a time. Five
 patients are trained on, others measured; finished runs are kept in WORK/sweep.json, so an interrupted sweep goes on. Nothing
 that is trained on the research set may be shipped: the weights stay in memory.

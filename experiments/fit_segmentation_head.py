@@ -4,7 +4,7 @@ The encoder and everything else stay as they are, bit for bit; the head, a 1x1 c
 ``progidiff train default`` what the encoder's features say about every target. Models that are trained now have their head
 from the training itself.
 
-    python Utilities/fit_segmentation_head.py DATA MODEL OUT MINUTES [SEED]
+    python -m experiments.fit_segmentation_head DATA MODEL OUT MINUTES [SEED]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Dice of an image encoder's segmentation head on labelled images that training never sees: the curve of the long training.
 
-Usage: python Utilities/head_dice.py DATA MODEL [EVERY]
+Usage: python -m experiments.head_dice DATA MODEL [EVERY]
 
 DATA holds permissive/ and research/; MODEL is a model folder, or the work folder of a training, of whose encoder the
 averaged weights of the checkpoint are taken. EVERY n-th slice is measured. Prints JSON: for each set the Dice by target,

@@ -20,7 +20,7 @@ from progidiff.synthesis.tissues import INDEX
 from progidiff.training import small
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "Utilities" / "gpu" / "gpu.py"
+SCRIPT = ROOT / "experiments" / "gpu" / "gpu.py"
 TARGETS = ["liver", "spleen", "right kidney"]
 #: Readers of files that such a machine does not have.
 BLOCKED = """

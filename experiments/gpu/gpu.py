@@ -1,7 +1,7 @@
 """Checks, trains and measures on a machine with one large CUDA card and no network.
 
-At home, once:       python Utilities/gpu/gpu.py pack DATA FOLDER
-On the machine:      python3 Utilities/gpu/gpu.py check|train|bench FOLDER OUT [--minutes 8] [--model DIR] [--stage control]
+At home, once:       python experiments/gpu/gpu.py pack DATA FOLDER
+On the machine:      python3 experiments/gpu/gpu.py check|train|bench FOLDER OUT [--minutes 8] [--model DIR] [--stage STAGE]
 
 ``pack`` writes the label volumes and the packages that such a machine usually lacks into FOLDER, less than 35 MB together.
 The machine needs torch, transformers, peft and safetensors. Each mode ends by itself, within the given minutes:

@@ -1,6 +1,6 @@
 """Dice of ``progidiff propose`` on TotalSegmentator's example CT against the labels beside it, in 3-D.
 
-Usage: python Utilities/example_ct_dice.py DATA [PROPOSALS]; DATA holds permissive/totalsegmentator_tests. The labels are
+Usage: python -m experiments.example_ct_dice DATA [PROPOSALS]; DATA holds permissive/totalsegmentator_tests. The labels are
 another program's output, and the CT is among the volumes that the bundled model was trained on: this checks the command from
 file to file, no more.
 """

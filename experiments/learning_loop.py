@@ -1,6 +1,6 @@
 """From real MR slices to an adapter and what it gives, with the commands that a team runs: curated set, adapt, evaluate.
 
-Usage: python Utilities/learning_loop.py DATA WORK [SET [CASES]], where DATA holds the slice set SET (kidney_mr by default,
+Usage: python -m experiments.learning_loop DATA WORK [SET [CASES]], where DATA holds the slice set SET (kidney_mr by default,
 or pancreas_mr). CASES patients (5) become a curated set that the bundled model is tuned on; all others become a second set,
 which no training sees, and on which the model is measured with and without the adapter. Nothing that is trained on a
 research set may be shipped.

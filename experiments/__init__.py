@@ -1,0 +1,1 @@
+"""The laboratory: what measures the product and is no part of it."""
