@@ -14,16 +14,9 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
 from progidiff.evaluation.ablation import Ablation, disturbed_state
 from progidiff.evaluation.presenting import as_volume
-from progidiff.evaluation.samples import (
-    SampleSettings,
-    SampleStore,
-    absent_targets,
-    present_targets,
-    propose_into,
-    weights_key,
-)
+from progidiff.evaluation.samples import SampleSettings, SampleStore, absent_targets, present_targets, propose_into
 from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 
 SETTINGS = SampleSettings("set", "weights", 5)
 TARGETS = ("liver", "spleen")

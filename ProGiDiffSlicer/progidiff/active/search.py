@@ -11,8 +11,7 @@ from progidiff.active.finding import Candidate, find_volumes, fingerprint
 from progidiff.active.measuring import NextSettings, measure
 from progidiff.active.record import Failure, Item, NextDocument, Settings, read_or_begin
 from progidiff.errors import CancelledError, InputError, why_left_out
-from progidiff.evaluation.samples import weights_key
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 from progidiff.volumes.reading import read_volume
 
 Tell = Callable[[dict[str, Any]], None]

@@ -40,7 +40,7 @@ class SampleSettings:
 
     Attributes:
         set: name of the labelled set.
-        model: checksum of the segmenter's weights, adapter included (see :func:`weights_key`).
+        model: checksum of the segmenter's weights, adapter included (see :func:`progidiff.sampling.engine.weights_key`).
         proposals: N.
         steps: denoising steps; 0 where there are none.
         seed: seed of the noise.
@@ -189,16 +189,6 @@ def _extent(used: np.ndarray) -> tuple[int, int]:
     """Half-open range of the true entries; (0, 0) for none."""
     places = np.flatnonzero(used)
     return (int(places[0]), int(places[-1]) + 1) if places.size else (0, 0)
-
-
-def weights_key(engine: Engine) -> str:
-    """Digest of the weights that an engine samples with, its adapter included."""
-    adapter = getattr(engine, "adapter", None)
-    parts = [
-        json.dumps(engine.card.sha256, sort_keys=True),
-        "" if adapter is None else f"{adapter.adapter_id} {adapter.sha256}",
-    ]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:

@@ -25,13 +25,13 @@ from progidiff.evaluation.matched import (
     tune_unet,
 )
 from progidiff.evaluation.metrics import dice
-from progidiff.evaluation.samples import present_targets, weights_key
+from progidiff.evaluation.samples import present_targets
 from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.tables.twins import TWIN_TUNED, UNET_TUNED, Pretrained
 from progidiff.evaluation.unet import Sampling, mc_dropout_samples, tta_samples, unet_probability
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 from progidiff.training.session import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune

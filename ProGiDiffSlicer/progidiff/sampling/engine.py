@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -296,3 +298,13 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("There is no CUDA device that torch can use; choose the device cpu or auto.")
     return device
+
+
+def weights_key(engine: Engine) -> str:
+    """Digest of the weights that an engine samples with, its adapter included."""
+    adapter = engine.adapter
+    parts = [
+        json.dumps(engine.card.sha256, sort_keys=True),
+        "" if adapter is None else f"{adapter.adapter_id} {adapter.sha256}",
+    ]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()

@@ -21,20 +21,14 @@ from progidiff.evaluation.matched import (
     save_trained,
     tune_unet,
 )
-from progidiff.evaluation.samples import (
-    SampleSettings,
-    SampleStore,
-    present_targets,
-    propose_into,
-    weights_key,
-)
+from progidiff.evaluation.samples import SampleSettings, SampleStore, present_targets, propose_into
 from progidiff.evaluation.tables.proposals import MAIN
 from progidiff.evaluation.tables.records import Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.tables.twins import TWIN_IS, TWIN_TUNED, UNET_TUNED, Pretrained
 from progidiff.evaluation.unet import mc_dropout_samples, sample_unet_into, tta_samples
 from progidiff.model.folder import load_model
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 from progidiff.training.session import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune

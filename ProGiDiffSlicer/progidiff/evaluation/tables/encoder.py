@@ -20,14 +20,14 @@ from progidiff.evaluation.matched import (
     remembered,
     save_trained,
 )
-from progidiff.evaluation.samples import SampleSettings, SampleStore, present_targets, propose_into, weights_key
+from progidiff.evaluation.samples import SampleSettings, SampleStore, present_targets, propose_into
 from progidiff.evaluation.stock_hint import StockHint
 from progidiff.evaluation.tables.records import Record, cell, fact, groups, interval, numbers, size
 from progidiff.evaluation.tables.setup import TableResult, TableSetup
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.model.networks import ImageEncoder
 from progidiff.model.text import tokenize
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.training import small
 from progidiff.training.batches import BatchSource, painted_batches

@@ -11,9 +11,9 @@ from typing import Any
 from progidiff.datasets.shared_slices import load_shared
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError, OutputError
-from progidiff.evaluation.samples import SampleSettings, SampleStore, weights_key
+from progidiff.evaluation.samples import SampleSettings, SampleStore
 from progidiff.outputs.atomic import atomic_file
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 
 
 def _say_nothing(line: str) -> None:

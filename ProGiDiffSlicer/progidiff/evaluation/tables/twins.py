@@ -8,11 +8,10 @@ from functools import cached_property
 from torch import nn
 
 from progidiff.evaluation.matched import pretrained_unet
-from progidiff.evaluation.samples import weights_key
 from progidiff.evaluation.tables.setup import TableSetup
 from progidiff.evaluation.twin import TwinNetwork, image_only_twin
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.sampling.engine import Engine
+from progidiff.sampling.engine import Engine, weights_key
 
 #: Methods of tables: the U-Net, and the twin, that go on from what they know of the synthetic pictures.
 UNET_TUNED, TWIN_TUNED = "unet-tuned", "twin-tuned"
