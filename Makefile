@@ -57,16 +57,16 @@ test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 bench: setup
-	$(BIN)/progidiff bench $(ARGS)
+	$(BIN)/python -m experiments bench $(ARGS)
 
 default-model: setup
 	$(BIN)/progidiff train default $(ARGS)
 
 accuracy: setup
-	$(BIN)/progidiff accuracy $(ARGS)
+	$(BIN)/python -m experiments accuracy $(ARGS)
 
 $(TABLES:%=evaluate-%): evaluate-%: setup
-	@$(BIN)/progidiff table $* --data "$$DATA" --work "$$WORK" $(ARGS)
+	@$(BIN)/python -m experiments table $* --data "$$DATA" --work "$$WORK" $(ARGS)
 
 kills: setup
 	@$(BIN)/python -m Testing.engine.curation_kills $(ARGS)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from experiments.__main__ import app
 from progidiff.bench import BenchReport, BenchSettings, as_text, run_bench
 from progidiff.bench.measuring import PeakMemory, check_agreement, measure
 from progidiff.bench.random_sd import memory_problem, random_model
@@ -21,7 +22,6 @@ from progidiff.bench.reference import PipelineReference
 from progidiff.bench.results import Agreement, ModelResult, Row, Spread
 from progidiff.bench.scene import Scene
 from progidiff.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Sample
-from progidiff.cli.app import app
 from progidiff.errors import InputError, ModelError
 from progidiff.model import backbones
 from progidiff.model.card import Window, make_card

@@ -1,4 +1,4 @@
-"""``progidiff evaluate``: volumes in 3-D, slices in 2-D, kept results, report and files."""
+"""``progidiff evaluate`` and ``accuracy``: volumes in 3-D, slices in 2-D, named sets, kept results, report and files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from progidiff.cli.app import app
+from progidiff.cli import accuracy as accuracy_command
+from progidiff.cli import evaluate as evaluate_command
+from progidiff.cli.app import app, program
 from progidiff.curation import CuratedSet, NewCase
+from progidiff.datasets.slices import LabelledSlice, NamedSets, SliceFolder
 from progidiff.errors import CancelledError, DatasetError
 from progidiff.evaluation import evaluate
 from progidiff.evaluation.case_results import CaseResult
-from progidiff.evaluation.cases import EvaluationCase, cases_of_folder, cases_of_shared
+from progidiff.evaluation.cases import EvaluationCase, cases_of_folder
 from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases, to_csv
 from progidiff.evaluation.examples import around, draw_examples
 from progidiff.evaluation.measuring import EvaluationSettings, measure_case
@@ -356,6 +359,87 @@ def test_from_the_command_line(responsive_folder: Path, volumes: Path, tmp_path:
     assert not list(tmp_path.rglob("*.png"))
 
 
+def accuracy_of(program: Any, model: Path, *options: str) -> Any:
+    """Outcome of the accuracy command with one proposal in one step, as JSON."""
+    quick = ["--model", str(model), "--device", "cpu", "--proposals", "1", "--steps", "1", "--phantoms", "1", "--json"]
+    return CliRunner().invoke(program, ["accuracy", *quick, *options])
+
+
+def test_a_set_is_a_folder_in_the_folder_of_sets(
+    responsive_folder: Path, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    write_set(tmp_path / "Bäuche", make_phantom)
+    write_slices(tmp_path / "Scheiben", make_phantom)
+    sets = ["--set", "Bäuche", "--set", str(tmp_path / "Scheiben"), "--set", "phantoms"]  # a path is taken as it is
+    ran = accuracy_of(app, responsive_folder, "--data", str(tmp_path), *sets)
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)
+    rows = {(row["set"], row["target"]): (row["slices"], row["patients"]) for row in found["targets"]}
+    assert rows["Bäuche", "liver"] == (7, 2)
+    assert rows["Scheiben", "liver"] == (3, 2)
+    assert list(found["means"]) == ["Bäuche", "Scheiben", "phantoms"]
+    every = accuracy_of(app, responsive_folder, "--data", str(tmp_path), "--set", "Bäuche", "--every", "3")
+    assert next(row["slices"] for row in json.loads(every.stdout)["targets"] if row["target"] == "liver") == 3
+
+    common = ["evaluate", "--model", str(responsive_folder), "--device", "cpu", "--proposals", "2", "--steps", "1", "--json"]
+    by_name = ["--set", "Bäuche", "--shared", str(tmp_path), "--out", str(tmp_path / "a")]
+    by_path = ["--data", str(tmp_path / "Bäuche"), "--out", str(tmp_path / "b")]
+    documents = []
+    for options in (by_name, by_path):
+        ran = CliRunner().invoke(app, [*common, *options])
+        assert ran.exit_code == 0, ran.output
+        documents.append(EvaluationDocument.model_validate_json(ran.stdout))
+    assert [(c.set, c.name, c.dimensions) for c in documents[0].cases] == [("Bäuche", "c0", 3), ("Bäuche", "c1", 3)]
+    assert documents[0].cases[0].targets == documents[1].cases[0].targets
+
+
+def test_sets_are_read_by_the_reader_that_is_handed_in(
+    responsive_folder: Path, tmp_path: Path, make_phantom: Callable[..., Any]
+) -> None:
+    slices = list(SliceFolder(write_slices(tmp_path / "Scheiben", make_phantom)))
+    asked = []
+
+    def read(folder: Path, name: str) -> list[LabelledSlice]:
+        asked.append((folder, name))
+        return slices
+
+    sets = NamedSets(read, ("ours", "theirs"), tmp_path)
+    own = program("own", "Measuring.", (accuracy_command, evaluate_command), sets)
+    found = json.loads(accuracy_of(own, responsive_folder).stdout)
+    assert list(found["means"]) == ["phantoms", "ours", "theirs"]
+    assert asked == [(tmp_path, "ours"), (tmp_path, "theirs")]
+    assert (
+        json.loads(accuracy_of(own, responsive_folder, "--set", "more", "--every", "2").stdout)["targets"][0]["slices"] == 2
+    )
+    elsewhere = program("own", "Measuring.", (accuracy_command,), NamedSets(read, ("ours",), tmp_path / "nowhere"))
+    alone = accuracy_of(elsewhere, responsive_folder)
+    assert list(json.loads(alone.stdout)["means"]) == ["phantoms"]
+    assert "phantoms alone" in alone.stderr
+
+    arguments = ["evaluate", "--set", "ours", "--shared", str(tmp_path), "--out", str(tmp_path / "out"), "--limit", "1"]
+    arguments += ["--model", str(responsive_folder), "--device", "cpu", "--proposals", "2", "--steps", "1", "--json"]
+    document = EvaluationDocument.model_validate_json(CliRunner().invoke(own, arguments).stdout)
+    assert [(c.set, c.name, c.dimensions) for c in document.cases] == [("ours", "i0.npy", 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "{folder}"], "Say with --set which of the sets"),
+        (["--data", "{folder}", "--set", "nowhere"], "is no data set; name an nnU-Net raw folder"),
+        (["--data", "{folder}/nowhere", "--set", "amos"], "give their folder with --data"),
+        (["--set", "{folder}/a/set", "--set", "{folder}/b/set"], "Two of the sets have the same name"),
+    ],
+)
+def test_sets_that_accuracy_cannot_measure(
+    responsive_folder: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    ran = accuracy_of(app, responsive_folder, *(option.replace("{folder}", str(tmp_path)) for option in options))
+    assert ran.exit_code == 2
+    assert message in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
 def test_stopping_says_what_is_kept(
     responsive_folder: Path, volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,14 +480,3 @@ def test_a_folder_with_other_files_is_refused_before_the_work(
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 2
     assert "not an empty folder" in ran.stderr
-
-
-def test_public_slices_with_the_bundled_model(shared_data: Path) -> None:
-    engine = Engine.load(None, "cpu")
-    cases = cases_of_shared(shared_data, "amos", engine.card)[:1]
-    settings = EvaluationSettings(proposals=2, steps=2, targets=("liver", "spleen"), absent=False)
-    document = evaluate_cases(engine, cases, settings)
-    liver = next(row for row in document.summary if row.target == "liver")
-    assert liver.answers["rank1"].dice.mean is not None
-    assert liver.answers["rank1"].dice.mean > 0.6
-    assert 0 < (liver.answers["rank1"].nsd.mean or 0) < 1

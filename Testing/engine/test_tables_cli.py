@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from progidiff.cli.app import app
+from experiments.__main__ import app
 from progidiff.errors import InputError
 from progidiff.evaluation.tables import TABLES, load_table
 

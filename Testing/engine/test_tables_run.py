@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from progidiff.cli.app import app
+from experiments.__main__ import app
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
 from progidiff.evaluation import samples as sampling

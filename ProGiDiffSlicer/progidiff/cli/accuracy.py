@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,11 @@ from progidiff.cli.propose import DeviceName
 from progidiff.errors import InputError
 
 if TYPE_CHECKING:
-    from progidiff.datasets.slices import LabelledSlice
+    from progidiff.datasets.slices import LabelledSlice, NamedSets
+    from progidiff.model.card import ModelCard
     from progidiff.sampling.engine import Engine
 
 PHANTOMS = "phantoms"
-#: Where the labelled real images lie beside a checkout; they are never part of it.
-BESIDE_CHECKOUT = Path("../shared/data")
-DEFAULT_SETS = (PHANTOMS, "curvas", "amos", "totalsegmentator_ct", "totalsegmentator_mr")
 
 
 class State(StrEnum):
@@ -37,11 +36,12 @@ def register(app: typer.Typer) -> None:
 
 
 def accuracy(
+    ctx: typer.Context,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME", help=f"Sets to measure; by default {', '.join(DEFAULT_SETS)}."),
+        typer.Option("--set", metavar="NAME", help="nnU-Net raw folder or slice folder in that of --data; or phantoms."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the labelled real images.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that the sets are in.")] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="Model folder; the bundled one by default.")] = None,
     proposals: Annotated[int, typer.Option(min=1, max=200, help="Proposals per slice and target (N).")] = 16,
     steps: Annotated[int, typer.Option(min=1, max=100, help="Denoising steps.")] = 4,
@@ -61,29 +61,39 @@ def accuracy(
 
     from progidiff.evaluation import accuracy as measure
     from progidiff.evaluation.ablation import disturbed_state
+    from progidiff.evaluation.phantom_set import held_out_phantoms
     from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
     from progidiff.sampling.engine import Engine
 
     screen = Console(stderr=True)
-    data = data if data is not None else BESIDE_CHECKOUT if BESIDE_CHECKOUT.is_dir() else None
-    names = sets or list(DEFAULT_SETS)
-    if sets is None and data is None:
-        screen.print("No labelled real images (--data DIR): measuring on the held-out phantoms alone.")
-        names = [PHANTOMS]
+    known: NamedSets | None = ctx.obj
+    folder = data if data is not None else Path() if known is None else known.folder
+    names = sets or [PHANTOMS]
+    if not sets and known is None and data is not None:
+        raise InputError(f"Say with --set which of the sets in '{data}' to measure.")
+    if not sets and known is not None and (data is not None or folder.is_dir()):
+        names += known.usual
+    elif not sets:
+        screen.print("No labelled real images (--set NAME, --data DIR): measuring on the held-out phantoms alone.")
+    labels = [name if known is not None or name == PHANTOMS else (folder / name).resolve().name for name in names]
+    if len(set(labels)) < len(labels):
+        raise InputError("Two of the sets have the same name; give each set once, under a name of its own.")
     engine = Engine.load(model, device.value)
     twin = image_only_twin(engine.model)
     compare = None if twin is None else PlainSegmenter(twin, engine.card)
     scores: list[measure.SliceScore] = []
     absences: list[measure.AbsentScore] = []
-    for name in names:
-        items = _items(name, data, phantoms)[::every]
-        with screen.status(f"{name}: {len(items)} slices") as status:
+    for label, name in zip(labels, names, strict=True):
+        items = held_out_phantoms(phantoms) if name == PHANTOMS else _items(name, folder, known, engine.card, screen.print)
+        chosen = items[::every] if isinstance(items, list) else islice(items, 0, None, every)
+        total = f" of {len(chosen)}" if isinstance(chosen, list) else ""
+        with screen.status(f"{label}: slice 1{total}") as status:
 
-            def report(done: int, name: str = name, total: int = len(items)) -> None:
-                status.update(f"{name}: slice {done} of {total}")
+            def report(done: int, label: str = label, total: str = total) -> None:
+                status.update(f"{label}: slice {done}{total}")
 
             with disturbed_state(engine.model, ablation.value):
-                found = measure.score_slices(engine, name, items, proposals, steps, seed, compare, progress=report)
+                found = measure.score_slices(engine, label, chosen, proposals, steps, seed, compare, progress=report)
         scores += found[0]
         absences += found[1]
     rows = measure.summarise(scores)
@@ -96,7 +106,7 @@ def accuracy(
         "seed": seed,
         "ablation": ablation.value,
         "targets": rows,
-        "means": {name: measure.mean_over_targets(rows, name) for name in names},
+        "means": {label: measure.mean_over_targets(rows, label) for label in labels},
         "absent": measure.summarise_absent(absences),
     }
     if as_json:
@@ -105,17 +115,17 @@ def accuracy(
         _print(result, compare is not None)
 
 
-def _items(name: str, data: Path | None, phantoms: int) -> Sequence[LabelledSlice]:
-    from progidiff.datasets.shared_slices import SHARED_SETS, load_shared
-    from progidiff.evaluation.phantom_set import held_out_phantoms
+def _items(
+    name: str, folder: Path, known: NamedSets | None, card: ModelCard, tell: Callable[[str], None]
+) -> Iterable[LabelledSlice]:
+    """The slices of a set; of a folder one after the other, as they are read."""
+    from progidiff.training.stacks import open_dataset
 
-    if name == PHANTOMS:
-        return held_out_phantoms(phantoms)
-    if name not in SHARED_SETS:
-        raise InputError(f'There is no set "{name}"; choose from {", ".join((PHANTOMS, *SHARED_SETS))}.')
-    if data is None or not data.is_dir():
+    if not folder.is_dir():
         raise InputError(f'The set "{name}" needs the labelled real images; give their folder with --data.')
-    return load_shared(data, name)
+    if known is not None:
+        return known.read(folder, name)
+    return open_dataset(folder / name, known=card.planes, tell=tell)
 
 
 def _write_card(engine: Engine, entries: list[Any]) -> None:

@@ -6,28 +6,22 @@ Each command has a file of its own; nothing heavy is imported until one of them 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from progidiff import __version__
-from progidiff.cli import accuracy, adapt, bench, curate, doctor, evaluate, info, next, propose, table, train, worker
+from progidiff.cli import accuracy, adapt, curate, doctor, evaluate, info, next, propose, train, worker
 from progidiff.cli.failures import FriendlyGroup
+
+if TYPE_CHECKING:
+    from progidiff.datasets.slices import NamedSets
 
 # The order of the help. A command's module has register(app: typer.Typer) and imports only what its options
 # need.
-COMMANDS = (propose, next, curate, train, adapt, accuracy, evaluate, table, bench, info, doctor, worker)
-
-app = typer.Typer(
-    name="progidiff",
-    cls=FriendlyGroup,
-    help="Type an organ, get ranked mask proposals from a CT or MR volume. Research use only, not a medical device.",
-    no_args_is_help=True,
-    add_completion=False,
-    # tracebacks with local variables would print parts of the image and file names
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = (propose, next, curate, train, adapt, accuracy, evaluate, info, doctor, worker)
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,8 +30,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def _program(
+def program(name: str, about: str, commands: Iterable[ModuleType], sets: NamedSets | None = None) -> typer.Typer:
+    """A program of these commands; ``sets`` are the labelled sets that they know by name."""
+    made = typer.Typer(
+        name=name,
+        cls=FriendlyGroup,
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        # tracebacks with local variables would print parts of the image and file names
+        pretty_exceptions_show_locals=False,
+        context_settings={"help_option_names": ["-h", "--help"], "obj": sets},
+    )
+    made.callback()(_begin)
+    for command in commands:
+        command.register(made)
+    return made
+
+
+def _begin(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
@@ -49,8 +60,11 @@ def _program(
             stream.reconfigure(errors="replace")
 
 
-for command in COMMANDS:
-    command.register(app)
+app = program(
+    "progidiff",
+    "Type an organ, get ranked mask proposals from a CT or MR volume. Research use only, not a medical device.",
+    COMMANDS,
+)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from progidiff.cli.propose import CorrectOption, DeviceName, PlaneOption
 from progidiff.errors import CancelledError, DatasetError
 
 if TYPE_CHECKING:
+    from progidiff.datasets.slices import NamedSets
     from progidiff.evaluation.cases import EvaluationCase
     from progidiff.evaluation.evaluate import Progress
     from progidiff.model.card import ModelCard
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; made where it does not exist.")],
     data: Annotated[
         list[Path] | None,
@@ -34,9 +36,9 @@ def evaluate(
         ),
     ] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME", help="Public slice set in the folder given by --shared.")
+        list[str] | None, typer.Option("--set", metavar="NAME", help="Set in the folder given by --shared.")
     ] = None,
-    shared: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the public slice sets.")] = None,
+    shared: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the sets.")] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="Model folder; the bundled one by default.")] = None,
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter to use on the model.")] = None,
     even_if_worse: Annotated[
@@ -101,7 +103,7 @@ def evaluate(
             plane=plane and plane.value,
             correct_values=correct_values,
         )
-        cases = _cases(data or [], sets or [], shared, engine.card, every, limit, settings.plane)
+        cases = _cases(data or [], sets or [], shared, engine.card, every, limit, settings.plane, ctx.obj)
         try:
             with _bar() as show:
                 document = evaluate_cases(engine, cases, settings, cache or _beside(out), cancelled, show)
@@ -145,16 +147,22 @@ def _cases(
     every: int,
     limit: int | None,
     plane: str | None,
+    known: NamedSets | None,
 ) -> list[EvaluationCase]:
-    from progidiff.evaluation.cases import cases_of_folder, cases_of_shared
+    from progidiff.evaluation.cases import cases_of_folder, cases_of_slices
 
     if not data and not sets:
-        raise DatasetError("There is nothing to measure; name a labelled set with --data, or a public one with --set.")
+        raise DatasetError("There is nothing to measure; name a labelled set with --data, or by --set and --shared.")
     if sets and shared is None:
-        raise DatasetError("The public sets lie in a folder of yours; name it with --shared.")
+        raise DatasetError("The sets lie in a folder of yours; name it with --shared.")
     groups = [cases_of_folder(folder, card, plane) for folder in data]
     if shared is not None:
-        groups += [cases_of_shared(shared, name, card) for name in sets]
+        groups += [
+            cases_of_folder(shared / name, card, plane)
+            if known is None
+            else cases_of_slices(known.read(shared, name), name, card)
+            for name in sets
+        ]
     return _told_apart([case for group in groups for case in group[::every][:limit]])
 
 

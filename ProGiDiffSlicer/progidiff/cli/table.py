@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from progidiff.cli.accuracy import BESIDE_CHECKOUT
 from progidiff.cli.propose import DeviceName
 from progidiff.errors import InputError
 
@@ -54,12 +53,13 @@ def table(
     """Measure one table of the evaluation and write it to the work folder as JSON and Markdown."""
     from rich.console import Console
 
+    from progidiff.datasets.shared_slices import SHARED
     from progidiff.evaluation.tables import load_table
     from progidiff.evaluation.tables.setup import TableSetup, check_work
 
     chosen = load_table(name)
     options = read_options(option or [], chosen.OPTIONS)
-    folder = data if data is not None else BESIDE_CHECKOUT
+    folder = data if data is not None else SHARED.folder
     if not folder.is_dir():
         raise InputError("The tables need the labelled real images; give their folder with --data.")
     check_work(work)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from progidiff.datasets.naming import with_unions
-from progidiff.datasets.slices import LabelledSlice, Modality
+from progidiff.datasets.slices import LabelledSlice, Modality, NamedSets
 from progidiff.errors import DatasetError
 
 SHARED_SETS: tuple[str, ...]
@@ -272,3 +272,5 @@ _READERS: dict[str, _Reader] = {
     "totalsegmentator_mr": _totalsegmentator("example_mr_sm.nii.gz", "example_seg_mr.nii.gz", _TOTAL_MR, "MR"),
 }
 SHARED_SETS = tuple(_READERS)
+#: As commands take them; the images lie beside a checkout and are never part of it.
+SHARED = NamedSets(load_shared, ("curvas", "amos", "totalsegmentator_ct", "totalsegmentator_mr"), Path("../shared/data"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -51,6 +51,21 @@ class LabelledSlice:
     slice_id: str = ""
     plane: str = "axial"
     spacing_exact: bool = True
+
+
+@dataclass(frozen=True)
+class NamedSets:
+    """Labelled slice sets that commands know by name, handed in by whoever has them.
+
+    Attributes:
+        read: folder and name of a set -> its slices; raises DatasetError where it is not there.
+        usual: what is measured where no set is named.
+        folder: where the sets lie when no folder is named.
+    """
+
+    read: Callable[[Path, str], list[LabelledSlice]]
+    usual: tuple[str, ...]
+    folder: Path
 
 
 class SliceFolder:

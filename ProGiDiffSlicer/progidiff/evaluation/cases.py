@@ -1,4 +1,4 @@
-"""Labelled images to evaluate on: volumes of nnU-Net folders and curated sets, slices of slice folders and public sets."""
+"""Labelled images to evaluate on: volumes of nnU-Net folders and curated sets, slices of slice folders or in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from progidiff.curation import CuratedCase, CuratedSet, patient_groups
 from progidiff.datasets.manifest import MANIFEST_NAME
 from progidiff.datasets.naming import with_unions
 from progidiff.datasets.nnunet import Case, NnUNetDataset
-from progidiff.datasets.shared_slices import load_shared
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError
 from progidiff.evaluation.presenting import as_volume
@@ -125,15 +124,6 @@ def cases_of_folder(folder: Path, card: ModelCard, plane: str | None = None) -> 
         f"'{folder}' is no labelled set; name a curated set, an nnU-Net raw folder (with dataset.json) or a slice folder"
         f" (with {MANIFEST_NAME})."
     )
-
-
-def cases_of_shared(folder: Path, name: str, card: ModelCard) -> list[EvaluationCase]:
-    """The slices of one of the public sets of :func:`progidiff.datasets.shared_slices.load_shared`.
-
-    Raises:
-        DatasetError: there is no such set.
-    """
-    return cases_of_slices(load_shared(folder, name), name, card)
 
 
 def cases_of_slices(items: Iterable[LabelledSlice], name: str, card: ModelCard) -> list[EvaluationCase]:
