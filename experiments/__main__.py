@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from progidiff.cli import accuracy, bench, evaluate, table
+from experiments.bench import command as bench
+from experiments.shared_slices import SHARED
+from experiments.tables import command as table
+from progidiff.cli import accuracy, evaluate
 from progidiff.cli.app import program
-from progidiff.datasets.shared_slices import SHARED
 
 app = program(
     "experiments", "What the documents say was measured, measured again.", (accuracy, evaluate, table, bench), SHARED

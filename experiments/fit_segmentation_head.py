@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from progidiff.evaluation.matched import one_thread
+from experiments.matched import one_thread
 from progidiff.model.card import ModelCard, TrainingStage
 from progidiff.model.folder import load_model, save_model
 from progidiff.synthesis.labelmaps import load_permissive

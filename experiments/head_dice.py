@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from progidiff.datasets.shared_slices import load_shared
+from experiments.shared_slices import load_shared
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice
 from progidiff.evaluation.twin import PlainSegmenter, TwinNetwork

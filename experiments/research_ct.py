@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from progidiff.datasets.shared_slices import load_shared
+from experiments.shared_slices import load_shared
 from progidiff.datasets.split import split_by_patient
 from progidiff.evaluation.accuracy import FIGURES, score_slices, summarise
 from progidiff.model.folder import load_model

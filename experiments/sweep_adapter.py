@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from progidiff.datasets.shared_slices import load_shared
+from experiments.shared_slices import load_shared
 from progidiff.datasets.split import split_by_patient
 from progidiff.evaluation.accuracy import score_slices, summarise
 from progidiff.evaluation.phantom_set import held_out_phantoms

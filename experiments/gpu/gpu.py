@@ -65,7 +65,7 @@ def pack(data: Path, folder: Path) -> None:
 
 def _prepare(folder: Path) -> None:
     """Make this checkout and the brought packages importable; readers of files get an empty stand-in where they are not."""
-    sys.path.insert(0, str(ROOT / "ProGiDiffSlicer"))
+    sys.path[:0] = [str(ROOT / "ProGiDiffSlicer"), str(ROOT)]
     brought = folder / "packages"
     wheels = sorted((folder / "wheels").glob("*.whl"))
     if wheels and not brought.is_dir():
@@ -132,7 +132,7 @@ def _masks(engine: Any, array: Any, affine: Any, request: Any, cancelled: Callab
 
 
 def _check_proposals(arguments: argparse.Namespace, told: Told) -> None:
-    from progidiff.bench.scene import Scene
+    from experiments.bench.scene import Scene
     from progidiff.errors import CancelledError
     from progidiff.evaluation.metrics import dice
     from progidiff.events import ProposeRequest
@@ -214,7 +214,7 @@ def _check_full_memory(arguments: argparse.Namespace, told: Told) -> None:
     """Proposals on a card that something else fills: refused in words, and right again when there is room."""
     import torch
 
-    from progidiff.bench.scene import Scene
+    from experiments.bench.scene import Scene
     from progidiff.errors import ModelError
     from progidiff.events import ProposeRequest
     from progidiff.sampling.engine import Engine
@@ -360,7 +360,7 @@ def _seconds_per_step(stage: Any, images: int, repeats: int = 3) -> float:
 
 def bench(arguments: argparse.Namespace) -> None:
     """Speed of the bundled model, and of the full size where the device is a card."""
-    from progidiff.bench import BenchSettings, as_text, run_bench
+    from experiments.bench import BenchSettings, as_text, run_bench
 
     small = arguments.device == "cpu"
     settings = BenchSettings(
