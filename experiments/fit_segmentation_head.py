@@ -20,8 +20,7 @@ from experiments.matched import one_thread
 from progidiff.model.card import ModelCard, TrainingStage
 from progidiff.model.folder import load_model, save_model
 from progidiff.synthesis.labelmaps import load_permissive
-from progidiff.synthesis.source import SyntheticSource
-from progidiff.training.batches import SyntheticBatches
+from progidiff.training.batches import painted_batches
 from progidiff.training.loop import LoopSettings, run_stage
 from progidiff.training.stages import EncoderStage
 
@@ -33,8 +32,7 @@ def main(data: Path, folder: Path, out: Path, minutes: float, seed: int = 0) -> 
     card, encoder = model.card, model.image_encoder
     torch.manual_seed(seed)
     encoder.learn_classes(len(card.vocabulary))
-    source = SyntheticSource(load_permissive(data), card.image_size, card.spacing_mm, "cpu", 7 + seed)
-    stage = EncoderStage(encoder, SyntheticBatches(source, card.vocabulary), [])
+    stage = EncoderStage(encoder, painted_batches(load_permissive(data), card, "cpu", 7 + seed), [])
     encoder.requires_grad_(False)
     encoder.segmentation_head.requires_grad_(True)
     settings = LoopSettings(

@@ -69,20 +69,23 @@ def slices(segment: PlainSegmenter, items: Iterable[LabelledSlice], vocabulary: 
     return {"mean": round(float(np.mean([m for m, _ in mean.values()])), 3), "dice": mean, "absent": empty}
 
 
+def codes_in(path: Path) -> np.ndarray:
+    """Values of a label map, int (K, J, I)."""
+    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj).astype(int).transpose(2, 1, 0)
+
+
 def whole_ct(data: Path, encoder: ImageEncoder, card: ModelCard, every: int) -> dict[str, object]:
     """3-D Dice on the CT of 112 slices, slices without the organ counted."""
     folder = data / "permissive" / "totalsegmentator_example_ct_full"
     names = json.loads((data / "permissive/totalsegmentator_ct_s0327_s0328/LABELS.json").read_text())["ids"]
-    volume = nib.load(folder / "example_ct.nii.gz")
+    volume = nib.Nifti1Image.from_filename(folder / "example_ct.nii.gz")
     array = np.ascontiguousarray(np.asarray(volume.dataobj, np.float32).transpose(2, 1, 0))
-    labels = np.asarray(nib.load(folder / "example_seg_fast_force_split.nii.gz").dataobj).astype(int).transpose(2, 1, 0)
+    labels = codes_in(folder / "example_seg_fast_force_split.nii.gz")
     lut = np.zeros(labels.max() + 1, np.uint8)
     for value in np.unique(labels[labels > 0]):
         lut[value] = tissue_of(names.get(str(value), "other"))
     tissues = lut[labels]
-    version1 = (
-        np.asarray(nib.load(folder / "example_seg_v1_104classes_5de6e4dc.nii.gz").dataobj).astype(int).transpose(2, 1, 0)
-    )
+    version1 = codes_in(folder / "example_seg_v1_104classes_5de6e4dc.nii.gz")
     tissues[np.isin(tissues, [INDEX["pancreas"], INDEX["esophagus"]])] = 0
     tissues[version1 == 10], tissues[version1 == 42] = INDEX["pancreas"], INDEX["esophagus"]
     image = load_image(array, volume.affine, "CT", "axial", card)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from experiments.shared_slices import load_shared
+from progidiff.datasets.slices import LabelledSlice
 from progidiff.datasets.split import split_by_patient
 from progidiff.evaluation.accuracy import FIGURES, score_slices, summarise
 from progidiff.model.folder import load_model
@@ -60,7 +61,7 @@ def main(data: Path, work: Path, steps: int) -> None:
     report(f"after {steps} steps on real labels", Engine(model), test)
 
 
-def report(title: str, engine: Engine, items: list) -> None:
+def report(title: str, engine: Engine, items: list[LabelledSlice]) -> None:
     """Print one line per target."""
     scores, _ = score_slices(engine, "curvas", items, absent=False)
     print(title)

@@ -170,7 +170,7 @@ def _check_training(arguments: argparse.Namespace, told: Told) -> None:
     for device in ("cpu", arguments.device):
         encoder = copy.deepcopy(model.image_encoder).to(device)
         here = type(batch)(*(getattr(batch, name).to(device) for name in ("images", "masks", "known")))
-        stage = EncoderStage(encoder, _Given(here), [])
+        stage = EncoderStage(encoder, _Given(here), [])  # type: ignore[arg-type]  # nothing resumes
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and uses_bf16(False)):
             loss, _ = stage.loss(4)
         loss.backward()
