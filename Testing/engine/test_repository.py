@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "ProGiDiffSlicer"
 ENGINE = MODULE / "progidiff"
 PANEL = MODULE / "ProGiDiffSlicerLib"
+LABORATORY = ROOT / "experiments"
 MAX_FILE_BYTES = 20_000_000
 
 SLICER_SIDE = {"slicer", "qt", "ctk", "vtk", "vtkmodules", "PythonQt"}
@@ -87,7 +88,7 @@ def _walk_executed(node: ast.AST) -> Iterator[ast.AST]:
 
 def _imports(path: Path) -> Iterator[tuple[str, int]]:
     """Absolute names of all modules that a file imports, at any depth, with their lines."""
-    package = path.relative_to(MODULE).parent.parts
+    package = path.relative_to(MODULE if path.is_relative_to(MODULE) else ROOT).parent.parts
     for node in _walk_executed(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -120,7 +121,7 @@ def _is_shared(module: str) -> bool:
 def test_engine_never_imports_slicer_or_qt() -> None:
     found = [
         f"{_where(path, line)} imports {name}"
-        for path in _python_files(ENGINE)
+        for path in [*_python_files(ENGINE), *_python_files(LABORATORY)]
         for name, line in _imports(path)
         if name.split(".")[0] in SLICER_SIDE
     ]
@@ -157,7 +158,7 @@ def test_code_inside_slicer_uses_the_shared_modules_only() -> None:
 
 def test_nothing_unpickles() -> None:
     found = []
-    for path in _python_files(MODULE):
+    for path in [*_python_files(MODULE), *_python_files(LABORATORY)]:
         found += [f"{_where(path, n)} imports {name}" for name, n in _imports(path) if name.split(".")[0] in UNSAFE_MODULES]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
@@ -165,6 +166,22 @@ def test_nothing_unpickles() -> None:
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 if call == "torch.load" or options.get("allow_pickle") == "True" or options.get("weights_only") == "False":
                     found.append(f"{_where(path, node.lineno)} calls {call}")
+    assert found == []
+
+
+def test_the_product_knows_nothing_of_the_laboratory() -> None:
+    found = [
+        f"{_where(path, line)} imports {name}"
+        for path in _python_files(MODULE)
+        for name, line in _imports(path)
+        if name.split(".")[0] == "experiments"
+    ]
+    # folders of labelled images that the project may measure on and not ship
+    private = re.compile(r"\bresearch/|\bexperiments/")
+    for path in [*MODULE.rglob("*"), ROOT / "CMakeLists.txt"]:
+        if path.suffix in {".py", ".txt", ".ui", ".json", ".html", ".j2"}:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{_where(path, n)}: {line.strip()}" for n, line in enumerate(lines, 1) if private.search(line)]
     assert found == []
 
 
@@ -219,10 +236,11 @@ def test_dependencies_are_declared() -> None:
     declared = {re.split(r"[^\w.-]", entry)[0].lower().replace("_", "-") for entry in project["dependencies"]}
     distributions = packages_distributions()
     used: dict[str, str] = {}
-    for path in _python_files(ENGINE):
+    laboratory = [path for path in _python_files(LABORATORY) if "tests" not in path.relative_to(LABORATORY).parts]
+    for path in [*_python_files(ENGINE), *laboratory]:
         for name, line in _imports(path):
             top = name.split(".")[0]
-            if top not in sys.stdlib_module_names and top != "progidiff":
+            if top not in sys.stdlib_module_names and top not in {"progidiff", "experiments"}:
                 used.setdefault(top, _where(path, line))
     missing = {
         f"{where} imports {top}"
