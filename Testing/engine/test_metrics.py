@@ -10,7 +10,6 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from progidiff.evaluation.metrics import (
     dice,
-    generalized_energy_distance,
     hd95,
     metric_library,
     nsd,
@@ -120,25 +119,6 @@ def test_the_distance_library_is_named_with_its_version() -> None:
     import monai
 
     assert metric_library() == f"MONAI {monai.__version__}"
-
-
-def iou_distance(a: np.ndarray, b: np.ndarray) -> float:
-    union = (a | b).sum()
-    return 0.0 if union == 0 else 1 - (a & b).sum() / union
-
-
-def test_energy_distance_by_brute_force_with_empty_masks() -> None:
-    rng = np.random.default_rng(3)
-    samples, references = rng.random((5, 9, 9)) < 0.4, rng.random((3, 9, 9)) < 0.4
-    samples[0] = references[0] = False
-
-    def mean(x: np.ndarray, y: np.ndarray) -> float:
-        return float(np.mean([iou_distance(a, b) for a in x for b in y]))
-
-    expected = 2 * mean(samples, references) - mean(samples, samples) - mean(references, references)
-    assert generalized_energy_distance(samples, references) == pytest.approx(expected)
-    assert generalized_energy_distance(references, references) == pytest.approx(0.0)
-    assert generalized_energy_distance(samples[:1], references[:1]) == 0.0
 
 
 def test_proposal_scores() -> None:

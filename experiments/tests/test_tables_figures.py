@@ -198,3 +198,22 @@ def test_a_result_is_written_whole(tmp_path: Path) -> None:
     assert "| 1\\|2 |" in text
     assert text.index("- a note") < text.index("## Inner")
     assert plain((1.0, [NAN])) == [1.0, [None]]
+
+
+def iou_distance(a: np.ndarray, b: np.ndarray) -> float:
+    union = (a | b).sum()
+    return 0.0 if union == 0 else 1 - (a & b).sum() / union
+
+
+def test_energy_distance_by_brute_force_with_empty_masks() -> None:
+    rng = np.random.default_rng(3)
+    samples, references = rng.random((5, 9, 9)) < 0.4, rng.random((3, 9, 9)) < 0.4
+    samples[0] = references[0] = False
+
+    def mean(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.mean([iou_distance(a, b) for a in x for b in y]))
+
+    expected = 2 * mean(samples, references) - mean(samples, samples) - mean(references, references)
+    assert raters.generalized_energy_distance(samples, references) == pytest.approx(expected)
+    assert raters.generalized_energy_distance(references, references) == pytest.approx(0.0)
+    assert raters.generalized_energy_distance(samples[:1], references[:1]) == 0.0

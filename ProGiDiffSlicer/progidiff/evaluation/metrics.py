@@ -94,25 +94,6 @@ def metric_library() -> str:
     return f"MONAI {version('monai')}"
 
 
-def generalized_energy_distance(samples: np.ndarray, references: np.ndarray) -> float:
-    """Squared generalised energy distance between proposals and raters: 2 E[d(S, Y)] - E[d(S, S')] -
-    E[d(Y, Y')].
-
-    d = 1 - IoU with d of two empty masks 0 (Kohl et al., Probabilistic U-Net, arXiv 1806.05034). The
-    expectations run over all pairs, a mask with itself included; the number of samples must be stated
-    beside the value.
-
-    Args:
-        samples: bool (N, ...).
-        references: bool (M, ...), the raters' masks.
-    """
-    return (
-        2.0 * float(_iou_distances(samples, references).mean())
-        - float(_iou_distances(samples, samples).mean())
-        - float(_iou_distances(references, references).mean())
-    )
-
-
 @dataclass(frozen=True)
 class ProposalScores:
     """What a set of proposals is worth, measured against the reference.
@@ -193,14 +174,6 @@ def _tensors(a: np.ndarray, b: np.ndarray) -> tuple[object, object]:
     import torch
 
     return torch.from_numpy(a[None, None].astype(np.uint8)), torch.from_numpy(b[None, None].astype(np.uint8))
-
-
-def _iou_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    flat_a = (np.asarray(a) != 0).reshape(len(a), -1).astype(np.float64)
-    flat_b = (np.asarray(b) != 0).reshape(len(b), -1).astype(np.float64)
-    both = flat_a @ flat_b.T
-    union = flat_a.sum(axis=1)[:, None] + flat_b.sum(axis=1)[None, :] - both
-    return np.asarray(1.0 - np.divide(both, union, out=np.ones_like(both), where=union > 0))
 
 
 def _mean(values: np.ndarray) -> float:
