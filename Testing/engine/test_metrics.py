@@ -18,11 +18,7 @@ from progidiff.evaluation.metrics import (
     spearman,
 )
 from progidiff.evaluation.summaries import (
-    CaseScore,
-    mean_over_targets,
     patient_bootstrap,
-    score_case,
-    summarize,
 )
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
@@ -194,23 +190,3 @@ def test_bootstrap_claims_no_interval_for_one_patient_or_none() -> None:
     assert math.isnan(single.high)
     assert str(single) == "0.600 (n = 2 in 1 patient)"
     assert str(patient_bootstrap({})) == "no values"
-
-
-def test_summaries_count_presence_errors_apart_from_dice() -> None:
-    cases = [
-        score_case("liver", "a", FULL, FULL),
-        score_case("liver", "a", EMPTY, FULL),
-        score_case("liver", "b", FULL, EMPTY),
-        score_case("liver", "b", EMPTY, EMPTY),
-        CaseScore("spleen", "a", float("nan"), "TN"),
-    ]
-    summary = summarize(cases)
-    liver = summary["liver"]
-    assert liver.presence == {"TP": 1, "FP": 1, "FN": 1, "TN": 1}
-    assert liver.present.mean == 0.5
-    assert (liver.present.values, liver.present.patients) == (2, 1)
-    assert (liver.sensitivity, liver.specificity) == (0.5, 0.5)
-    assert math.isnan(summary["spleen"].sensitivity)
-    assert summary["spleen"].specificity == 1.0
-    assert mean_over_targets(summary) == 0.5
-    assert math.isnan(mean_over_targets({"spleen": summary["spleen"]}))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from progidiff.evaluation.metrics import Presence, dice, presence
 
 
 @dataclass(frozen=True)
@@ -68,77 +66,3 @@ def patient_bootstrap(
         means = total[drawn].sum(axis=1) / number[drawn].sum(axis=1)
         low, high = (float(v) for v in np.quantile(means, ((1 - level) / 2, (1 + level) / 2)))
     return BootstrapInterval(float(total.sum() / number.sum()), low, high, len(number), int(number.sum()), missing)
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """One target in one slice or volume of one patient: its Dice (NaN for a true absence) and presence."""
-
-    target: str
-    patient: str
-    dice: float
-    presence: Presence
-
-
-@dataclass(frozen=True)
-class TargetSummary:
-    """Accuracy for one target.
-
-    Attributes:
-        target: target key.
-        present: Dice over the cases whose reference contains the target; a missed organ counts as 0.
-        presence: number of cases for each of TP, FP, FN and TN.
-    """
-
-    target: str
-    present: BootstrapInterval
-    presence: Mapping[Presence, int]
-
-    @property
-    def sensitivity(self) -> float:
-        """Share of present organs that were found; NaN where none is present."""
-        return _share(self.presence["TP"], self.presence["FN"])
-
-    @property
-    def specificity(self) -> float:
-        """Share of absent organs that were left out; NaN where none is absent."""
-        return _share(self.presence["TN"], self.presence["FP"])
-
-
-def score_case(target: str, patient: str, prediction: np.ndarray, reference: np.ndarray) -> CaseScore:
-    """Score one prediction: bool masks of equal shape."""
-    return CaseScore(target, patient, dice(prediction, reference), presence(prediction, reference))
-
-
-def summarize(cases: Iterable[CaseScore], seed: int = 0) -> dict[str, TargetSummary]:
-    """Summary by target, in the order in which targets first appear.
-
-    The mean Dice covers organs that are present (TP and FN). False positives are counted in ``presence``
-    instead of being averaged in as zeros, since their number depends on how many empty slices a data set
-    happens to hold.
-    """
-    by_target: dict[str, list[CaseScore]] = {}
-    for case in cases:
-        by_target.setdefault(case.target, []).append(case)
-    summaries = {}
-    for target, scored in by_target.items():
-        counts: dict[Presence, int] = {"TP": 0, "FP": 0, "FN": 0, "TN": 0}
-        values: dict[str, list[float]] = {}
-        for case in scored:
-            counts[case.presence] += 1
-            if case.presence in ("TP", "FN"):
-                values.setdefault(case.patient, []).append(case.dice)
-        summaries[target] = TargetSummary(target, patient_bootstrap(values, seed), counts)
-    return summaries
-
-
-def mean_over_targets(summaries: Mapping[str, TargetSummary]) -> float:
-    """Unweighted mean of the targets' mean Dice, leaving out targets that are nowhere present; NaN if all
-    are.
-    """
-    means = [s.present.mean for s in summaries.values() if s.present.values]
-    return float(np.mean(means)) if means else float("nan")
-
-
-def _share(hit: int, miss: int) -> float:
-    return hit / (hit + miss) if hit + miss else float("nan")
