@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from experiments.__main__ import app
 from experiments.shared_slices import SHARED_SETS, load_shared
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError
+from progidiff.evaluation.cases import cases_of_slices
+from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases
+from progidiff.evaluation.measuring import EvaluationSettings
 from progidiff.evaluation.metrics import dice
+from progidiff.sampling.engine import Engine
 from progidiff.targets.catalog import catalog
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import extract_slice, plan_slices
@@ -184,3 +191,27 @@ def test_unknown_and_missing_sets_end_in_one_sentence(tmp_path: Path) -> None:
     for name in SHARED_SETS:
         with pytest.raises(DatasetError, match=name):
             load_shared(tmp_path, name)
+
+
+def test_public_slices_with_the_bundled_model(shared_data: Path) -> None:
+    engine = Engine.load(None, "cpu")
+    cases = cases_of_slices(load(shared_data, "amos"), "amos", engine.card)[:1]
+    settings = EvaluationSettings(proposals=2, steps=2, targets=("liver", "spleen"), absent=False)
+    document = evaluate_cases(engine, cases, settings)
+    liver = next(row for row in document.summary if row.target == "liver")
+    assert liver.answers["rank1"].dice.mean is not None
+    assert liver.answers["rank1"].dice.mean > 0.6
+    assert 0 < (liver.answers["rank1"].nsd.mean or 0) < 1
+
+
+def test_the_commands_know_the_sets_by_name(shared_data: Path, responsive_folder: Path, tmp_path: Path) -> None:
+    quick = ["--set", "amos", "--model", str(responsive_folder), "--device", "cpu", "--steps", "1", "--every", "5", "--json"]
+    ran = CliRunner().invoke(app, ["accuracy", "--data", str(shared_data), "--proposals", "1", *quick])
+    assert ran.exit_code == 0, ran.output
+    liver = next(row for row in json.loads(ran.stdout)["targets"] if row["target"] == "liver")
+    assert (liver["set"], liver["slices"], liver["patients"]) == ("amos", 2, 1)
+    out = ["--out", str(tmp_path / "out"), "--proposals", "1", "--no-distances"]
+    ran = CliRunner().invoke(app, ["evaluate", "--shared", str(shared_data), *out, *quick])
+    assert ran.exit_code == 0, ran.output
+    cases = EvaluationDocument.model_validate_json(ran.stdout).cases
+    assert [(c.set, c.name) for c in cases] == [("amos", "amos_0001_61"), ("amos", "amos_0001_66")]
