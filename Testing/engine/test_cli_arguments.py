@@ -185,8 +185,7 @@ def test_an_evaluation_notes_planes_and_values_and_corrects_them(responsive_fold
 def test_training_says_values_once_and_corrects_them(tmp_path: Path) -> None:
     said: list[str] = []
     folder = write_set(tmp_path / "shifted", THIN, 1024)
-    data = open_dataset(folder)
-    data.tell = said.append  # type: ignore[union-attr]
+    data = open_dataset(folder, tell=said.append)
     (stack,) = stacks_of(data)
     assert max(item.image.max() for item in stack.read()) > 1000
     stack.read()
