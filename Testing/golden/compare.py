@@ -25,9 +25,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 STORED = HERE / "stored"
-#: Between machines: share of a request's voxels that rounding may move over the threshold, and how far numbers may go
-#: apart (relative above 1).
-VOXELS, NUMBERS = 0.002, 0.02
+#: Between machines: the share of a request's voxels that rounding may move over the threshold (1 of 2000; a change of the
+#: adapter's weights by 1 of 10,000 moves 3 of 20,000), and how far numbers, and numbers in texts, may go apart (relative
+#: above 1).
+VOXELS, NUMBERS, TEXTS = 0.0005, 0.005, 0.02
 
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
@@ -85,15 +86,15 @@ def _ranked_alike(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return sorted(before["order"]) == sorted(after["order"]) and all(np.diff(scores) < NUMBERS)
 
 
-def _nearly(before: Any, after: Any) -> bool:
+def _nearly(before: Any, after: Any, share: float = NUMBERS) -> bool:
     if isinstance(before, str) and isinstance(after, str):
         parts = _NUMBER.split(before), _NUMBER.split(after)
         if _DIGEST.fullmatch(before) and _DIGEST.fullmatch(after):
             return True
         numbers = zip(parts[0][1::2], parts[1][1::2], strict=False)
-        return parts[0][::2] == parts[1][::2] and all(_nearly(float(a), float(b)) for a, b in numbers)
+        return parts[0][::2] == parts[1][::2] and all(_nearly(float(a), float(b), TEXTS) for a, b in numbers)
     if isinstance(before, float) and isinstance(after, float):
-        return abs(before - after) <= NUMBERS * max(1.0, abs(before))
+        return abs(before - after) <= share * max(1.0, abs(before))
     return False
 
 
@@ -194,7 +195,8 @@ def main() -> int:
             record(ROOT, inputs, STORED)
             return 0
         git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.base], check=True)
+        if subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.base]).returncode:
+            parser.error(f'"{options.base}" cannot be checked out; name a commit that this repository has')
         try:
             before = record(checkout, inputs, Path(place) / "before")
             after = record(ROOT, inputs, Path(place) / "after")
