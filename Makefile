@@ -1,6 +1,6 @@
 # Everything starts here: `make demo` shows the module at work, `make test` runs every check.
 .DEFAULT_GOAL := help
-.PHONY: help setup ssh-server demo screenshots stall test lint format bench default-model accuracy kills clean
+.PHONY: help setup ssh-server demo screenshots stall test golden lint format bench default-model accuracy kills clean
 TABLES := cross-validation n-curve encoder mr raters ranking ablations
 .PHONY: $(TABLES:%=evaluate-%)
 
@@ -10,13 +10,14 @@ PROMPT ?= liver; left kidney; pancreas
 OUT ?= demo-output
 DATA ?= ../shared/data
 WORK ?= evaluation-work
-export INPUT PROMPT OUT DATA WORK
+export INPUT PROMPT OUT DATA WORK BASE
 
 help:
 	@echo 'make setup           make .venv (Python 3.11 to 3.13); quick when nothing changed'
 	@echo 'make demo            the module from prompt to accepted segments: INPUT=scan.nii.gz PROMPT="liver; spleen" OUT=folder'
 	@echo 'make screenshots     pictures of the panel and the slice views: in screenshots/'
 	@echo 'make test            lint, types and all tests, in two processes: PYTEST_ARGS="-k ranking"'
+	@echo 'make golden          what another commit and this checkout do, compared bit for bit: BASE=commit'
 	@echo 'make lint | format   ruff and mypy | let ruff rewrite the files'
 	@echo 'make bench           proposals per second beside the plain diffusers pipeline: ARGS="..."'
 	@echo 'make stall           longest pause of the window while a volume is proposed, or saved; 512x512x100: ARGS="..."'
@@ -55,6 +56,9 @@ format: setup
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+golden: setup
+	@$(BIN)/python -m Testing.golden.compare $${BASE:+"$$BASE"} $(ARGS)
 
 bench: setup
 	$(BIN)/python -m experiments bench $(ARGS)
