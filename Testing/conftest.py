@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """The locale stays what it was: GDCM's writer, which makes the tests' DICOM images, leaves the process in "C"."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

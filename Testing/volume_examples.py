@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import locale
 from pathlib import Path
 
 import nibabel as nib
@@ -100,9 +99,7 @@ def write_dicom_series(
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid}_{len(array) - k:03d}.dcm"))
-        kept = locale.setlocale(locale.LC_ALL)
         writer.Execute(image)
-        locale.setlocale(locale.LC_ALL, kept)  # GDCM's writer leaves the process in the locale "C"
 
 
 def write_patient_series(

@@ -329,7 +329,7 @@ def test_a_damaged_curated_case_is_told(tmp_path: Path) -> None:
     bad, good = add_case(tmp_path, 1), add_case(tmp_path, 2)
     next(tmp_path.rglob(f"cases/{bad}.json")).write_text("{")
     said: list[str] = []
-    stacks, _ = open_cases([tmp_path], said.append)
+    stacks, _ = open_cases([tmp_path], tell=said.append)
     assert [stack.name for stack in stacks] == [good]
     assert said == ['1 cases are damaged and left out; "progidiff curate verify" says why.']
 
