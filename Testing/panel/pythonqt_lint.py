@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .host import facts
+from ..slicer_host import facts
 
 ROOT = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"
 # Qt properties that a program reads; read as attributes (rule 1). Items of tables and lists have methods of the same names.

@@ -14,7 +14,7 @@ import slicer
 
 from progidiff.resources import sample_volume
 
-from . import host
+from .. import slicer_host as host
 from .curating_support import Saver, everything_in
 from .demo_learning import Learning, dice
 from .driver import Driver, qt

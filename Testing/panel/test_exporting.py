@@ -22,9 +22,9 @@ from ProGiDiffSlicerLib.logic.exporting import INSTANCES, Exporting, _request
 from ProGiDiffSlicerLib.logic.labelmaps import segments_of
 from ProGiDiffSlicerLib.logic.provenance import Provenance, write_provenance
 
+from ..slicer_host.dicom_database import REACHABLE, DicomDatabase
 from ..volume_examples import oblique, oriented, write_patient_series
 from .accept_support import add_segments, add_transform
-from .host.dicom_database import REACHABLE, DicomDatabase
 from .panel_support import opened
 from .session_support import FakeClient, add_volume
 from .worker_support import Client, python, scripted, worker

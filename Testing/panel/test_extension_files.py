@@ -29,7 +29,7 @@ from pathlib import Path
 installed, root = Path(sys.argv[1]), sys.argv[2]
 sys.path[:] = [str(installed), *(p for p in sys.path if not Path(p, "progidiff").is_dir()), root]
 
-from Testing.panel import host
+from Testing import slicer_host as host
 host.install()
 host.start()
 

@@ -25,7 +25,7 @@ from progidiff.resources import sample_volume
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
-from . import host
+from .. import slicer_host as host
 from .panel_support import GRID, nested_masks, opened
 from .session_support import add_volume
 from .worker_support import organs
@@ -300,7 +300,7 @@ def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
 def test_opening_the_panel_loads_no_library_that_it_can_open_without() -> None:
     """SimpleITK alone is a good part of the time; the others are not there in Slicer's Python."""
     code = (
-        "import sys\nfrom Testing.panel import host\nhost.install()\nhost.start()\nbefore = set(sys.modules)\n"
+        "import sys\nfrom Testing import slicer_host as host\nhost.install()\nhost.start()\nbefore = set(sys.modules)\n"
         "import ProGiDiffSlicerLib.panels.module\nprint(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(MODULE.parent)}

@@ -314,7 +314,7 @@ def test_the_bundled_model_on_the_bundled_volume(scene: Any, spin: Spin) -> None
 def test_nothing_here_needs_torch() -> None:
     """Imported on its own, the session's side loads neither torch nor nibabel nor pydantic."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from Testing.panel import host; host.install(); host.start(); "
+        "import sys; sys.path.insert(0, sys.argv[1]); from Testing import slicer_host as host; host.start(); "
         "import ProGiDiffSlicerLib.logic.session, ProGiDiffSlicerLib.worker.client; "
         "print([name for name in ('torch', 'diffusers', 'nibabel', 'pydantic', 'scipy') if name in sys.modules])"
     )

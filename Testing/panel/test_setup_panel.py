@@ -308,7 +308,7 @@ def test_importing_and_showing_the_panel_loads_nothing_heavy() -> None:
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from Testing.panel import host
+from Testing import slicer_host as host
 host.start()
 import ctk, qt
 from ProGiDiffSlicerLib.panels.setup import SetupPanel

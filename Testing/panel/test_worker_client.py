@@ -14,7 +14,7 @@ from progidiff.events import DoneEvent, ProposeRequest, RankingEvent, SliceEvent
 from progidiff.protocol import ImageReply, Loaded, image_key
 from ProGiDiffSlicerLib.worker.client import WorkerState
 
-from .host import collected_exceptions
+from ..slicer_host import collected_exceptions
 from .worker_support import (
     LIVER,
     Client,

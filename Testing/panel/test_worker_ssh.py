@@ -16,8 +16,8 @@ from progidiff.events import SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, parse_command
 
+from ..slicer_host.dicom_database import DicomDatabase
 from ..sshd import SshServer
-from .host.dicom_database import DicomDatabase
 from .panel_support import opened
 from .test_exporting import THIN, Case, Heard, database, written
 from .worker_support import worker
