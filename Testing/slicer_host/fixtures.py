@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 
-from . import Dialogs, answering_dialogs, as_version, clear_scene, install, start
+from . import VERSIONS, Dialogs, answering_dialogs, as_version, clear_scene, collected_exceptions, install, start
 from . import scene as the_scene
-from .facts import VERSIONS
+from . import spin as spin_until
 
 # Before any test module is imported: what is tested says ``import qt`` at its top.
 install()
-
-from .event_loop import collected_exceptions  # noqa: E402
-from .event_loop import spin as spin_until  # noqa: E402
 
 __all__ = ["app", "dialogs", "nothing_raised_unseen", "scene", "slicer_version", "spin"]
 
