@@ -34,15 +34,9 @@ from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.adapt import AdaptSettings, adapt
 from progidiff.training.curated import open_cases
-from progidiff.training.run import train_base
-from progidiff.training.session import RunSettings, Watch
-from progidiff.training.sources import TrainingData
+from progidiff.training.session import Watch
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
 
-TINY_MODEL = RunSettings(
-    steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
-    log_every=1, image_size=32, spacing_mm=11.0,
-)  # fmt: skip
 TINY = TuneSettings(
     steps=4,
     rank=2,
@@ -58,11 +52,8 @@ QUIET = Watch(log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that was hardly trained."""
-    folder = tmp_path_factory.mktemp("base")
-    train_base(TrainingData(synthetic="phantoms"), folder / "model", folder / "work", TINY_MODEL, QUIET)
-    return folder / "model"
+def model(trained_folder: Path) -> Path:
+    return trained_folder
 
 
 def block(number: int) -> tuple[np.ndarray, np.ndarray]:

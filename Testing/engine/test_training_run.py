@@ -25,10 +25,9 @@ from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.run import RunSettings, TrainingData, Watch, train_base, train_control
 
-TINY = RunSettings(
-    steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
-    log_every=1, image_size=32, spacing_mm=11.0,
-)  # fmt: skip
+from .conftest import TINY_RUN
+
+TINY = RunSettings(**TINY_RUN)
 PHANTOMS = TrainingData(synthetic="phantoms")
 QUIET = Watch(log=lambda line: None)
 
@@ -50,11 +49,8 @@ def write_cases(folder: Path, cases: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small backbone, trained for two steps on phantoms."""
-    folder = tmp_path_factory.mktemp("base")
-    train_base(PHANTOMS, folder / "model", folder / "work", TINY, QUIET)
-    return folder / "model"
+def base_folder(trained_folder: Path) -> Path:
+    return trained_folder
 
 
 def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:

@@ -54,12 +54,19 @@ def adapters(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     }
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[WorkerClient]:
+    with WorkerClient(env={"OMP_NUM_THREADS": "1"}, heartbeat_timeout=300, start_timeout=300) as client:
+        yield client
+
+
 @pytest.fixture
-def client(tiny_model_folder: Path) -> Iterator[WorkerClient]:
-    with WorkerClient(env={"OMP_NUM_THREADS": "1"}, heartbeat_timeout=300, start_timeout=300) as started:
-        started.load(tiny_model_folder, "cpu")
-        started.set_image(IMAGE, AFFINE, "CT")
-        yield started
+def client(started: WorkerClient, tiny_model_folder: Path) -> WorkerClient:
+    """One worker serves all tests; each loads the model anew, without an adapter."""
+    started.load(tiny_model_folder, "cpu")
+    started.set_image(IMAGE, AFFINE, "CT")
+    assert started.status().adapter_id is None
+    return started
 
 
 def answer(client: WorkerClient) -> tuple[np.ndarray, str | None]:
