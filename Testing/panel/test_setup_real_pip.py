@@ -18,7 +18,7 @@ from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import PythonHome
 from ProGiDiffSlicerLib.setup.tools import SlicerTools
 
-from .setup_examples import MemoryStore, ScratchPython, make_wheel
+from .setup_examples import MemoryStore, ScratchPython, make_wheel, put_package
 
 pytestmark = pytest.mark.usefixtures("app")
 Spin = Callable[..., None]
@@ -76,7 +76,7 @@ def bench(tmp_path: Path, spin: Spin, monkeypatch: pytest.MonkeyPatch, request: 
     if is_old:
         monkeypatch.setattr(slicer.util, "pip_install", bench.python.install_and_wait)
         monkeypatch.setattr(slicer.util, "pip_uninstall", bench.python.uninstall_and_wait)
-    bench.have("numpy", "2.0.2")
+    put_package(bench.python.site, "numpy", "2.0.2")
     for name, version, requires in (
         ("torch", "2.10.0", ()),
         ("alpha", "1.5", ("beta", "numpy")),
