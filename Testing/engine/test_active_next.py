@@ -302,6 +302,7 @@ def test_errors_are_one_json_line(responsive_folder: Path, folder: Path, tmp_pat
     assert "unicorn" in event["message"]
 
 
+@pytest.mark.slow
 def test_the_word_stop_on_standard_input_ends_early(responsive_folder: Path, folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "progidiff", "next", "--folder", str(folder), "--model", str(responsive_folder)]
     command += ["--prompt", "liver", "--out", str(tmp_path / "o.json"), "--json", *OPTIONS]

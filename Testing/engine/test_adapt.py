@@ -101,6 +101,7 @@ def add_case(folder: Path, number: int, target: str = "liver", **other: Any) -> 
     return CuratedSet(folder).add(new)
 
 
+@pytest.mark.slow
 def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     lines: list[str] = []
@@ -135,6 +136,7 @@ def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path:
     assert not any("secret" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path, tmp_path: Path) -> None:
     adapt([cases], model, tmp_path / "a", None, replace(SETTINGS, tuning=replace(TINY, steps=2)), QUIET)
     engine = Engine.load(model, "cpu")
@@ -151,6 +153,7 @@ def test_the_segmentation_head_learns_along(model: Path, cases: Path, tmp_path: 
     assert layers["image_encoder.stem.lora_B"].any()
 
 
+@pytest.mark.slow
 def test_validation_leaves_out_what_proposals_leave_out(headed_folder: Path, tmp_path: Path) -> None:
     """The head finds the liver everywhere, the spleen nowhere, and the left kidney in one of four samples."""
     curves = []
@@ -170,6 +173,7 @@ def test_validation_leaves_out_what_proposals_leave_out(headed_folder: Path, tmp
     assert 0 < curves[4] < curves[5]
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_path: Path) -> None:
     """A learning rate that ruins the model: the untouched base, step 0, has to win or tie, and training to end early."""
     wild = replace(TINY, learning_rate=1.0, steps=40, validate_every=1, patience=2)
@@ -185,6 +189,7 @@ def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_pa
     assert all(torch.equal(v, after[k]) for k, v in before.items())
 
 
+@pytest.mark.slow
 def test_cancel_keeps_the_best_so_far_and_the_same_call_goes_on(
     model: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +215,7 @@ def test_cancel_keeps_the_best_so_far_and_the_same_call_goes_on(
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 def test_cancel_before_anything_is_better_writes_no_adapter(model: Path, cases: Path, tmp_path: Path) -> None:
     watch = Watch(log=lambda line: None, cancelled=lambda: True)
     with pytest.raises(CancelledError, match="goes on from here"):
@@ -218,6 +224,7 @@ def test_cancel_before_anything_is_better_writes_no_adapter(model: Path, cases: 
     assert (tmp_path / "work" / "checkpoint.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_one_patient_alone_leaves_the_question_open(model: Path, tmp_path: Path) -> None:
     add_case(tmp_path / "set", 1)
     add_case(tmp_path / "set", 2, volume_key=f"{1:032x}")
@@ -289,6 +296,7 @@ def test_what_cannot_be_done_is_said_at_once(what: str, model: Path, cases: Path
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Path) -> None:
     folder = tmp_path / "Dataset008"
     shutil.copytree(cases, folder)
@@ -339,6 +347,7 @@ def test_cases_of_which_none_can_be_used_end_in_one_sentence(model: Path, cases:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_another_runs_work_folder_is_refused(model: Path, cases: Path, tmp_path: Path) -> None:
     watch = Watch(log=lambda line: None, cancelled=lambda: True)
     with pytest.raises(CancelledError):
@@ -354,6 +363,7 @@ def command(*arguments: object) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_before_and_after(model: Path, cases: Path, tmp_path: Path) -> None:
     arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--pictures", tmp_path / "seen")
     result = CliRunner().invoke(app, arguments)
@@ -363,6 +373,7 @@ def test_the_command_prints_before_and_after(model: Path, cases: Path, tmp_path:
     assert list((tmp_path / "seen").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_json_lines_are_one_object_each(model: Path, cases: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--json"))
     assert result.exit_code == 0, result.output
@@ -375,6 +386,7 @@ def test_json_lines_are_one_object_each(model: Path, cases: Path, tmp_path: Path
     assert (last["event"], last["code"]) == ("error", "dataset")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "end of input"])
 def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: Path, cases: Path, tmp_path: Path) -> None:
     arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--validation-share", 0, "--json")
@@ -407,6 +419,7 @@ def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: P
     assert (tmp_path / "a" / ADAPTER_CARD_NAME).is_file()
 
 
+@pytest.mark.slow
 def test_what_slicer_installs_is_enough_to_tune_and_to_choose(
     model: Path, cases: Path, tmp_path: Path, requirements: list[str]
 ) -> None:

@@ -196,6 +196,7 @@ def test_absent_organs_are_asked_for_unless_unwanted(loaded: Engine, volumes: Pa
     assert [t.target for t in evaluate_cases(loaded, cases, only).cases[0].targets] == ["left kidney"]
 
 
+@pytest.mark.slow
 def test_finished_cases_are_kept_and_changed_ones_measured_again(
     loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_finished_cases_are_kept_and_changed_ones_measured_again(
     assert len(asked) == 7
 
 
+@pytest.mark.slow
 def test_a_case_that_cannot_be_read_is_listed(loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
     folder = write_set(tmp_path / "Dataset004_Broken", make_phantom)
     (folder / "imagesTr" / "c0_0000.nii.gz").write_bytes(b"no image")
@@ -293,6 +295,7 @@ def test_what_is_no_set_is_refused(loaded: Engine, tmp_path: Path) -> None:
         cases_of_folder(tmp_path, loaded.card)
 
 
+@pytest.mark.slow
 def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volumes: Path) -> None:
     cases = cases_of_folder(volumes, loaded.card)
     document = evaluate_cases(loaded, cases, SETTINGS)
@@ -309,6 +312,7 @@ def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volu
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_a_case_that_went_meanwhile_costs_its_picture_only(
     loaded: Engine, volumes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +337,7 @@ def test_the_table_of_cases_has_a_row_for_each_target(loaded: Engine, volumes: P
     assert spleen["best_dice"] == ""
 
 
+@pytest.mark.slow
 def test_from_the_command_line(responsive_folder: Path, volumes: Path, tmp_path: Path) -> None:
     out = tmp_path / "Ergebnis"
     arguments = ["evaluate", "--data", str(volumes), "--model", str(responsive_folder), "--out", str(out), "--limit", "1"]

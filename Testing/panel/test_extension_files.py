@@ -138,6 +138,7 @@ def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_an_installation_opens_its_panel_and_finds_its_model(installed: Path) -> None:
     result = _python("-c", PROBE, str(installed), str(ROOT))
     assert result.returncode == 0, result.stderr

@@ -396,6 +396,7 @@ def test_the_list_gets_the_keyboard_when_a_run_ends_and_nothing_else_is_typed(sc
         assert panel.prompt.ui.promptEdit.focus, "the user is typing the next prompt"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dialogs")
 def test_the_modules_own_test_passes_with_the_real_worker(module: Any, spin: Spin) -> None:
     module.enter()
