@@ -241,6 +241,7 @@ def test_a_disk_that_fills_up_at_the_last_file(code: int, tmp_path: Path, monkey
     assert "space" in assert_refused(propose(image, tmp_path / "out"), tmp_path, before, lines=None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_files_that_the_system_cuts_off(limit: int, tmp_path: Path) -> None:
@@ -264,6 +265,7 @@ def test_files_that_the_system_cuts_off(limit: int, tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_cancels_cleanly(number: signal.Signals, tmp_path: Path) -> None:

@@ -403,6 +403,7 @@ def test_a_folder_with_other_files_is_refused_before_the_work(
     assert "not an empty folder" in ran.stderr
 
 
+@pytest.mark.slow
 def test_public_slices_with_the_bundled_model(shared_data: Path) -> None:
     engine = Engine.load(None, "cpu")
     cases = cases_of_shared(shared_data, "amos", engine.card)[:1]

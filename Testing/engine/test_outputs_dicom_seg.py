@@ -284,6 +284,7 @@ def test_dciodvfy_finds_no_error(geometry: Geometry, tmp_path: Path) -> None:
     assert [line for line in ran.stderr.splitlines() if line.startswith("Error")] == []
 
 
+@pytest.mark.slow
 def test_a_real_ct(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "permissive" / "totalsegmentator_example_ct_dicom" / "example_ct_dicom"
     volume = read_volume(source)

@@ -280,6 +280,7 @@ def test_low_rank_layers_are_folded_in_exactly(responsive_folder: Path) -> None:
     assert not torch.allclose(plain, beside, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, drawn = Spy(monkeypatch, cross_validation, "tune_unet"), Spy(monkeypatch, cross_validation, "sample_unet_into")
     own = with_options(replace(tables, model=headed_folder), methods="twin-tuned")

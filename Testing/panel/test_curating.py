@@ -51,6 +51,7 @@ def patient_of(node: Any, name: str = PATIENT, identifier: str = PATIENT_ID) -> 
     tree.SetItemParent(item, study)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("geometry", "modality", "dtype", "moved"),
     [
@@ -144,6 +145,7 @@ def test_slices_that_were_added_by_hand_are_never_cut_off(panel: Opened, saver: 
     assert np.array_equal(only(saver.cases)[3], mask[2:])
 
 
+@pytest.mark.slow
 def test_saving_again_replaces_and_undo_brings_back(panel: Opened, saver: Saver, spin: Spin) -> None:
     node, masks = panel.run(spin, 3)
     accepted = panel.review.accept()
@@ -299,6 +301,7 @@ def test_frames_belong_together_and_only_the_shown_one_is_saved(panel: Opened, s
     assert "the frame of Liver is not known" in saver.save()
 
 
+@pytest.mark.slow
 def test_patients_are_known_again_and_nobody_else_can_tell(panel: Opened, saver: Saver, spin: Spin) -> None:
     keys = []
     for number, patient in enumerate((PATIENT_ID, PATIENT_ID, "other", None)):

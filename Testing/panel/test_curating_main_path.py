@@ -38,6 +38,7 @@ def driver(app: Any, scene: Any) -> Iterator[Driver]:
     assert left == []
 
 
+@pytest.mark.slow
 def test_prompt_accept_edit_save_and_read_back(driver: Driver, tmp_path: Path) -> None:
     driver.ask("liver; left kidney", 3, 1, seed=7, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)

@@ -151,6 +151,7 @@ def test_an_installation_opens_its_panel_and_finds_its_model(installed: Path) ->
     assert told["heavy"] == "[]", "the module loads what belongs to the worker"
 
 
+@pytest.mark.slow
 def test_an_installation_runs_the_engine(installed: Path, tmp_path: Path) -> None:
     result = _python("-m", "progidiff", "--version", PYTHONPATH=str(installed))
     assert result.returncode == 0, result.stderr

@@ -123,6 +123,7 @@ def test_the_first_volume_is_chosen(module: Any, scene: Any) -> None:
     assert module.panels.prompt.ui.volumeSelector.currentNode() is node
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slicer_version")
 def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> None:
     invented.enter()
@@ -136,6 +137,7 @@ def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> Non
     assert len(workers()) == 1, "the worker stays for the next prompt"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_what_had_arrived_and_one_click_starts_another(invented: Any, spin: Spin) -> None:
     slow, quick = organs(pause=0.2), organs()
     client = invented.logic.services.client
@@ -172,6 +174,7 @@ def test_a_worker_that_cannot_be_started_is_one_sentence(invented: Any, spin: Sp
     assert invented.panels.prompt.line.text == "liver; spleen"
 
 
+@pytest.mark.slow
 def test_closing_the_scene_in_a_run_leaves_an_empty_panel(invented: Any, scene: Any, spin: Spin) -> None:
     command = organs(pause=0.2)
     invented.logic.services.client._command = lambda: command
