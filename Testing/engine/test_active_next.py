@@ -72,6 +72,7 @@ def test_volumes_are_found_below_and_label_maps_are_not(folder: Path, make_phant
         find_volumes(empty)
 
 
+@pytest.mark.slow
 def test_results_of_a_version_that_cut_otherwise_are_measured_anew(loaded: Engine, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "next.json"
     search(loaded, folder, out)

@@ -230,6 +230,7 @@ def test_read_only_output(tmp_path: Path) -> None:
     assert not (locked / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_at_the_last_file(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:

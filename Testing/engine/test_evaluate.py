@@ -91,6 +91,7 @@ def measured(engine: Engine, folder: Path, **more: Any) -> EvaluationDocument:
     return evaluate_cases(engine, cases_of_folder(folder, engine.card), SETTINGS, **more)
 
 
+@pytest.mark.slow
 def test_volumes_are_measured_in_3d_like_the_proposals_themselves(loaded: Engine, volumes: Path) -> None:
     case = cases_of_folder(volumes, loaded.card)[1]
     result = measure_case(loaded, case, SETTINGS)
@@ -153,6 +154,7 @@ def test_voxels_of_the_ignore_label_count_neither_way(
     assert sum(next(t for t in result.targets if t.target == "liver").calibration.pixels) > 0
 
 
+@pytest.mark.slow
 def test_a_curated_case_labels_its_own_targets_only(
     loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]
 ) -> None:
@@ -241,6 +243,7 @@ def test_a_case_that_cannot_be_read_is_listed(loaded: Engine, tmp_path: Path, ma
     assert "Not measured: c0" in render_evaluation(document, [])
 
 
+@pytest.mark.slow
 def test_whatever_is_thrown_at_one_case_the_others_are_measured(
     loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def _is_shared(module: str) -> bool:
     return module in PARENTS or any(module == name or module.startswith(name + ".") for name in SHARED)
 
 
+@pytest.mark.slow
 def test_engine_never_imports_slicer_or_qt() -> None:
     found = [
         f"{_where(path, line)} imports {name}"
@@ -161,6 +162,7 @@ def test_code_inside_slicer_uses_the_shared_modules_only() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_nothing_unpickles() -> None:
     found = []
     for path in _python_files(MODULE):
@@ -221,6 +223,7 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_dependencies_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^\w.-]", entry)[0].lower().replace("_", "-") for entry in project["dependencies"]}

@@ -76,6 +76,7 @@ def test_blocks_carry_what_is_known_so_far(engine: Any, run_engine: Run) -> None
         assert np.allclose(event.agreement, so_far.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adaptive_masks_are_those_of_a_fixed_number(engine: Any, run_engine: Run, make_phantom: Run) -> None:
     engine.set_image(*make_phantom(9), "CT")
     adaptive = run_engine(engine, proposals=6, adaptive=True, batch_size=5, steps=1)

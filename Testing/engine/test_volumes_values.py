@@ -108,6 +108,7 @@ def said(run: Any) -> dict[str, str]:
     return {warning.code: warning.message for warning in run.warnings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shifted", "unit"])
 def test_the_engine_says_it_and_corrects_it_where_that_is_wanted(
     engine: Engine, run_engine: Callable[..., Any], body: tuple[np.ndarray, np.ndarray], kind: str

@@ -105,6 +105,7 @@ def test_random_bytes_end_in_an_error_reply_and_exit_code_3(seed: int) -> None:
         assert peer.wait() == EXIT_PROTOCOL
 
 
+@pytest.mark.slow
 def test_damaged_requests_are_answered_or_end_cleanly() -> None:
     dice = random.Random(7)
     good = [request_bytes(Hello(), 1), request_bytes(SetImage(np.zeros((2, 3, 4), np.int16), np.eye(4)), 2)]

@@ -197,6 +197,7 @@ def test_closing_the_scene_in_a_run_leaves_an_empty_panel(invented: Any, scene: 
     assert again.failure is None
 
 
+@pytest.mark.slow
 def test_switching_modules_does_not_stop_a_run(invented: Any, spin: Spin) -> None:
     invented.enter()
     session = start_run(invented, spin)
@@ -207,6 +208,7 @@ def test_switching_modules_does_not_stop_a_run(invented: Any, spin: Spin) -> Non
     assert invented.panels.proposals.selected.rank == 1
 
 
+@pytest.mark.slow
 def test_unloading_in_a_run_leaves_no_process_and_no_observer(app: Any, scene: Any, spin: Spin) -> None:
     before = observed(scene)
     loaded = host.load_module(MODULE)
@@ -225,6 +227,7 @@ def test_unloading_in_a_run_leaves_no_process_and_no_observer(app: Any, scene: A
     assert services() is None, "somebody still holds the services"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slicer_version")
 def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any) -> None:
     """Slicer 5.10 never removes the observer of ``connectGui``, which holds the parameters and their observers."""
@@ -244,6 +247,7 @@ def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any) -> Non
         loaded.unload()
 
 
+@pytest.mark.slow
 def test_the_module_is_unloaded_before_what_it_works_with(app: Any, scene: Any, spin: Spin) -> None:
     """At exit: an effect is active, so that the clean-up needs the Segment Editor and the segmentation's module."""
     loaded = host.load_module(MODULE)
@@ -300,6 +304,7 @@ def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
     assert loaded.widget.panels is None
 
 
+@pytest.mark.slow
 def test_opening_the_panel_loads_no_library_that_it_can_open_without() -> None:
     """SimpleITK alone is a good part of the time; the others are not there in Slicer's Python."""
     code = (
@@ -326,6 +331,7 @@ def test_the_worker_ends_also_where_modules_are_not_unloaded(app: Any, scene: An
     loaded.unload()
 
 
+@pytest.mark.slow
 def test_a_module_that_is_reloaded_while_it_is_shown_goes_on(app: Any, scene: Any) -> None:
     loaded = host.load_module(MODULE)
     try:
