@@ -144,6 +144,7 @@ def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path
     assert engine.adapter == card
 
 
+@pytest.mark.slow
 def test_the_segmentation_head_learns_along(model: Path, cases: Path, tmp_path: Path) -> None:
     """It has to say where a target is on the pictures that the adapter is for."""
     parts, (stacks, _) = load_model(model), open_cases([cases])

@@ -97,6 +97,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and float((a == b).mean()) > 0.999
 
 
+@pytest.mark.slow
 def test_engine_and_pipeline_sample_the_same_masks(scene: Scene, reference: PipelineReference) -> None:
     agreement = check_agreement(scene, engine_side(scene), reference, PROPOSALS, STEPS)
     assert agreement.proposals == PROPOSALS

@@ -211,6 +211,7 @@ def test_an_organ_that_no_proposal_holds(tmp_path: Path) -> None:
     assert not voxels(tmp_path / "out" / "agreement_spleen.nii.gz").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", [None, "coronal", "sagittal"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, plane: str | None, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_every_set_is_covered_here() -> None:
     assert set(SIZES) == set(SHARED_SETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED_SETS)
 def test_slices_are_complete_and_consistent(shared_data: Path, name: str) -> None:
     slices = load(shared_data, name)

@@ -74,6 +74,7 @@ def test_the_control_branch_is_a_controlnet_without_hint_block() -> None:
     assert next(r for r in parameter_table("sd15") if r.component == "controlnet").parameters == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["sd15", "sd21"])
 def test_info_of_a_configuration_compares_with_the_paper(config: str) -> None:
     info = print_info(config, as_json=True)

@@ -65,6 +65,7 @@ def disjoint(segments: list[Segment]) -> list[Segment]:
     return [first, empty, replace(last, mask=np.asarray(last.mask) & ~np.asarray(first.mask))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize(
     ("geometry", "shifts"),

@@ -28,6 +28,7 @@ def sure_of_the_liver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "proposal_noise", noise)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sure_of_the_liver")
 @pytest.mark.parametrize("count", [2, PILOT_SLICES, 11])
 def test_each_target_stops_when_it_has_settled(engine: Any, run_engine: Run, make_phantom: Run, count: int) -> None:
@@ -86,6 +87,7 @@ def test_adaptive_masks_are_those_of_a_fixed_number(engine: Any, run_engine: Run
         assert a == pytest.approx(b)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sure_of_the_liver")
 @pytest.mark.parametrize("count", [2, 10])
 def test_progress_never_falls_and_ends_at_one(engine: Any, run_engine: Run, make_phantom: Run, count: int) -> None:

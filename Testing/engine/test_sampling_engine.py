@@ -102,6 +102,7 @@ def test_seed_changes_every_proposal_and_repeats_it(engine: Any, run_engine: Run
     assert all((x != y).any() for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("steps", [1, 3, 20])
 def test_every_number_of_steps_gives_finite_results(engine: Any, run_engine: Run, scheduler: str, steps: int) -> None:

@@ -230,6 +230,7 @@ OBLIQUE = np.array([[np.cos(_TURN), -np.sin(_TURN), 0], [np.sin(_TURN), np.cos(_
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
 @pytest.mark.parametrize(
     ("codes", "order", "flips"),

@@ -18,6 +18,7 @@ CPU_MESSAGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("part", ["text_encoder", "image_encoder", "controlnet", "unet", "decoder"])
 def test_cancel_takes_effect_within_one_step(

@@ -76,6 +76,7 @@ def test_the_sample_volume() -> None:
     check_found(array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL_CT, ids=lambda name: Path(name).name)
 def test_real_ct(shared_data: Path, name: str) -> None:
     array = read_volume(shared_data / name).array.astype(np.float32)

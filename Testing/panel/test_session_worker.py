@@ -111,6 +111,7 @@ def test_all_frames_of_a_sequence(scene: Any, spin: Spin) -> None:
             np.testing.assert_array_equal(found, array > 0.2 * array.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "said"),
     [

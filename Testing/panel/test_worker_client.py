@@ -211,6 +211,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancel_at_each_phase_ends_every_call_and_the_worker_stays(phase: str, spin: Spin) -> None:
     with worker() as client:

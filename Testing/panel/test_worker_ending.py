@@ -40,6 +40,7 @@ def objects_of(client: Client) -> list[str]:
     return sorted(child.className() for child in client._parent.children())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["work", "slow", "deaf", "slow_load"])
 def test_stop_leaves_no_process_timer_or_connection(mode: str, spin: Spin) -> None:
     with worker(stop_grace_s=1.0) as client:

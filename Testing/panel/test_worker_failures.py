@@ -175,6 +175,7 @@ KILLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", KILLED)
 def test_a_worker_that_is_killed_at_each_phase(phase: str, spin: Spin) -> None:
     reach, kind, outcomes = KILLED[phase]
@@ -212,6 +213,7 @@ def test_what_was_received_before_the_end_is_not_lost(spin: Spin) -> None:
         spin(lambda: client.state is WorkerState.READY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["crash", "exit", "unfinished", "foreign_event"])
 def test_an_engine_that_fails_does_not_take_the_worker_along(mode: str, spin: Spin) -> None:
     with worker() as client:
@@ -222,6 +224,7 @@ def test_an_engine_that_fails_does_not_take_the_worker_along(mode: str, spin: Sp
         assert client.failures == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [reach_proposing, reach_sending, reach_loading])
 def test_a_worker_that_falls_silent_is_ended(reach: Callable[[Client, Spin], Record], spin: Spin) -> None:
     with worker(scripted("heartbeat_s=0.2"), heartbeat_timeout_s=2.0) as client:
