@@ -129,6 +129,7 @@ def test_a_series_in_parts_is_one_volume(tmp_path: Path) -> None:
     assert fingerprint(found[0].path) != before
 
 
+@pytest.mark.slow
 def test_whatever_is_thrown_at_one_volume_the_others_are_measured(
     loaded: Engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

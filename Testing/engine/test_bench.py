@@ -122,6 +122,7 @@ def test_another_seed_or_slice_is_noticed(scene: Scene, reference: PipelineRefer
     assert not torch.allclose(theirs(1, 5), blank, atol=1e-3)  # the condition image reaches the samples
 
 
+@pytest.mark.slow
 def test_all_uses_of_the_pipeline_sample_the_same_masks(scene: Scene, reference: PipelineReference) -> None:
     loop = PipelineLoop(scene, reference, STEPS).run(1, 7, PROPOSALS)
     once = PipelineLoop(scene, reference, STEPS, hint_once=True).run(1, 7, PROPOSALS)

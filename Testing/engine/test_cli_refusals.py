@@ -153,6 +153,7 @@ def test_bad_slices_are_refused_before_the_worker_starts(slices: str, tmp_path: 
     assert_refused(propose(image, tmp_path / "out", f"--slices={slices}", fail_load="not reached"), tmp_path, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["livver", "gallbladder", "  ", "the moon"])
 def test_a_prompt_that_names_nothing_known_is_refused(prompt: str, tmp_path: Path) -> None:
     image = good(tmp_path)

@@ -381,6 +381,7 @@ def test_stopping_says_what_is_kept(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [([], "nothing to measure"), (["--set", "amos"], "--shared"), (["--data", "{set}", "--data", "{set}"], "same name")],

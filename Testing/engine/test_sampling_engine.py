@@ -118,6 +118,7 @@ def test_neighbouring_slices_continue_a_proposal(engine: Any, run_engine: Run) -
     assert np.diagonal(agree).mean() > agree[~np.eye(6, dtype=bool)].mean() + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["soft_dice", "medoid"])
 def test_ranking_is_that_of_all_the_masks(engine: Any, run_engine: Run, method: Any) -> None:
     result = run_engine(engine, "liver", "spleen", proposals=5, ranking=method, top_k=2, batch_size=4)

@@ -134,6 +134,7 @@ def test_another_model_forgets_the_adapter(client: WorkerClient, adapters: dict[
     assert np.array_equal(answer(client)[0], base)
 
 
+@pytest.mark.slow
 def test_without_a_model_there_is_nothing_to_adapt(adapters: dict[str, Path]) -> None:
     with WorkerClient(env={"OMP_NUM_THREADS": "1"}) as client:
         for call in (lambda: client.load_adapter(adapters["one"]), client.unload_adapter):

@@ -43,6 +43,7 @@ def test_wrong_requests_are_answered_with_their_id_and_the_worker_goes_on() -> N
         assert peer.final(10) == Pong()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

@@ -284,6 +284,7 @@ def test_patience_ends_once_and_only_without_signs_of_life(spin: Spin) -> None:
     lost.release()
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_stop_is_ended_and_its_call_is_cancelled(spin: Spin) -> None:
     with worker(cancel_timeout_s=1.0) as client:
         record, pid = reach_cancelling(client, spin), only_child()

@@ -97,6 +97,7 @@ FAILURES: dict[str, tuple[Callable[[SshServer], list[str]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILURES)
 def test_what_fails_before_the_worker_runs(name: str, ssh_server: SshServer, spin: Spin, asked: Path) -> None:
     command, sentence = FAILURES[name]

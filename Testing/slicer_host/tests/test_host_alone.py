@@ -66,6 +66,7 @@ def test_the_host_imports_nothing_of_a_project(path: Path) -> None:
     assert set(imported(path)) - sys.stdlib_module_names - ALLOWED - OPTIONAL <= {"."}
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs_beside_a_copy(tmp_path: Path) -> None:
     shutil.copytree(HOST, tmp_path / "slicer_host", ignore=shutil.ignore_patterns("tests", "__pycache__"))
     text = (HOST / "README.md").read_text(encoding="utf-8")
