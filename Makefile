@@ -1,6 +1,6 @@
 # Everything starts here: `make demo` shows the module at work, `make test` runs every check.
 .DEFAULT_GOAL := help
-.PHONY: help setup ssh-server demo screenshots stall test golden lint format bench default-model accuracy kills clean
+.PHONY: help setup ssh-server demo screenshots stall test test-quick golden lint format bench default-model accuracy kills clean
 TABLES := cross-validation n-curve encoder mr raters ranking ablations
 .PHONY: $(TABLES:%=evaluate-%)
 
@@ -17,6 +17,7 @@ help:
 	@echo 'make demo            the module from prompt to accepted segments: INPUT=scan.nii.gz PROMPT="liver; spleen" OUT=folder'
 	@echo 'make screenshots     pictures of the panel and the slice views: in screenshots/'
 	@echo 'make test            lint, types and all tests, in two processes: PYTEST_ARGS="-k ranking"'
+	@echo 'make test-quick      the tests but for those that are marked slow, without lint and types'
 	@echo 'make golden          what another commit and this checkout do, compared bit for bit: BASE=commit'
 	@echo 'make lint | format   ruff and mypy | let ruff rewrite the files'
 	@echo 'make bench           proposals per second beside the plain diffusers pipeline: ARGS="..."'
@@ -56,6 +57,9 @@ format: setup
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 golden: setup
 	@$(BIN)/python -m Testing.golden.compare $${BASE:+"$$BASE"} $(ARGS)

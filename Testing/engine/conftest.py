@@ -17,6 +17,11 @@ from progidiff.events import DoneEvent, Event, ProgressEvent, ProposeRequest, Ra
 from progidiff.model.build import build_from_stable_diffusion
 from progidiff.model.folder import ProGiDiffModel
 
+#: Settings of a training of two steps.
+TINY_RUN: dict[str, Any] = {
+    "steps": 2, "first_steps": 2, "images": 2, "prompts_per_image": 2, "device": "cpu", "validation_images": 2,
+    "checkpoint_every": 1, "log_every": 1, "image_size": 32, "spacing_mm": 11.0,
+}  # fmt: skip
 TINY_ENCODER = {
     "stem_patch": 2,
     "block_out_channels": (8, 16, 16),
@@ -144,6 +149,16 @@ def tiny_model_folder(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("modèle Größe") / "model"
     build_tiny(tiny_sd, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small backbone, trained for two steps on phantoms; read-only."""
+    from progidiff.training.run import RunSettings, TrainingData, Watch, train_base
+
+    folder, quiet = tmp_path_factory.mktemp("trained"), Watch(log=lambda line: None)
+    train_base(TrainingData(synthetic="phantoms"), folder / "model", folder / "work", RunSettings(**TINY_RUN), quiet)
+    return folder / "model"
 
 
 @dataclass

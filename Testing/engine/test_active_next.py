@@ -72,6 +72,7 @@ def test_volumes_are_found_below_and_label_maps_are_not(folder: Path, make_phant
         find_volumes(empty)
 
 
+@pytest.mark.slow
 def test_results_of_a_version_that_cut_otherwise_are_measured_anew(loaded: Engine, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "next.json"
     search(loaded, folder, out)
@@ -128,6 +129,7 @@ def test_a_series_in_parts_is_one_volume(tmp_path: Path) -> None:
     assert fingerprint(found[0].path) != before
 
 
+@pytest.mark.slow
 def test_whatever_is_thrown_at_one_volume_the_others_are_measured(
     loaded: Engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +304,7 @@ def test_errors_are_one_json_line(responsive_folder: Path, folder: Path, tmp_pat
     assert "unicorn" in event["message"]
 
 
+@pytest.mark.slow
 def test_the_word_stop_on_standard_input_ends_early(responsive_folder: Path, folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "progidiff", "next", "--folder", str(folder), "--model", str(responsive_folder)]
     command += ["--prompt", "liver", "--out", str(tmp_path / "o.json"), "--json", *OPTIONS]

@@ -34,15 +34,9 @@ from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.adapt import AdaptSettings, adapt
 from progidiff.training.curated import open_cases
-from progidiff.training.run import train_base
-from progidiff.training.session import RunSettings, Watch
-from progidiff.training.sources import TrainingData
+from progidiff.training.session import Watch
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
 
-TINY_MODEL = RunSettings(
-    steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
-    log_every=1, image_size=32, spacing_mm=11.0,
-)  # fmt: skip
 TINY = TuneSettings(
     steps=4,
     rank=2,
@@ -58,11 +52,8 @@ QUIET = Watch(log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model that was hardly trained."""
-    folder = tmp_path_factory.mktemp("base")
-    train_base(TrainingData(synthetic="phantoms"), folder / "model", folder / "work", TINY_MODEL, QUIET)
-    return folder / "model"
+def model(trained_folder: Path) -> Path:
+    return trained_folder
 
 
 def block(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +101,7 @@ def add_case(folder: Path, number: int, target: str = "liver", **other: Any) -> 
     return CuratedSet(folder).add(new)
 
 
+@pytest.mark.slow
 def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     lines: list[str] = []
@@ -144,6 +136,7 @@ def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path:
     assert not any("secret" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path, tmp_path: Path) -> None:
     adapt([cases], model, tmp_path / "a", None, replace(SETTINGS, tuning=replace(TINY, steps=2)), QUIET)
     engine = Engine.load(model, "cpu")
@@ -151,6 +144,7 @@ def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path
     assert engine.adapter == card
 
 
+@pytest.mark.slow
 def test_the_segmentation_head_learns_along(model: Path, cases: Path, tmp_path: Path) -> None:
     """It has to say where a target is on the pictures that the adapter is for."""
     parts, (stacks, _) = load_model(model), open_cases([cases])
@@ -160,6 +154,7 @@ def test_the_segmentation_head_learns_along(model: Path, cases: Path, tmp_path: 
     assert layers["image_encoder.stem.lora_B"].any()
 
 
+@pytest.mark.slow
 def test_validation_leaves_out_what_proposals_leave_out(headed_folder: Path, tmp_path: Path) -> None:
     """The head finds the liver everywhere, the spleen nowhere, and the left kidney in one of four samples."""
     curves = []
@@ -179,6 +174,7 @@ def test_validation_leaves_out_what_proposals_leave_out(headed_folder: Path, tmp
     assert 0 < curves[4] < curves[5]
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_path: Path) -> None:
     """A learning rate that ruins the model: the untouched base, step 0, has to win or tie, and training to end early."""
     wild = replace(TINY, learning_rate=1.0, steps=40, validate_every=1, patience=2)
@@ -194,6 +190,7 @@ def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_pa
     assert all(torch.equal(v, after[k]) for k, v in before.items())
 
 
+@pytest.mark.slow
 def test_cancel_keeps_the_best_so_far_and_the_same_call_goes_on(
     model: Path, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +216,7 @@ def test_cancel_keeps_the_best_so_far_and_the_same_call_goes_on(
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 def test_cancel_before_anything_is_better_writes_no_adapter(model: Path, cases: Path, tmp_path: Path) -> None:
     watch = Watch(log=lambda line: None, cancelled=lambda: True)
     with pytest.raises(CancelledError, match="goes on from here"):
@@ -227,6 +225,7 @@ def test_cancel_before_anything_is_better_writes_no_adapter(model: Path, cases: 
     assert (tmp_path / "work" / "checkpoint.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_one_patient_alone_leaves_the_question_open(model: Path, tmp_path: Path) -> None:
     add_case(tmp_path / "set", 1)
     add_case(tmp_path / "set", 2, volume_key=f"{1:032x}")
@@ -298,6 +297,7 @@ def test_what_cannot_be_done_is_said_at_once(what: str, model: Path, cases: Path
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Path) -> None:
     folder = tmp_path / "Dataset008"
     shutil.copytree(cases, folder)
@@ -348,6 +348,7 @@ def test_cases_of_which_none_can_be_used_end_in_one_sentence(model: Path, cases:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_another_runs_work_folder_is_refused(model: Path, cases: Path, tmp_path: Path) -> None:
     watch = Watch(log=lambda line: None, cancelled=lambda: True)
     with pytest.raises(CancelledError):
@@ -363,6 +364,7 @@ def command(*arguments: object) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_before_and_after(model: Path, cases: Path, tmp_path: Path) -> None:
     arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--pictures", tmp_path / "seen")
     result = CliRunner().invoke(app, arguments)
@@ -372,6 +374,7 @@ def test_the_command_prints_before_and_after(model: Path, cases: Path, tmp_path:
     assert list((tmp_path / "seen").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_json_lines_are_one_object_each(model: Path, cases: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--json"))
     assert result.exit_code == 0, result.output
@@ -384,6 +387,7 @@ def test_json_lines_are_one_object_each(model: Path, cases: Path, tmp_path: Path
     assert (last["event"], last["code"]) == ("error", "dataset")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "end of input"])
 def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: Path, cases: Path, tmp_path: Path) -> None:
     arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--validation-share", 0, "--json")
@@ -416,6 +420,7 @@ def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: P
     assert (tmp_path / "a" / ADAPTER_CARD_NAME).is_file()
 
 
+@pytest.mark.slow
 def test_what_slicer_installs_is_enough_to_tune_and_to_choose(
     model: Path, cases: Path, tmp_path: Path, requirements: list[str]
 ) -> None:

@@ -92,6 +92,7 @@ def state(model: ProGiDiffModel) -> dict[str, torch.Tensor]:
     return {f"{n}.{k}": v.clone() for n in ADAPTED for k, v in getattr(model, n).state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["all", "attention"])
 def test_merged_weights_answer_as_pefts_layers_do(layers: str, folder: Path, tmp_path: Path) -> None:
     live = load_model(folder)
@@ -116,6 +117,7 @@ def test_attention_layers_are_fewer_and_the_encoder_is_reached(folder: Path) -> 
     assert all("to_" in key for key in names["few"] if key.startswith("controlnet."))
 
 
+@pytest.mark.slow
 def test_removing_restores_the_base_bit_for_bit(folder: Path, adapter: Callable[..., Path]) -> None:
     engine = Engine.load(folder, "cpu")
     before, answer = state(engine.model), masks(engine)[0]
@@ -148,6 +150,7 @@ def test_lora_layers_come_off_without_a_trace(folder: Path) -> None:
     assert all(torch.equal(v, before[k]) for k, v in after.items())
 
 
+@pytest.mark.slow
 def test_a_worse_adapter_waits_for_a_word(folder: Path, adapter: Callable[..., Path]) -> None:
     engine = Engine.load(folder, "cpu")
     good, bad = adapter("good"), adapter("bad", seed=2, better=False, reason="On held-out cases it is not better.")
@@ -215,6 +218,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_does_not_fit_is_refused_and_nothing_changes(damage: str, folder: Path, adapter: Callable[..., Path]) -> None:
     engine = Engine.load(folder, "cpu")
@@ -230,6 +234,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(damage: str, folder: P
     assert all(torch.equal(v, before[k]) for k, v in state(engine.model).items())
 
 
+@pytest.mark.slow
 def test_another_models_adapter_is_refused_by_its_weights(
     folder: Path, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -246,6 +251,7 @@ def test_another_models_adapter_is_refused_by_its_weights(
         Engine.load(other, "cpu").load_adapter(path)
 
 
+@pytest.mark.slow
 def test_an_adapter_replaces_an_earlier_one_and_nothing_else(
     folder: Path, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_after(arguments, (*HEAVY, "numpy", "SimpleITK", "matplotlib")) == "LOADED []"
 
 
+@pytest.mark.slow
 def test_propose_imports_no_networks(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(40, 20, (4, 20, 24)).astype(np.int16)
     write_volume(tmp_path / "ct.nii.gz", array, Geometry((24, 20, 4), np.diag([-2.0, -2.0, 5.0, 1.0])))
@@ -93,6 +94,7 @@ def test_numbers_out_of_range_are_refused(option: str) -> None:
     assert option.partition("=")[0] in ran.stderr
 
 
+@pytest.mark.slow
 def test_worker_passes_its_options_on() -> None:
     ran = run_python("from progidiff.cli.app import main; main()", "worker", "--heartbeat", "soon")
     assert ran.returncode == 2

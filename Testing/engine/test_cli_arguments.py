@@ -62,6 +62,7 @@ def everything(folder: Path) -> dict[str, np.ndarray]:
 # -- the plane --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["sample volume", "permissive/totalsegmentator_tests/example_ct_sm.nii.gz"])
 def test_a_thin_slice_ct_is_read_axially_unasked(source: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     found = SAMPLE if source == "sample volume" else request.getfixturevalue("shared_data") / source
@@ -81,6 +82,7 @@ def test_a_thin_slice_ct_is_read_axially_unasked(source: str, request: pytest.Fi
         np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", ["coronal", None])
 def test_a_strange_plane_is_the_first_warning_of_the_command(
     responsive_folder: Path, make_phantom: Callable[..., Any], tmp_path: Path, plane: str | None
@@ -102,6 +104,7 @@ def test_a_strange_plane_is_the_first_warning_of_the_command(
     assert codes[:2] == ["plane", "values"], "all of them are in the record"
 
 
+@pytest.mark.slow
 def test_a_ct_in_other_values_gives_the_masks_of_the_same_ct_in_hounsfield_units(shared_data: Path, tmp_path: Path) -> None:
     image = sitk.ReadImage(str(shared_data / "permissive/totalsegmentator_tests/example_ct_sm.nii.gz"))[:, :, 13:17]
     ct = sitk.GetArrayFromImage(image).astype(np.float32)
@@ -148,6 +151,7 @@ def write_set(folder: Path, affine: np.ndarray, added: int = 0) -> Path:
 THIN, CORONAL = np.diag([8.0, 8.0, 5.0, 1.0]), np.diag([5.0, 12.0, 5.0, 1.0])
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_cut_as_the_engine_does(responsive_folder: Path, tmp_path: Path) -> None:
     loaded = Engine.load(responsive_folder, "cpu")
     other = loaded.card.model_copy(update={"planes": ["coronal"]})
@@ -166,6 +170,7 @@ def test_training_and_evaluation_cut_as_the_engine_does(responsive_folder: Path,
             assert loaded.set_image(image.array, image.geometry.affine, "CT").plane == expected
 
 
+@pytest.mark.slow
 def test_an_evaluation_notes_planes_and_values_and_corrects_them(responsive_folder: Path, tmp_path: Path) -> None:
     loaded = Engine.load(responsive_folder, "cpu")
     settings = EvaluationSettings(proposals=2, steps=1, tolerance_mm=None)

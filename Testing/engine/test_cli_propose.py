@@ -211,6 +211,7 @@ def test_an_organ_that_no_proposal_holds(tmp_path: Path) -> None:
     assert not voxels(tmp_path / "out" / "agreement_spleen.nii.gz").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", [None, "coronal", "sagittal"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, plane: str | None, tmp_path: Path) -> None:
@@ -238,6 +239,7 @@ def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, p
     assert min(expected) > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     image = image_file(tmp_path / "ct.nii.gz")
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -247,6 +249,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     assert a != c
 
 
+@pytest.mark.slow
 def test_an_earlier_result_is_replaced_and_other_files_are_respected(tmp_path: Path) -> None:
     image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
     assert propose(image, out, "--prompt", "liver", "--proposals", "2").exit_code == 0
@@ -439,6 +442,7 @@ def dicom_folder(folder: Path, *, study: str = "1.2.3") -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_dicom_series_gets_a_dicom_seg_with_the_same_segments(tmp_path: Path) -> None:
     source, out = dicom_folder(tmp_path / "series"), tmp_path / "out"
     ran = propose(source, out, "--prompt", "liver; spleen", "--proposals", "4", "--plane", "axial")

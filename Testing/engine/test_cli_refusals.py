@@ -153,6 +153,7 @@ def test_bad_slices_are_refused_before_the_worker_starts(slices: str, tmp_path: 
     assert_refused(propose(image, tmp_path / "out", f"--slices={slices}", fail_load="not reached"), tmp_path, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["livver", "gallbladder", "  ", "the moon"])
 def test_a_prompt_that_names_nothing_known_is_refused(prompt: str, tmp_path: Path) -> None:
     image = good(tmp_path)
@@ -230,6 +231,7 @@ def test_read_only_output(tmp_path: Path) -> None:
     assert not (locked / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_at_the_last_file(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
@@ -241,6 +243,7 @@ def test_a_disk_that_fills_up_at_the_last_file(code: int, tmp_path: Path, monkey
     assert "space" in assert_refused(propose(image, tmp_path / "out"), tmp_path, before, lines=None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
 def test_files_that_the_system_cuts_off(limit: int, tmp_path: Path) -> None:
@@ -264,6 +267,7 @@ def test_files_that_the_system_cuts_off(limit: int, tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_cancels_cleanly(number: signal.Signals, tmp_path: Path) -> None:

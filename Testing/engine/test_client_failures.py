@@ -69,6 +69,7 @@ def test_a_program_that_ends_before_it_says_hello() -> None:
     client.close()
 
 
+@pytest.mark.slow
 def test_a_program_that_never_answers_is_ended() -> None:
     client = WorkerClient(
         python("import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(600)"), start_timeout=4
@@ -122,6 +123,7 @@ def test_a_worker_that_is_killed_says_so() -> None:
     client.close()
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_worker_that_falls_silent_is_ended() -> None:
     client = started("slow", heartbeat_timeout=3.0)
@@ -136,6 +138,7 @@ def test_a_worker_that_falls_silent_is_ended() -> None:
     client.close()
 
 
+@pytest.mark.slow
 @posix_only
 def test_a_worker_that_does_not_read_cannot_hang_the_sending_of_an_image() -> None:
     client = started("work", heartbeat_timeout=3.0)
@@ -147,6 +150,7 @@ def test_a_worker_that_does_not_read_cannot_hang_the_sending_of_an_image() -> No
     client.close()
 
 
+@pytest.mark.slow
 def test_a_stream_whose_engine_does_not_listen_is_ended_with_its_worker() -> None:
     client = started("deaf")
     stream = client.propose(LIVER)
@@ -168,6 +172,7 @@ def test_close_ends_the_worker_whatever_it_does(mode: str) -> None:
     assert client.state is ClientState.CLOSED
 
 
+@pytest.mark.slow
 @posix_only
 def test_close_ends_a_stopped_worker_behind_a_shell_with_all_its_processes() -> None:
     worker = " ".join(f"'{part}'" for part in scripted_command())

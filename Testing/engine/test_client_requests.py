@@ -195,6 +195,7 @@ def test_leaving_a_stream_early_frees_the_worker(client: WorkerClient) -> None:
     assert isinstance(list(client.propose(LIVER))[-1], DoneEvent)
 
 
+@pytest.mark.slow
 def test_status_is_answered_while_nobody_reads_a_flood(client: WorkerClient) -> None:
     """More events wait than the client holds; the answer to another question still gets through."""
     prepared(client, "flood")

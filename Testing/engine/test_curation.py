@@ -299,6 +299,7 @@ def test_the_commands_speak(kept: CuratedSet, tmp_path: Path) -> None:
     said("list", tmp_path / "nowhere", code=2)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_killed_writers_lose_nothing(tmp_path: Path) -> None:
     tally = random_kills(tmp_path / "set", 12)
@@ -308,6 +309,7 @@ def test_killed_writers_lose_nothing(tmp_path: Path) -> None:
     assert not tally.lost | tally.half
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.parametrize("power_loss", [False, True])
 def test_an_end_at_any_step_leaves_whole_cases_only(power_loss: bool, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_a_worker_that_does_not_start_ends_with_1(command: list[str]) -> None:
     assert check.advice
 
 
+@pytest.mark.slow
 def test_the_real_torch_is_asked_in_a_process_of_its_own() -> None:
     check = doctor.check_torch()
     assert check.status == "ok"

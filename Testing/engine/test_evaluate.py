@@ -94,6 +94,7 @@ def measured(engine: Engine, folder: Path, **more: Any) -> EvaluationDocument:
     return evaluate_cases(engine, cases_of_folder(folder, engine.card), SETTINGS, **more)
 
 
+@pytest.mark.slow
 def test_volumes_are_measured_in_3d_like_the_proposals_themselves(loaded: Engine, volumes: Path) -> None:
     case = cases_of_folder(volumes, loaded.card)[1]
     result = measure_case(loaded, case, SETTINGS)
@@ -156,6 +157,7 @@ def test_voxels_of_the_ignore_label_count_neither_way(
     assert sum(next(t for t in result.targets if t.target == "liver").calibration.pixels) > 0
 
 
+@pytest.mark.slow
 def test_a_curated_case_labels_its_own_targets_only(
     loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]
 ) -> None:
@@ -199,6 +201,7 @@ def test_absent_organs_are_asked_for_unless_unwanted(loaded: Engine, volumes: Pa
     assert [t.target for t in evaluate_cases(loaded, cases, only).cases[0].targets] == ["left kidney"]
 
 
+@pytest.mark.slow
 def test_finished_cases_are_kept_and_changed_ones_measured_again(
     loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +236,7 @@ def test_finished_cases_are_kept_and_changed_ones_measured_again(
     assert len(asked) == 7
 
 
+@pytest.mark.slow
 def test_a_case_that_cannot_be_read_is_listed(loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any]) -> None:
     folder = write_set(tmp_path / "Dataset004_Broken", make_phantom)
     (folder / "imagesTr" / "c0_0000.nii.gz").write_bytes(b"no image")
@@ -242,6 +246,7 @@ def test_a_case_that_cannot_be_read_is_listed(loaded: Engine, tmp_path: Path, ma
     assert "Not measured: c0" in render_evaluation(document, [])
 
 
+@pytest.mark.slow
 def test_whatever_is_thrown_at_one_case_the_others_are_measured(
     loaded: Engine, tmp_path: Path, make_phantom: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +301,7 @@ def test_what_is_no_set_is_refused(loaded: Engine, tmp_path: Path) -> None:
         cases_of_folder(tmp_path, loaded.card)
 
 
+@pytest.mark.slow
 def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volumes: Path) -> None:
     cases = cases_of_folder(volumes, loaded.card)
     document = evaluate_cases(loaded, cases, SETTINGS)
@@ -312,6 +318,7 @@ def test_the_pictures_show_the_proposals_that_were_measured(loaded: Engine, volu
     assert "<script" not in page
 
 
+@pytest.mark.slow
 def test_a_case_that_went_meanwhile_costs_its_picture_only(
     loaded: Engine, volumes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +343,7 @@ def test_the_table_of_cases_has_a_row_for_each_target(loaded: Engine, volumes: P
     assert spleen["best_dice"] == ""
 
 
+@pytest.mark.slow
 def test_from_the_command_line(responsive_folder: Path, volumes: Path, tmp_path: Path) -> None:
     out = tmp_path / "Ergebnis"
     arguments = ["evaluate", "--data", str(volumes), "--model", str(responsive_folder), "--out", str(out), "--limit", "1"]
@@ -457,6 +465,7 @@ def test_stopping_says_what_is_kept(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [([], "nothing to measure"), (["--set", "amos"], "--shared"), (["--data", "{set}", "--data", "{set}"], "same name")],

@@ -41,6 +41,7 @@ def test_parameter_table_of_the_public_sizes(config: str, unet: int, text_encode
     assert 4_000_000 <= rows["image_encoder"].parameters <= 7_100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["sd15", "sd21"])
 def test_the_public_sizes_fit_together(config: str) -> None:
     """The shapes of one step at 512 x 512, on the meta device."""
@@ -73,6 +74,7 @@ def test_the_control_branch_is_a_controlnet_without_hint_block() -> None:
     assert next(r for r in parameter_table("sd15") if r.component == "controlnet").parameters == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["sd15", "sd21"])
 def test_info_of_a_configuration_compares_with_the_paper(config: str) -> None:
     info = print_info(config, as_json=True)
@@ -88,6 +90,7 @@ def test_info_of_a_configuration_compares_with_the_paper(config: str) -> None:
     assert "Stable Diffusion 1.5" in text
 
 
+@pytest.mark.slow
 def test_info_of_a_folder(model: ProGiDiffModel) -> None:
     assert model.folder is not None
     info = print_info(model.folder, as_json=True)

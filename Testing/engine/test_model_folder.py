@@ -148,6 +148,7 @@ def test_a_failed_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.Mo
     load_model(folder)
 
 
+@pytest.mark.slow
 def test_loading_needs_no_network(folder: Path) -> None:
     """In a process of its own: offline is set before the libraries come in, and no socket is opened."""
     script = (

@@ -233,6 +233,7 @@ except OutputError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a file size limit stands in for the full disk")
 @pytest.mark.parametrize("kind", ["seg.nrrd", "nii.gz", "nii", "nrrd", "mha"])
 def test_full_disk_leaves_nothing(kind: str, tmp_path: Path) -> None:

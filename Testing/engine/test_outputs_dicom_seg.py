@@ -65,6 +65,7 @@ def disjoint(segments: list[Segment]) -> list[Segment]:
     return [first, empty, replace(last, mask=np.asarray(last.mask) & ~np.asarray(first.mask))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize(
     ("geometry", "shifts"),
@@ -284,6 +285,7 @@ def test_dciodvfy_finds_no_error(geometry: Geometry, tmp_path: Path) -> None:
     assert [line for line in ran.stderr.splitlines() if line.startswith("Error")] == []
 
 
+@pytest.mark.slow
 def test_a_real_ct(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "permissive" / "totalsegmentator_example_ct_dicom" / "example_ct_dicom"
     volume = read_volume(source)

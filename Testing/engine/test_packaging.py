@@ -146,6 +146,7 @@ def test_setup_names_the_missing_venv_package(setup: Setup) -> None:
     assert f"python{sys.version_info[0]}.{sys.version_info[1]}-venv" in result.stderr
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_engine_and_what_is_bundled(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],

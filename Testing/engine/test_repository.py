@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
@@ -86,10 +87,15 @@ def _walk_executed(node: ast.AST) -> Iterator[ast.AST]:
             yield from _walk_executed(child)
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
 def _imports(path: Path) -> Iterator[tuple[str, int]]:
     """Absolute names of all modules that a file imports, at any depth, with their lines."""
     package = path.relative_to(MODULE if path.is_relative_to(MODULE) else ROOT).parent.parts
-    for node in _walk_executed(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node in _walk_executed(_tree(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -118,6 +124,7 @@ def _is_shared(module: str) -> bool:
     return module in PARENTS or any(module == name or module.startswith(name + ".") for name in SHARED)
 
 
+@pytest.mark.slow
 def test_engine_never_imports_slicer_or_qt() -> None:
     found = [
         f"{_where(path, line)} imports {name}"
@@ -156,15 +163,17 @@ def test_code_inside_slicer_uses_the_shared_modules_only() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_nothing_unpickles() -> None:
     found = []
     for path in [*_python_files(MODULE), *_python_files(LABORATORY)]:
         found += [f"{_where(path, n)} imports {name}" for name, n in _imports(path) if name.split(".")[0] in UNSAFE_MODULES]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Call):
                 call = ast.unparse(node.func)
-                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                if call == "torch.load" or options.get("allow_pickle") == "True" or options.get("weights_only") == "False":
+                unsafe = {("allow_pickle", True), ("weights_only", False)}
+                options = {(each.arg, each.value.value) for each in node.keywords if isinstance(each.value, ast.Constant)}
+                if call == "torch.load" or options & unsafe:
                     found.append(f"{_where(path, node.lineno)} calls {call}")
     assert found == []
 
@@ -231,6 +240,7 @@ def test_no_file_names_a_folder_of_somebodys_machine() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_dependencies_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^\w.-]", entry)[0].lower().replace("_", "-") for entry in project["dependencies"]}
@@ -307,7 +317,7 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     assert len(quoted) > 50
     texts = [(ROOT / "Utilities/setup.sh").read_text(encoding="utf-8")]
     for path in [*_python_files(ENGINE), *_python_files(PANEL), *MODULE.glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     assert [phrase for phrase in quoted if not any(phrase in text for text in texts)] == []

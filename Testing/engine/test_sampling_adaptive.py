@@ -28,6 +28,7 @@ def sure_of_the_liver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "proposal_noise", noise)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sure_of_the_liver")
 @pytest.mark.parametrize("count", [2, PILOT_SLICES, 11])
 def test_each_target_stops_when_it_has_settled(engine: Any, run_engine: Run, make_phantom: Run, count: int) -> None:
@@ -76,6 +77,7 @@ def test_blocks_carry_what_is_known_so_far(engine: Any, run_engine: Run) -> None
         assert np.allclose(event.agreement, so_far.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adaptive_masks_are_those_of_a_fixed_number(engine: Any, run_engine: Run, make_phantom: Run) -> None:
     engine.set_image(*make_phantom(9), "CT")
     adaptive = run_engine(engine, proposals=6, adaptive=True, batch_size=5, steps=1)
@@ -85,6 +87,7 @@ def test_adaptive_masks_are_those_of_a_fixed_number(engine: Any, run_engine: Run
         assert a == pytest.approx(b)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sure_of_the_liver")
 @pytest.mark.parametrize("count", [2, 10])
 def test_progress_never_falls_and_ends_at_one(engine: Any, run_engine: Run, make_phantom: Run, count: int) -> None:

@@ -38,6 +38,7 @@ def test_events_are_complete_and_in_order(engine: Any, run_engine: Run) -> None:
     assert result.done.timing["first_proposal_s"] <= result.done.timing["total_s"]
 
 
+@pytest.mark.slow
 def test_last_block_of_a_slice_says_what_all_its_proposals_say(engine: Any, run_engine: Run) -> None:
     result = run_engine(engine, "liver", "spleen", proposals=5, batch_size=2)
     for target in ("liver", "spleen"):
@@ -70,6 +71,7 @@ def test_progress_never_falls_and_ends_at_one(engine: Any, run_engine: Run) -> N
     assert result.progress[-1].eta_s == 0
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_whatever_the_batch_size(engine: Any, run_engine: Run) -> None:
     results = [run_engine(engine, "liver", "spleen", proposals=6, batch_size=n, slices=(0, 2)) for n in (1, 3, 16)]
     for target in ("liver", "spleen"):
@@ -77,6 +79,7 @@ def test_masks_are_the_same_whatever_the_batch_size(engine: Any, run_engine: Run
         assert all(_same(first, other.masks(target)) for other in results[1:])
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_alone_or_together(engine: Any, run_engine: Run) -> None:
     together = run_engine(engine, "liver", "spleen", proposals=3)
     alone = run_engine(engine, "spleen", proposals=3)
@@ -99,6 +102,7 @@ def test_seed_changes_every_proposal_and_repeats_it(engine: Any, run_engine: Run
     assert all((x != y).any() for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("steps", [1, 3, 20])
 def test_every_number_of_steps_gives_finite_results(engine: Any, run_engine: Run, scheduler: str, steps: int) -> None:
@@ -114,6 +118,7 @@ def test_neighbouring_slices_continue_a_proposal(engine: Any, run_engine: Run) -
     assert np.diagonal(agree).mean() > agree[~np.eye(6, dtype=bool)].mean() + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["soft_dice", "medoid"])
 def test_ranking_is_that_of_all_the_masks(engine: Any, run_engine: Run, method: Any) -> None:
     result = run_engine(engine, "liver", "spleen", proposals=5, ranking=method, top_k=2, batch_size=4)

@@ -153,6 +153,7 @@ def _count_calls(network: torch.nn.Module) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_image_and_text_are_encoded_once_and_never_per_step(engine: Any, run_engine: Run, adaptive: bool) -> None:
     image, text, unet = (_count_calls(getattr(engine.model, n)) for n in ("image_encoder", "text_encoder", "unet"))
@@ -164,6 +165,7 @@ def test_image_and_text_are_encoded_once_and_never_per_step(engine: Any, run_eng
     assert (len(image), len(text)) == (4, 2), "the same image and prompt stay encoded"
 
 
+@pytest.mark.slow
 def test_another_image_is_encoded_anew(engine: Any, run_engine: Run, make_phantom: Run) -> None:
     first = run_engine(engine).masks("liver")
     image = _count_calls(engine.model.image_encoder)
@@ -228,6 +230,7 @@ OBLIQUE = np.array([[np.cos(_TURN), -np.sin(_TURN), 0], [np.sin(_TURN), np.cos(_
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
 @pytest.mark.parametrize(
     ("codes", "order", "flips"),

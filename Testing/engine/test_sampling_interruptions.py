@@ -18,6 +18,7 @@ CPU_MESSAGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("part", ["text_encoder", "image_encoder", "controlnet", "unet", "decoder"])
 def test_cancel_takes_effect_within_one_step(
@@ -91,6 +92,7 @@ def _limit(module: torch.nn.Module, rows: int, error: Exception) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE), MemoryError()],

@@ -70,12 +70,14 @@ def test_an_absent_target_is_left_out_and_costs_nothing(
     assert all(not e.agreement.any() and not e.mean_probability.any() for e in events)
 
 
+@pytest.mark.slow
 def test_what_is_found_is_sampled_as_ever(headed: Engine, engine: Any, run_engine: Run) -> None:
     """The same weights but for the head: the liver's masks are those of the model that has none."""
     for index, masks in run_engine(engine, "liver", proposals=5).masks("liver").items():
         np.testing.assert_array_equal(run_engine(headed, "liver", proposals=5).masks("liver")[index], masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 16])
 def test_a_doubtful_target_is_in_some_proposals_and_in_the_same_ones_on_every_slice(
     headed: Engine, engine: Any, run_engine: Run, batch_size: int | None
@@ -93,6 +95,7 @@ def test_a_doubtful_target_is_in_some_proposals_and_in_the_same_ones_on_every_sl
     assert "empty" in [w.code for w in result.warnings]
 
 
+@pytest.mark.slow
 def test_everywhere_means_everywhere(headed: Engine, engine: Any, run_engine: Run) -> None:
     wanted = run_engine(engine, "spleen", proposals=4)
     result = run_engine(headed, "spleen", proposals=4, everywhere=True)
@@ -116,6 +119,7 @@ def test_a_head_for_other_targets_is_refused(headed_folder: Path, tmp_path: Path
         save_model(model, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_the_bundled_model_leaves_out_what_is_not_there(run_engine: Run) -> None:
     """Slices of soft tissue without any organ; of these three the model has seen slices without them."""
     engine = Engine.load(None, "cpu")

@@ -217,6 +217,7 @@ def test_the_duodenum_is_split_off_by_thickness() -> None:
     assert np.array_equal(split_duodenum(thin, (0.5, 0.5, 0.5)), thin)  # nothing thick: left as it is
 
 
+@pytest.mark.slow
 def test_the_atlas_has_stomach_and_duodenum(shared_data: Path) -> None:
     atlas = load_spl_atlas(shared_data / "permissive" / "spl_abdominal_atlas")
     stomach, duodenum = ((atlas.tissues == INDEX[name]).sum() for name in ("stomach", "duodenum"))
@@ -232,6 +233,7 @@ def test_the_atlas_has_stomach_and_duodenum(shared_data: Path) -> None:
     assert centre["duodenum"][2] < centre["stomach"][2]
 
 
+@pytest.mark.slow
 def test_a_grid_on_the_body_is_filled_by_it_and_all_planes_are_painted() -> None:
     deep = toy_volume()
     tall = replace(deep, **{key: np.repeat(getattr(deep, key), 8, 0) for key in ("tissues", "wall", "skin")})
@@ -258,6 +260,7 @@ def test_parts_divide_every_picture() -> None:
     assert parts.unique().tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_reused_slices_resume_exactly_and_are_varied() -> None:
     def paint(seed: int) -> SyntheticSource:
         return SyntheticSource([], SQUARE, PIXEL, seed=seed)

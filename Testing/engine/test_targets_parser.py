@@ -313,6 +313,7 @@ def _outcome(text: str, vocabulary: list[str]) -> tuple[list[str], str]:
     return found, ""
 
 
+@pytest.mark.slow
 def test_random_noise_is_refused_or_understood_but_never_fails_otherwise() -> None:
     draw = random.Random(31)
     names = [name for target in catalog().values() for name in target.all_names()]

@@ -159,6 +159,7 @@ def test_what_cannot_be_used_is_refused_or_left_out() -> None:
         DatasetBatches([], card())
 
 
+@pytest.mark.slow
 def test_empty_label_maps_teach_nothing() -> None:
     nothing = np.zeros((60, 70), bool)
     empty = [labelled(f"p{n}", n, labels={"liver": nothing, "left kidney": nothing}) for n in range(4)]

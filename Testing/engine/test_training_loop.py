@@ -104,6 +104,7 @@ def quiet(line: str) -> None:
     """A log for nobody."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stopped_stage_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     straight = build(name)
@@ -135,6 +136,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "stopped" / "curve.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
     stage: Any = build("control")
     frozen = {"unet": stage.unet, "vae": stage.vae, "text": stage.text_encoder, "decoder": stage.decoder}

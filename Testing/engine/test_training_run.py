@@ -25,10 +25,9 @@ from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.run import RunSettings, TrainingData, Watch, train_base, train_control
 
-TINY = RunSettings(
-    steps=2, first_steps=2, images=2, prompts_per_image=2, device="cpu", validation_images=2, checkpoint_every=1,
-    log_every=1, image_size=32, spacing_mm=11.0,
-)  # fmt: skip
+from .conftest import TINY_RUN
+
+TINY = RunSettings(**TINY_RUN)
 PHANTOMS = TrainingData(synthetic="phantoms")
 QUIET = Watch(log=lambda line: None)
 
@@ -50,11 +49,8 @@ def write_cases(folder: Path, cases: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small backbone, trained for two steps on phantoms."""
-    folder = tmp_path_factory.mktemp("base")
-    train_base(PHANTOMS, folder / "model", folder / "work", TINY, QUIET)
-    return folder / "model"
+def base_folder(trained_folder: Path) -> Path:
+    return trained_folder
 
 
 def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:
@@ -72,6 +68,7 @@ def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:
     assert not any(bool(d.any()) for d in [*down, mid])
 
 
+@pytest.mark.slow
 def test_the_plane_that_was_asked_for_is_the_models(base_folder: Path, tmp_path: Path) -> None:
     data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34, plane="coronal")
     card = train_control(base_folder, data, tmp_path / "out", tmp_path / "work", TINY, QUIET)
@@ -84,6 +81,7 @@ def test_the_plane_that_was_asked_for_is_the_models(base_folder: Path, tmp_path:
         train_control(base_folder, again, tmp_path / "out 3", tmp_path / "work", TINY, QUIET)
 
 
+@pytest.mark.slow
 def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tmp_path: Path) -> None:
     data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34)
     lines: list[str] = []
@@ -114,6 +112,7 @@ def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tm
     assert any(isinstance(event, SliceEvent) for event in events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["base", "control"])
 def test_a_stopped_run_goes_on_to_the_same_model(kind: str, base_folder: Path, tmp_path: Path) -> None:
     def run(out: str, work: str, watch: Watch) -> None:
@@ -132,6 +131,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(kind: str, base_folder: Path, t
     assert one.card.sha256 == two.card.sha256
 
 
+@pytest.mark.slow
 def test_a_full_size_shaped_model_is_trained_as_well(tiny_model_folder: Path, tmp_path: Path) -> None:
     data = TrainingData((write_cases(tmp_path / "cases", 3),), validation_share=0.34)
     card = train_base(data, tmp_path / "base", tmp_path / "work", TINY, QUIET, tiny_model_folder)
@@ -146,6 +146,7 @@ def test_a_full_size_shaped_model_is_trained_as_well(tiny_model_folder: Path, tm
     assert load_model(tmp_path / "control").mask_decoder is None
 
 
+@pytest.mark.slow
 def test_a_work_folder_of_another_run_is_refused(base_folder: Path, tmp_path: Path) -> None:
     train_base(PHANTOMS, tmp_path / "a", tmp_path / "work", TINY, QUIET)
     other = RunSettings(**{**TINY.__dict__, "seed": 1})
@@ -188,6 +189,7 @@ def tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("progidiff.cli.train._settings", settings)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_steps")
 def test_train_base_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "my model"
@@ -274,6 +276,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_train_default_runs_every_stage_and_assembles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from progidiff.training import default
     from progidiff.training.batches import ReusedBatches

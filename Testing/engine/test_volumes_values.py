@@ -76,6 +76,7 @@ def test_the_sample_volume() -> None:
     check_found(array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL_CT, ids=lambda name: Path(name).name)
 def test_real_ct(shared_data: Path, name: str) -> None:
     array = read_volume(shared_data / name).array.astype(np.float32)
@@ -108,6 +109,7 @@ def said(run: Any) -> dict[str, str]:
     return {warning.code: warning.message for warning in run.warnings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shifted", "unit"])
 def test_the_engine_says_it_and_corrects_it_where_that_is_wanted(
     engine: Engine, run_engine: Callable[..., Any], body: tuple[np.ndarray, np.ndarray], kind: str

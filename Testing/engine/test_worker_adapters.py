@@ -54,12 +54,19 @@ def adapters(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     }
 
 
+@pytest.fixture(scope="module")
+def started() -> Iterator[WorkerClient]:
+    with WorkerClient(env={"OMP_NUM_THREADS": "1"}, heartbeat_timeout=300, start_timeout=300) as client:
+        yield client
+
+
 @pytest.fixture
-def client(tiny_model_folder: Path) -> Iterator[WorkerClient]:
-    with WorkerClient(env={"OMP_NUM_THREADS": "1"}, heartbeat_timeout=300, start_timeout=300) as started:
-        started.load(tiny_model_folder, "cpu")
-        started.set_image(IMAGE, AFFINE, "CT")
-        yield started
+def client(started: WorkerClient, tiny_model_folder: Path) -> WorkerClient:
+    """One worker serves all tests; each loads the model anew, without an adapter."""
+    started.load(tiny_model_folder, "cpu")
+    started.set_image(IMAGE, AFFINE, "CT")
+    assert started.status().adapter_id is None
+    return started
 
 
 def answer(client: WorkerClient) -> tuple[np.ndarray, str | None]:
@@ -69,6 +76,7 @@ def answer(client: WorkerClient) -> tuple[np.ndarray, str | None]:
     return np.stack(parts), next(e.adapter_id for e in events if isinstance(e, DoneEvent))
 
 
+@pytest.mark.slow
 def test_adapters_are_swapped_in_the_warm_worker_and_leave_no_trace(client: WorkerClient, adapters: dict[str, Path]) -> None:
     base, used = answer(client)
     assert used is None
@@ -91,6 +99,7 @@ def test_adapters_are_swapped_in_the_warm_worker_and_leave_no_trace(client: Work
     assert np.array_equal(answer(client)[0], two)
 
 
+@pytest.mark.slow
 def test_a_refused_adapter_leaves_the_one_in_use(client: WorkerClient, adapters: dict[str, Path]) -> None:
     client.load_adapter(adapters["one"])
     for name, code, reason in (
@@ -106,6 +115,7 @@ def test_a_refused_adapter_leaves_the_one_in_use(client: WorkerClient, adapters:
     assert client.load_adapter(adapters["worse"], even_if_worse=True).adapter_id == "worse"
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_refused(client: WorkerClient, tiny_model_folder: Path, tmp_path: Path) -> None:
     path = write_adapter(tiny_model_folder, tmp_path / "a", 5)
     whole = (path / ADAPTER_WEIGHTS_NAME).read_bytes()
@@ -115,6 +125,7 @@ def test_damaged_weights_are_refused(client: WorkerClient, tiny_model_folder: Pa
     assert refusal.value.code == "adapter"
 
 
+@pytest.mark.slow
 def test_another_model_forgets_the_adapter(client: WorkerClient, adapters: dict[str, Path], tiny_model_folder: Path) -> None:
     base, _ = answer(client)
     client.load_adapter(adapters["one"])
@@ -123,6 +134,7 @@ def test_another_model_forgets_the_adapter(client: WorkerClient, adapters: dict[
     assert np.array_equal(answer(client)[0], base)
 
 
+@pytest.mark.slow
 def test_without_a_model_there_is_nothing_to_adapt(adapters: dict[str, Path]) -> None:
     with WorkerClient(env={"OMP_NUM_THREADS": "1"}) as client:
         for call in (lambda: client.load_adapter(adapters["one"]), client.unload_adapter):
@@ -130,6 +142,7 @@ def test_without_a_model_there_is_nothing_to_adapt(adapters: dict[str, Path]) ->
                 call()
 
 
+@pytest.mark.slow
 def test_the_command_uses_a_worse_adapter_only_where_it_is_told_to(
     adapters: dict[str, Path], tiny_model_folder: Path, tmp_path: Path
 ) -> None:

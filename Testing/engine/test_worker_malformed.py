@@ -43,6 +43,7 @@ def test_wrong_requests_are_answered_with_their_id_and_the_worker_goes_on() -> N
         assert peer.final(10) == Pong()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -105,6 +106,7 @@ def test_random_bytes_end_in_an_error_reply_and_exit_code_3(seed: int) -> None:
         assert peer.wait() == EXIT_PROTOCOL
 
 
+@pytest.mark.slow
 def test_damaged_requests_are_answered_or_end_cleanly() -> None:
     dice = random.Random(7)
     good = [request_bytes(Hello(), 1), request_bytes(SetImage(np.zeros((2, 3, 4), np.int16), np.eye(4)), 2)]

@@ -12,6 +12,7 @@ from progidiff.client import ClientState, RemoteError, WorkerClient
 from progidiff.errors import CancelledError
 from progidiff.events import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent
 
+pytestmark = pytest.mark.slow  # one worker, which loads torch, serves all tests
 LIVER = ProposeRequest(("liver",), proposals=3, top_k=2, steps=2, seed=5)
 AFFINE = np.diag([-1.5, -1.5, 5.0, 1.0])
 

@@ -78,6 +78,7 @@ def test_hello_ping_status_and_what_needs_a_model() -> None:
             assert error_of(peer.final(number)).code == "no_model"
 
 
+@pytest.mark.slow
 def test_a_session_from_load_to_done() -> None:
     image = phantom()
     with Peer(scripted_command()) as peer:
@@ -283,6 +284,7 @@ def test_a_slow_reader_is_not_forgotten_and_can_still_cancel() -> None:
         assert len(count) < 3000
 
 
+@pytest.mark.slow
 def test_heartbeats_come_while_the_engine_holds_the_interpreter_lock() -> None:
     with Peer(scripted_command("heartbeat_s=0.05")) as peer:
         peer.prepare("hog")
@@ -314,6 +316,7 @@ def test_the_log_holds_no_pixels_file_names_or_prompts() -> None:
             assert word.encode() in peer.log
 
 
+@pytest.mark.slow
 def test_accepted_segments_become_a_dicom_seg_without_a_model(tmp_path: Path) -> None:
     geometry = oriented("LPS", (11, 8, 6), (0.75, 0.75, 2.5))
     write_patient_series(tmp_path / "series", geometry)

@@ -46,6 +46,7 @@ def earlier_result(image: Path, out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_proposals_over_ssh_are_those_of_this_computer(ssh_server: SshServer, tmp_path: Path, asked: Path) -> None:
     image = image_file(tmp_path / "ct.nii.gz")
     here = propose(image, tmp_path / "here", "--prompt", "liver; spleen", "--proposals", "4")
@@ -60,6 +61,7 @@ def test_proposals_over_ssh_are_those_of_this_computer(ssh_server: SshServer, tm
     assert not asked.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_worker_over_there_and_writes_nothing(ssh_server: SshServer, tmp_path: Path) -> None:
     image, note = image_file(tmp_path / "ct.nii.gz"), tmp_path / "note"
     before = earlier_result(image, tmp_path / "out")
@@ -72,6 +74,7 @@ def test_ctrl_c_ends_the_worker_over_there_and_writes_nothing(ssh_server: SshSer
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_is_one_sentence_and_loses_nothing(ssh_server: SshServer, tmp_path: Path) -> None:
     image, note = image_file(tmp_path / "ct.nii.gz"), tmp_path / "note"
     before = earlier_result(image, tmp_path / "out")

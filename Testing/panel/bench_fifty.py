@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--proposals", type=int, default=50)
     chosen = parser.parse_args(arguments)
 
-    from . import host
+    from .. import slicer_host as host
 
     host.install()
     host.start()
@@ -108,7 +108,7 @@ def measure(shape: tuple[int, int, int], count: int) -> None:
     from ProGiDiffSlicerLib.logic.run import RunRequest
     from ProGiDiffSlicerLib.logic.session import ProposalSession
 
-    from . import host
+    from .. import slicer_host as host
     from .session_support import add_volume
     from .worker_support import Pulse, run_python, worker
 

@@ -1,42 +1,18 @@
-"""Fixtures of the module's tests: a headless Qt application that stands in for Slicer's, over the real MRML library."""
+"""Fixtures of the module's tests: those of the stand-in for Slicer, the module in it, and acceptance into its scene."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import host
-
-# Before any test module is imported: product code says ``import qt`` at its top.
-host.install()
+from .. import slicer_host as host
+from ..slicer_host.fixtures import *  # noqa: F403
 
 MODULE = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer" / "ProGiDiffSlicer.py"
-
-
-@pytest.fixture(scope="session")
-def app() -> Any:
-    """The one application (``slicer.app``)."""
-    return host.start()
-
-
-@pytest.fixture(params=host.VERSIONS)
-def slicer_version(app: Any, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The versions of Slicer in which what Python sees differs: the test runs as each of them."""
-    with host.as_version(request.param):
-        yield request.param
-
-
-@pytest.fixture(autouse=True)
-def nothing_raised_unseen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An exception in a slot or in an observer is printed and forgotten by Qt and VTK: here it fails the test."""
-    with host.collected_exceptions(monkeypatch) as raised:
-        yield
-    if raised:
-        pytest.fail("raised inside a Qt slot or a VTK observer:\n" + "\n".join(raised))
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +33,6 @@ def _library() -> dict[str, Any]:
 
 
 @pytest.fixture
-def scene(app: Any) -> Iterator[Any]:
-    """The scene (``slicer.mrmlScene``), closed before and after the test."""
-    host.clear_scene()
-    yield host.scene()
-    host.clear_scene()
-
-
-@pytest.fixture
 def acceptance(scene: Any) -> Iterator[Any]:
     """Acceptance into the scene, with a timer of edits that waits to be told."""
     from ProGiDiffSlicerLib.logic.accept import Acceptance
@@ -75,19 +43,6 @@ def acceptance(scene: Any) -> Iterator[Any]:
     made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
     yield made
     made.cleanup()
-
-
-@pytest.fixture
-def spin(app: Any) -> Callable[..., None]:
-    """``spin(until, timeout_s=60)``: run the event loop until ``until()`` holds; AssertionError when it never does."""
-    return host.spin
-
-
-@pytest.fixture
-def dialogs(app: Any) -> Iterator[host.Dialogs]:
-    """What was shown to the user, and what the user answers (yes, unless told otherwise)."""
-    with host.answering_dialogs() as answering:
-        yield answering
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import host
+from .. import slicer_host as host
 
 host.install()
 

@@ -151,7 +151,7 @@ class Screenshots:
 @contextmanager
 def opened() -> Iterator[Driver]:
     """The module in an empty scene."""
-    from . import host
+    from .. import slicer_host as host
 
     host.start()
     host.clear_scene()
@@ -166,7 +166,7 @@ def opened() -> Iterator[Driver]:
 @contextmanager
 def without_packages() -> Iterator[None]:
     """A Slicer as it comes from its installer: with its own packages and none of the worker's."""
-    from . import host
+    from .. import slicer_host as host
 
     host.install()
     Driver.find_library()

@@ -294,6 +294,7 @@ def test_the_editors_own_undo_is_told_first(scene: Any) -> None:
     acceptance.cleanup()
 
 
+@pytest.mark.slow
 def test_large_volume_is_quick_and_small(scene: Any, acceptance: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The time is printed, not judged; what undo keeps must stay far below one copy of the volume."""
     import time

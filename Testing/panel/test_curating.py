@@ -51,6 +51,7 @@ def patient_of(node: Any, name: str = PATIENT, identifier: str = PATIENT_ID) -> 
     tree.SetItemParent(item, study)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("geometry", "modality", "dtype", "moved"),
     [
@@ -107,6 +108,7 @@ def test_what_is_saved_is_what_is_there(
     assert b"left kidney" in written
 
 
+@pytest.mark.slow
 def test_only_the_slices_that_were_worked_on(panel: Opened, saver: Saver) -> None:
     node = panel.choose_volume()
     panel.propose(extent=Extent.RANGE, rangeStart=2, rangeStop=5, proposals=2)
@@ -133,6 +135,7 @@ def test_only_the_slices_that_were_worked_on(panel: Opened, saver: Saver) -> Non
         np.testing.assert_allclose(affine @ [0, 0, 0, 1], geometry.affine @ [0, 0, first, 1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_slices_that_were_added_by_hand_are_never_cut_off(panel: Opened, saver: Saver) -> None:
     test_only_the_slices_that_were_worked_on(panel, saver)
     parameters = panel.parameters
@@ -144,6 +147,7 @@ def test_slices_that_were_added_by_hand_are_never_cut_off(panel: Opened, saver: 
     assert np.array_equal(only(saver.cases)[3], mask[2:])
 
 
+@pytest.mark.slow
 def test_saving_again_replaces_and_undo_brings_back(panel: Opened, saver: Saver, spin: Spin) -> None:
     node, masks = panel.run(spin, 3)
     accepted = panel.review.accept()
@@ -174,6 +178,7 @@ def test_saving_again_replaces_and_undo_brings_back(panel: Opened, saver: Saver,
     assert not saver.ui.undoSaveButton.enabled
 
 
+@pytest.mark.slow
 def test_two_segments_are_two_cases_and_are_counted(panel: Opened, saver: Saver, spin: Spin) -> None:
     _node, masks = panel.run(spin, 4, prompt="liver; spleen")
     indices = [panel.proposals.selected.index]
@@ -193,6 +198,7 @@ def test_two_segments_are_two_cases_and_are_counted(panel: Opened, saver: Saver,
     assert len({case.volume_key for case in saver.cases}) == 1
 
 
+@pytest.mark.slow
 def test_all_accepted_segments_at_once(panel: Opened, saver: Saver, spin: Spin) -> None:
     node, _masks = panel.run(spin, 4, prompt="liver; spleen")
     panel.review.accept()
@@ -278,6 +284,7 @@ def test_each_segment_belongs_to_the_volume_for_which_it_was_accepted(panel: Ope
     assert np.array_equal(only(saver.cases)[1], slicer.util.arrayFromVolume(first))
 
 
+@pytest.mark.slow
 def test_frames_belong_together_and_only_the_shown_one_is_saved(panel: Opened, saver: Saver, spin: Spin) -> None:
     arrays = [values_of(GRID, "int16") + 10 * number for number in range(2)]
     node, browser = add_sequence(panel.scene, GRID, arrays)
@@ -299,6 +306,7 @@ def test_frames_belong_together_and_only_the_shown_one_is_saved(panel: Opened, s
     assert "the frame of Liver is not known" in saver.save()
 
 
+@pytest.mark.slow
 def test_patients_are_known_again_and_nobody_else_can_tell(panel: Opened, saver: Saver, spin: Spin) -> None:
     keys = []
     for number, patient in enumerate((PATIENT_ID, PATIENT_ID, "other", None)):

@@ -104,6 +104,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_another_one_works(panel: Opene
     assert len(saver.cases) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
 def test_a_full_disk_leaves_nothing_and_is_said(panel: Opened, saver: Saver, spin: Spin) -> None:
     panel.run(spin, 2)
@@ -132,6 +133,7 @@ def test_a_folder_that_vanished_is_made_again_and_undo_says_what_is_wrong(panel:
     assert len(saver.cases) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_answer_stops_nothing(panel: Opened, saver: Saver, spin: Spin) -> None:
     panel.run(spin, 2)
     panel.review.accept()
@@ -154,6 +156,7 @@ def test_a_folder_that_does_not_answer_stops_nothing(panel: Opened, saver: Saver
     assert len(saver.cases) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_and_the_next_save_works(panel: Opened, saver: Saver, spin: Spin) -> None:
     panel.run(spin, 2)
     panel.review.accept()

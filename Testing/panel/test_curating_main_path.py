@@ -14,7 +14,7 @@ import slicer
 
 from progidiff.resources import sample_volume
 
-from . import host
+from .. import slicer_host as host
 from .curating_support import Saver, everything_in
 from .demo_learning import Learning, dice
 from .driver import Driver, qt
@@ -38,6 +38,7 @@ def driver(app: Any, scene: Any) -> Iterator[Driver]:
     assert left == []
 
 
+@pytest.mark.slow
 def test_prompt_accept_edit_save_and_read_back(driver: Driver, tmp_path: Path) -> None:
     driver.ask("liver; left kidney", 3, 1, seed=7, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)

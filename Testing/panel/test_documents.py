@@ -111,6 +111,7 @@ def _modules(path: Path) -> Iterator[str]:
             yield node.module
 
 
+@pytest.mark.slow
 def test_the_library_keeps_its_layers() -> None:
     parts = {path.relative_to(LIBRARY).parts[0].removesuffix(".py") for path in LIBRARY.rglob("*.py")} - {"__init__"}
     assert parts == LAYERS.keys(), "a new part belongs into this table and into docs/architecture.md"

@@ -22,9 +22,9 @@ from ProGiDiffSlicerLib.logic.exporting import INSTANCES, Exporting, _request
 from ProGiDiffSlicerLib.logic.labelmaps import segments_of
 from ProGiDiffSlicerLib.logic.provenance import Provenance, write_provenance
 
+from ..slicer_host.dicom_database import REACHABLE, DicomDatabase
 from ..volume_examples import oblique, oriented, write_patient_series
 from .accept_support import add_segments, add_transform
-from .host.dicom_database import REACHABLE, DicomDatabase
 from .panel_support import opened
 from .session_support import FakeClient, add_volume
 from .worker_support import Client, python, scripted, worker
@@ -96,6 +96,7 @@ def test_the_stand_in_offers_only_what_python_reaches() -> None:
     assert offered <= REACHABLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
 @pytest.mark.parametrize("geometry", [THIN, TILTED], ids=["thin", "oblique"])
 def test_segments_are_in_the_database_to_the_last_voxel(
@@ -180,6 +181,7 @@ def test_an_image_that_is_gone_is_told_and_nothing_is_written(
     assert not Path(database.databaseDirectory).exists()
 
 
+@pytest.mark.slow
 def test_a_volume_that_was_hardened_elsewhere_is_refused(
     scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_segment_that_is_edited_meanwhile_is_told(scene: Any, database: DicomD
     assert heard.told == ["Liver was changed meanwhile; export it again."]
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_be_written_to_is_told(
     scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
 ) -> None:
@@ -217,6 +220,7 @@ def test_a_database_that_cannot_be_written_to_is_told(
     assert len(list(segments_of(case.segmentation))) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_is_told_and_another_export_works(
     scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
 ) -> None:
@@ -237,6 +241,7 @@ def test_a_worker_that_ends_is_told_and_another_export_works(
     written(database)
 
 
+@pytest.mark.slow
 def test_a_refused_export_takes_no_run_along(scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin) -> None:
     case = Case(scene, database, tmp_path / "series", THIN)
     with worker() as client:
@@ -256,6 +261,7 @@ def client(app: Any) -> Iterator[Client]:
         yield made
 
 
+@pytest.mark.slow
 def test_the_button(scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin, client: Client) -> None:
     with opened(scene, client) as panel:
         button = panel.review.ui.exportButton

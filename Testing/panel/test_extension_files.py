@@ -29,7 +29,7 @@ from pathlib import Path
 installed, root = Path(sys.argv[1]), sys.argv[2]
 sys.path[:] = [str(installed), *(p for p in sys.path if not Path(p, "progidiff").is_dir()), root]
 
-from Testing.panel import host
+from Testing import slicer_host as host
 host.install()
 host.start()
 
@@ -138,6 +138,7 @@ def _python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_an_installation_opens_its_panel_and_finds_its_model(installed: Path) -> None:
     result = _python("-c", PROBE, str(installed), str(ROOT))
     assert result.returncode == 0, result.stderr
@@ -150,6 +151,7 @@ def test_an_installation_opens_its_panel_and_finds_its_model(installed: Path) ->
     assert told["heavy"] == "[]", "the module loads what belongs to the worker"
 
 
+@pytest.mark.slow
 def test_an_installation_runs_the_engine(installed: Path, tmp_path: Path) -> None:
     result = _python("-m", "progidiff", "--version", PYTHONPATH=str(installed))
     assert result.returncode == 0, result.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from ProGiDiffSlicerLib.idle import IdleQueue
 
-from .host import collected_exceptions
+from ..slicer_host import collected_exceptions
 from .worker_support import Pulse, Spin, run_event_loop
 
 pytestmark = pytest.mark.usefixtures("app")

@@ -136,6 +136,7 @@ def test_a_whole_volume_follows_a_model_that_only_its_worker_knows(panel: Opened
         panel.session.forget()
 
 
+@pytest.mark.slow
 def test_an_example_keeps_the_plane_of_its_proposal(panel: Opened, spin: Spin, tmp_path: Path) -> None:
     panel.choose_volume(THIN)
     choose_plane(panel, Plane.CORONAL)
@@ -189,6 +190,7 @@ def test_the_warnings_of_many_frames_do_not_fill_the_panel(panel: Opened) -> Non
 # -- values --
 
 
+@pytest.mark.slow
 def test_values_are_corrected_when_the_user_agrees_and_as_they_are_again(panel: Opened, spin: Spin, tmp_path: Path) -> None:
     ct = np.random.default_rng(0).normal(40, 15, THIN.shape_kji)
     ct[:, :3] = -1000

@@ -83,6 +83,7 @@ def interrupted_run(driver: Driver, prompt: str = "liver") -> None:
     assert driver.session.running
 
 
+@pytest.mark.slow
 def test_from_a_prompt_to_files_and_back(driver: Driver, tmp_path: Path) -> None:
     driver.ask("liver; left kidney", 3, 1, seed=7, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)
@@ -148,6 +149,7 @@ def test_from_a_prompt_to_files_and_back(driver: Driver, tmp_path: Path) -> None
         assert facts(each) == described
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_neither_prompt_nor_proposals_and_one_click_starts_it_again(driver: Driver) -> None:
     driver.ask("liver", 2, 1, seed=1, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)
@@ -183,6 +185,7 @@ def test_a_killed_worker_costs_neither_prompt_nor_proposals_and_one_click_starts
             assert np.array_equal(again.slice_mask("liver", number, index), store.slice_mask("liver", number, index))
 
 
+@pytest.mark.slow
 def test_cancel_then_a_closed_scene_and_a_reloaded_module_in_the_middle_of_a_run(driver: Driver) -> None:
     interrupted_run(driver)
     worker = pid(driver)

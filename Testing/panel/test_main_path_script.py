@@ -61,6 +61,7 @@ def scripted_effect(script: ModuleType, module: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(editor, "effectByName", lambda self, name: Margin() if name == "Margin" else by_name(self, name))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted_effect")
 def test_the_whole_script_passes_and_tells_what_to_see(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -25,7 +25,7 @@ from progidiff.resources import sample_volume
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
-from . import host
+from .. import slicer_host as host
 from .panel_support import GRID, nested_masks, opened
 from .session_support import add_volume
 from .worker_support import organs
@@ -123,6 +123,7 @@ def test_the_first_volume_is_chosen(module: Any, scene: Any) -> None:
     assert module.panels.prompt.ui.volumeSelector.currentNode() is node
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slicer_version")
 def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> None:
     invented.enter()
@@ -136,6 +137,7 @@ def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> Non
     assert len(workers()) == 1, "the worker stays for the next prompt"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_what_had_arrived_and_one_click_starts_another(invented: Any, spin: Spin) -> None:
     slow, quick = organs(pause=0.2), organs()
     client = invented.logic.services.client
@@ -172,6 +174,7 @@ def test_a_worker_that_cannot_be_started_is_one_sentence(invented: Any, spin: Sp
     assert invented.panels.prompt.line.text == "liver; spleen"
 
 
+@pytest.mark.slow
 def test_closing_the_scene_in_a_run_leaves_an_empty_panel(invented: Any, scene: Any, spin: Spin) -> None:
     command = organs(pause=0.2)
     invented.logic.services.client._command = lambda: command
@@ -194,6 +197,7 @@ def test_closing_the_scene_in_a_run_leaves_an_empty_panel(invented: Any, scene: 
     assert again.failure is None
 
 
+@pytest.mark.slow
 def test_switching_modules_does_not_stop_a_run(invented: Any, spin: Spin) -> None:
     invented.enter()
     session = start_run(invented, spin)
@@ -204,6 +208,7 @@ def test_switching_modules_does_not_stop_a_run(invented: Any, spin: Spin) -> Non
     assert invented.panels.proposals.selected.rank == 1
 
 
+@pytest.mark.slow
 def test_unloading_in_a_run_leaves_no_process_and_no_observer(app: Any, scene: Any, spin: Spin) -> None:
     before = observed(scene)
     loaded = host.load_module(MODULE)
@@ -222,6 +227,7 @@ def test_unloading_in_a_run_leaves_no_process_and_no_observer(app: Any, scene: A
     assert services() is None, "somebody still holds the services"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slicer_version")
 def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any) -> None:
     """Slicer 5.10 never removes the observer of ``connectGui``, which holds the parameters and their observers."""
@@ -241,6 +247,7 @@ def test_closing_scenes_leaves_no_parameters_behind(app: Any, scene: Any) -> Non
         loaded.unload()
 
 
+@pytest.mark.slow
 def test_the_module_is_unloaded_before_what_it_works_with(app: Any, scene: Any, spin: Spin) -> None:
     """At exit: an effect is active, so that the clean-up needs the Segment Editor and the segmentation's module."""
     loaded = host.load_module(MODULE)
@@ -297,10 +304,11 @@ def test_the_application_quits(app: Any, scene: Any, spin: Spin) -> None:
     assert loaded.widget.panels is None
 
 
+@pytest.mark.slow
 def test_opening_the_panel_loads_no_library_that_it_can_open_without() -> None:
     """SimpleITK alone is a good part of the time; the others are not there in Slicer's Python."""
     code = (
-        "import sys\nfrom Testing.panel import host\nhost.install()\nhost.start()\nbefore = set(sys.modules)\n"
+        "import sys\nfrom Testing import slicer_host as host\nhost.install()\nhost.start()\nbefore = set(sys.modules)\n"
         "import ProGiDiffSlicerLib.panels.module\nprint(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(MODULE.parent)}
@@ -323,6 +331,7 @@ def test_the_worker_ends_also_where_modules_are_not_unloaded(app: Any, scene: An
     loaded.unload()
 
 
+@pytest.mark.slow
 def test_a_module_that_is_reloaded_while_it_is_shown_goes_on(app: Any, scene: Any) -> None:
     loaded = host.load_module(MODULE)
     try:
@@ -396,6 +405,7 @@ def test_the_list_gets_the_keyboard_when_a_run_ends_and_nothing_else_is_typed(sc
         assert panel.prompt.ui.promptEdit.focus, "the user is typing the next prompt"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dialogs")
 def test_the_modules_own_test_passes_with_the_real_worker(module: Any, spin: Spin) -> None:
     module.enter()

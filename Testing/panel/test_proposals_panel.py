@@ -236,6 +236,7 @@ def test_several_targets_have_a_list_each_that_remembers_how_it_was_looked_at(pa
     assert panel.titles() == left
 
 
+@pytest.mark.slow
 def test_slices_are_listed_before_there_is_a_ranking(panel: Opened, spin: Spin) -> None:
     node = panel.choose_volume()
     masks = nested_masks(GRID, 4)

@@ -164,6 +164,7 @@ def test_ctrl_z_in_the_prompt_belongs_to_the_prompt(panel: Opened, spin: Spin) -
     assert names(panel.parameters.targetSegmentation) == ["Liver"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_can_be_accepted(panel: Opened, spin: Spin) -> None:
     _node, masks = panel.run(spin, 5)
     panel.proposals._table.select_key("consensus")
@@ -306,6 +307,7 @@ def proposing_on_two_frames(panel: Opened) -> tuple[Any, Any, np.ndarray]:
     return node, browser, nested_masks(GRID, 2)
 
 
+@pytest.mark.slow
 def test_each_frame_gets_its_own_accepted_segment(panel: Opened, spin: Spin) -> None:
     node, browser, masks = proposing_on_two_frames(panel)
     for shift in range(2):

@@ -111,6 +111,7 @@ def test_all_frames_of_a_sequence(scene: Any, spin: Spin) -> None:
             np.testing.assert_array_equal(found, array > 0.2 * array.max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
@@ -244,6 +245,7 @@ def engine_command() -> WorkerCommand:
     return run_python("-P", "-m", "progidiff", "worker")
 
 
+@pytest.mark.slow
 def test_the_engine_and_the_session_cut_every_volume_alike(scene: Any, spin: Spin, tiny_folder: Path) -> None:
     """The engine's slices fit, and what it says of the volumes agrees with the voxels that lie in the scene."""
     with session_with(scene, engine_command()) as (session, _client):
@@ -273,6 +275,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
+@pytest.mark.slow
 def test_the_bundled_model_on_the_bundled_volume(scene: Any, spin: Spin) -> None:
     """The liver is where the labels have it, and a volume that a transform turns into place gives the very same proposals.
 
@@ -311,10 +314,11 @@ def test_the_bundled_model_on_the_bundled_volume(scene: Any, spin: Spin) -> None
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_nothing_here_needs_torch() -> None:
     """Imported on its own, the session's side loads neither torch nor nibabel nor pydantic."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from Testing.panel import host; host.install(); host.start(); "
+        "import sys; sys.path.insert(0, sys.argv[1]); from Testing import slicer_host as host; host.start(); "
         "import ProGiDiffSlicerLib.logic.session, ProGiDiffSlicerLib.worker.client; "
         "print([name for name in ('torch', 'diffusers', 'nibabel', 'pydantic', 'scipy') if name in sys.modules])"
     )

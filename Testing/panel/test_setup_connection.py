@@ -155,6 +155,7 @@ def test_settings_changed_meanwhile_are_not_what_was_tested() -> None:
     assert bench.settings.testedWorker != bench.settings.worker_key()
 
 
+@pytest.mark.slow
 def test_the_real_worker_loads_the_bundled_model(spin: Spin) -> None:
     bench = Bench(WorkerClient)
     bench.settings.workerKind, bench.settings.pythonPath, bench.settings.device = "python", sys.executable, "cpu"

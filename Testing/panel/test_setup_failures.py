@@ -101,6 +101,7 @@ def test_packages_that_do_not_go_together(tmp_path: Path) -> None:
     assert failure.message.endswith("choose another Python for the worker.")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no such permission there")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "wheels", "alpha", "1.0")

@@ -303,12 +303,13 @@ def test_a_panel_that_is_gone_hears_nothing(bench: Bench) -> None:
     assert bench.told == [False]
 
 
+@pytest.mark.slow
 def test_importing_and_showing_the_panel_loads_nothing_heavy() -> None:
     """In a process of its own: the packages of the worker stay out of Slicer."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from Testing.panel import host
+from Testing import slicer_host as host
 host.start()
 import ctk, qt
 from ProGiDiffSlicerLib.panels.setup import SetupPanel

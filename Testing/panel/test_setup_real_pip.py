@@ -18,7 +18,7 @@ from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import PythonHome
 from ProGiDiffSlicerLib.setup.tools import SlicerTools
 
-from .setup_examples import MemoryStore, ScratchPython, make_wheel
+from .setup_examples import MemoryStore, ScratchPython, make_wheel, put_package
 
 pytestmark = pytest.mark.usefixtures("app")
 Spin = Callable[..., None]
@@ -76,7 +76,7 @@ def bench(tmp_path: Path, spin: Spin, monkeypatch: pytest.MonkeyPatch, request: 
     if is_old:
         monkeypatch.setattr(slicer.util, "pip_install", bench.python.install_and_wait)
         monkeypatch.setattr(slicer.util, "pip_uninstall", bench.python.uninstall_and_wait)
-    bench.have("numpy", "2.0.2")
+    put_package(bench.python.site, "numpy", "2.0.2")
     for name, version, requires in (
         ("torch", "2.10.0", ()),
         ("alpha", "1.5", ("beta", "numpy")),
@@ -87,6 +87,7 @@ def bench(tmp_path: Path, spin: Spin, monkeypatch: pytest.MonkeyPatch, request: 
     return bench
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slicer_version")
 def test_offline_there_and_away_again(bench: Bench) -> None:
     outcome = bench.end_of(bench.installer.start)
@@ -108,6 +109,7 @@ def test_offline_there_and_away_again(bench: Bench) -> None:
     ], "the wheel folder is the user's"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slicer_version")
 def test_a_package_that_needs_another_numpy_does_not_get_it(bench: Bench) -> None:
     make_wheel(bench.wheels, "alpha", "1.5", ("numpy>=2.3",))
@@ -117,6 +119,7 @@ def test_a_package_that_needs_another_numpy_does_not_get_it(bench: Bench) -> Non
     assert bench.installed() == {"numpy": "2.0.2"}
 
 
+@pytest.mark.slow
 def test_a_wheel_that_is_not_in_the_folder(bench: Bench) -> None:
     next(bench.wheels.glob("beta-*")).unlink()
     outcome = bench.end_of(bench.installer.start)
@@ -127,6 +130,7 @@ def test_a_wheel_that_is_not_in_the_folder(bench: Bench) -> None:
     assert bench.end_of(bench.installer.start).kind == "done"
 
 
+@pytest.mark.slow
 def test_a_wheel_that_was_cut_off_while_copying(bench: Bench) -> None:
     wheel = next(bench.wheels.glob("torch-*"))
     wheel.write_bytes(wheel.read_bytes()[:100])
@@ -137,6 +141,7 @@ def test_a_wheel_that_was_cut_off_while_copying(bench: Bench) -> None:
     assert outcome.message.endswith("choose another Python for the worker.")
 
 
+@pytest.mark.slow
 def test_damaged_files_are_mended(bench: Bench) -> None:
     bench.have("alpha", "1.0")
     (bench.python.site / "alpha" / "__init__.py").unlink()

@@ -60,6 +60,7 @@ def test_development_versions_count_by_their_number_and_nonsense_does_not_fit(ne
     assert not torch.fits("2.8.0")
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_nothing_else_makes_proposals(needs: tuple[Need, ...]) -> None:
     """The real worker with the bundled model, in a process where every other package is refused."""
     command = alone([need.name for need in needs], "worker")

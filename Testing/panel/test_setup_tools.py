@@ -14,7 +14,7 @@ import slicer
 
 from ProGiDiffSlicerLib.setup.tools import SlicerTools, lines_of_stdout
 
-from . import host
+from .. import slicer_host as host
 
 pytestmark = pytest.mark.usefixtures("app")
 

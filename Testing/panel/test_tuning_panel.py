@@ -72,6 +72,7 @@ def fitting(folder: Path, better: bool = True) -> None:
     write_adapter(folder, better, str(base_hash(None)))
 
 
+@pytest.mark.slow
 def test_a_tuning_is_followed_and_its_adapter_is_used(tuner: Tuner) -> None:
     tuner.ui.adapterNameEdit.setText("My scanner")
     tuner.ui.tuningStepsSpinBox.setValue(40)

@@ -48,6 +48,7 @@ def hand_made(scene: Any, volume: Any) -> Any:
     return node
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", ["none", "visible", "all"])
 @pytest.mark.parametrize("mode", ["new", "replace", "add"])
 def test_undo_and_redo_are_exact(scene: Any, acceptance: Any, mode: str, overwrite: str) -> None:

@@ -14,7 +14,7 @@ from progidiff.events import DoneEvent, ProposeRequest, RankingEvent, SliceEvent
 from progidiff.protocol import ImageReply, Loaded, image_key
 from ProGiDiffSlicerLib.worker.client import WorkerState
 
-from .host import collected_exceptions
+from ..slicer_host import collected_exceptions
 from .worker_support import (
     LIVER,
     Client,
@@ -211,6 +211,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancel_at_each_phase_ends_every_call_and_the_worker_stays(phase: str, spin: Spin) -> None:
     with worker() as client:

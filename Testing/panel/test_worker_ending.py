@@ -40,6 +40,7 @@ def objects_of(client: Client) -> list[str]:
     return sorted(child.className() for child in client._parent.children())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["work", "slow", "deaf", "slow_load"])
 def test_stop_leaves_no_process_timer_or_connection(mode: str, spin: Spin) -> None:
     with worker(stop_grace_s=1.0) as client:
@@ -85,6 +86,7 @@ def test_stop_that_waits_ends_a_worker_that_hangs(spin: Spin) -> None:
         assert gone(pid)
 
 
+@pytest.mark.slow
 def test_restart_does_not_wait_for_the_old_worker(spin: Spin) -> None:
     with worker(stop_grace_s=2.0) as client:
         run, pid = reach_cancelling(client, spin), only_child()
@@ -127,6 +129,7 @@ def test_the_log_is_bounded_and_holds_no_pixels_names_or_prompts(spin: Spin) -> 
         assert len(log.splitlines()) <= MOST_LINES
 
 
+@pytest.mark.slow
 def test_a_flood_of_log_lines_stays_bounded(spin: Spin) -> None:
     code = (
         "import sys\nfor n in range(200_000): print('line', n, file=sys.stderr)\n"

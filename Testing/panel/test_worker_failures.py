@@ -96,6 +96,7 @@ def test_a_python_without_the_engine_is_recognized(spin: Spin) -> None:
         assert 'no package "progidiff_that_is_not_there"; install it' in failure.message
 
 
+@pytest.mark.slow
 def test_a_program_that_never_answers_is_ended(spin: Spin) -> None:
     with worker(python("import time; time.sleep(600)"), start_timeout_s=1.5) as client:
         failure = failed_run(client, spin).failure
@@ -104,6 +105,7 @@ def test_a_program_that_never_answers_is_ended(spin: Spin) -> None:
         spin(lambda: not children())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["Welcome to gpu-host!\n", "PX", "PGD1 and then no lengths that could be right"])
 def test_nonsense_before_hello(text: str, spin: Spin) -> None:
     with worker(python(f"import sys, time; sys.stdout.write({text!r}); sys.stdout.flush(); time.sleep(600)")) as client:
@@ -134,6 +136,7 @@ def test_a_worker_of_another_version(spin: Spin) -> None:
         assert "install the same version on both sides" in failure.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -172,6 +175,7 @@ KILLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", KILLED)
 def test_a_worker_that_is_killed_at_each_phase(phase: str, spin: Spin) -> None:
     reach, kind, outcomes = KILLED[phase]
@@ -194,6 +198,7 @@ def test_a_worker_that_is_killed_at_each_phase(phase: str, spin: Spin) -> None:
             assert client.failure is None
 
 
+@pytest.mark.slow
 def test_what_was_received_before_the_end_is_not_lost(spin: Spin) -> None:
     with worker(organs(crash_after=3, pause=0.3)) as client:
         run = client.run(image=phantom((5, 40, 40)))
@@ -208,6 +213,7 @@ def test_what_was_received_before_the_end_is_not_lost(spin: Spin) -> None:
         spin(lambda: client.state is WorkerState.READY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["crash", "exit", "unfinished", "foreign_event"])
 def test_an_engine_that_fails_does_not_take_the_worker_along(mode: str, spin: Spin) -> None:
     with worker() as client:
@@ -218,6 +224,7 @@ def test_an_engine_that_fails_does_not_take_the_worker_along(mode: str, spin: Sp
         assert client.failures == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [reach_proposing, reach_sending, reach_loading])
 def test_a_worker_that_falls_silent_is_ended(reach: Callable[[Client, Spin], Record], spin: Spin) -> None:
     with worker(scripted("heartbeat_s=0.2"), heartbeat_timeout_s=2.0) as client:
@@ -230,6 +237,7 @@ def test_a_worker_that_falls_silent_is_ended(reach: Callable[[Client, Spin], Rec
         spin(lambda: gone(pid))
 
 
+@pytest.mark.slow
 def test_a_worker_that_computes_for_long_is_not_lost(spin: Spin) -> None:
     # It holds the interpreter lock for stretches and says nothing but its heartbeats for two seconds.
     with worker(scripted("heartbeat_s=0.1"), heartbeat_timeout_s=1.5) as client:
@@ -238,6 +246,7 @@ def test_a_worker_that_computes_for_long_is_not_lost(spin: Spin) -> None:
         assert run.outcomes[-1] == ("propose", "succeeded")
 
 
+@pytest.mark.slow
 def test_a_slow_heartbeat_is_waited_for(spin: Spin) -> None:
     with worker(scripted("heartbeat_s=2"), heartbeat_timeout_s=0.5) as client:
         run = client.run("hog")
@@ -275,6 +284,7 @@ def test_patience_ends_once_and_only_without_signs_of_life(spin: Spin) -> None:
     lost.release()
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_stop_is_ended_and_its_call_is_cancelled(spin: Spin) -> None:
     with worker(cancel_timeout_s=1.0) as client:
         record, pid = reach_cancelling(client, spin), only_child()

@@ -38,6 +38,7 @@ def masks(record: Record) -> dict[int, np.ndarray]:
     return {index: np.concatenate(known) for index, known in parts.items()}
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_proposals_again_and_in_a_worker_started_anew(tiny_model_folder: Path, spin: Spin) -> None:
     with worker(local_command()) as client:
         pulse = Pulse(client._parent)
@@ -65,6 +66,7 @@ def test_a_run_gives_the_same_proposals_again_and_in_a_worker_started_anew(tiny_
             assert all(np.array_equal(again[index], first[index]) for index in first)
 
 
+@pytest.mark.slow
 def test_cancel_bad_prompt_and_stop_on_one_worker(tiny_model_folder: Path, tmp_path: Path, spin: Spin) -> None:
     with worker(local_command()) as client:
         run = submit(client, tiny_model_folder, LONG)

@@ -45,6 +45,7 @@ def test_the_copy_has_the_key_and_the_voxels_of_the_volume(volume: np.ndarray) -
     assert image.key == image_key(volume, affine, "CT", None) == image.by_key().key
 
 
+@pytest.mark.slow
 def test_a_flood_of_frames_leaves_the_event_loop_free(spin: Spin) -> None:
     count = 150
     with worker(process_factory=CountingProcess) as client:
@@ -164,6 +165,7 @@ def test_a_slow_listener_gets_one_event_per_turn(spin: Spin) -> None:
         assert len(set(ticks)) == len(ticks)
 
 
+@pytest.mark.slow
 def test_a_large_image_is_sent_in_small_writes(spin: Spin) -> None:
     volume = np.arange(100 * 512 * 512, dtype=np.int32).astype(np.int16).reshape(100, 512, 512)
     with worker(process_factory=CountingProcess) as client:

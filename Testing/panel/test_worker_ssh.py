@@ -16,8 +16,8 @@ from progidiff.events import SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, parse_command
 
+from ..slicer_host.dicom_database import DicomDatabase
 from ..sshd import SshServer
-from .host.dicom_database import DicomDatabase
 from .panel_support import opened
 from .test_exporting import THIN, Case, Heard, database, written
 from .worker_support import worker
@@ -32,6 +32,7 @@ def typed(words: list[str]) -> WorkerCommand:
     return parse_command(shlex.join(words))
 
 
+@pytest.mark.slow
 def test_a_run_and_a_cancelled_one(ssh_server: SshServer, spin: Spin, asked: Path) -> None:
     with worker(typed(ssh_server.organs({"pause": 0.2}))) as client:
         run = client.run()
@@ -48,6 +49,7 @@ def test_a_run_and_a_cancelled_one(ssh_server: SshServer, spin: Spin, asked: Pat
     assert not asked.exists()
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_keeps_what_came(ssh_server: SshServer, scene: Any, spin: Spin) -> None:
     with worker(typed(ssh_server.organs({"pause": 0.3}))) as client, opened(scene, client) as panel:
         panel.choose_volume()
@@ -66,6 +68,7 @@ def test_a_connection_that_is_cut_keeps_what_came(ssh_server: SshServer, scene: 
     spin(lambda: not ssh_server.workers())
 
 
+@pytest.mark.slow
 def test_a_connection_that_falls_silent_is_given_up(ssh_server: SshServer, spin: Spin) -> None:
     with worker(typed(ssh_server.organs({"pause": 30})), heartbeat_timeout_s=3.0) as client:
         client.start()
@@ -94,6 +97,7 @@ FAILURES: dict[str, tuple[Callable[[SshServer], list[str]], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILURES)
 def test_what_fails_before_the_worker_runs(name: str, ssh_server: SshServer, spin: Spin, asked: Path) -> None:
     command, sentence = FAILURES[name]
@@ -107,6 +111,7 @@ def test_what_fails_before_the_worker_runs(name: str, ssh_server: SshServer, spi
     assert not asked.exists()
 
 
+@pytest.mark.slow
 def test_segments_become_dicom_over_there_and_come_back(
     ssh_server: SshServer, scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
 ) -> None:

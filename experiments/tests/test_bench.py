@@ -97,6 +97,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and float((a == b).mean()) > 0.999
 
 
+@pytest.mark.slow
 def test_engine_and_pipeline_sample_the_same_masks(scene: Scene, reference: PipelineReference) -> None:
     agreement = check_agreement(scene, engine_side(scene), reference, PROPOSALS, STEPS)
     assert agreement.proposals == PROPOSALS
@@ -121,6 +122,7 @@ def test_another_seed_or_slice_is_noticed(scene: Scene, reference: PipelineRefer
     assert not torch.allclose(theirs(1, 5), blank, atol=1e-3)  # the condition image reaches the samples
 
 
+@pytest.mark.slow
 def test_all_uses_of_the_pipeline_sample_the_same_masks(scene: Scene, reference: PipelineReference) -> None:
     loop = PipelineLoop(scene, reference, STEPS).run(1, 7, PROPOSALS)
     once = PipelineLoop(scene, reference, STEPS, hint_once=True).run(1, 7, PROPOSALS)
@@ -164,6 +166,7 @@ class Scripted:
         return Sample(np.zeros((proposals, 4, 4), bool), total / 4, total)
 
 
+@pytest.mark.slow
 def test_repeats_are_interleaved_and_ratios_taken_within_them(scene: Scene) -> None:
     calls: list[tuple[str, int, int]] = []
     ours = Scripted("ours", [1.0, 2.0, 4.0], calls)
@@ -228,6 +231,7 @@ def test_table_and_json_say_the_same() -> None:
     assert report().models[0].row("pipeline_loop").engine_speedup == Spread(5.25, 5, 6)
 
 
+@pytest.mark.slow
 def test_command_prints_all_rows_as_json(tmp_path: Path) -> None:
     """The real thing, with a worker process."""
     save_model(bundled_like(), tmp_path / "model")
@@ -282,6 +286,7 @@ def test_model_without_vocabulary_is_refused(
         Scene.make(make_tiny_model(tiny_sd, tmp_path / "model", vocabulary=[]), SLICE_SIZE)
 
 
+@pytest.mark.slow
 def test_large_size_is_refused_where_memory_is_short(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
     short = psutil.virtual_memory()._replace(available=3 << 30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: short)
@@ -293,6 +298,7 @@ def test_large_size_is_refused_where_memory_is_short(monkeypatch: pytest.MonkeyP
     assert memory_problem("sd15", torch.device("cpu"), 16) is None
 
 
+@pytest.mark.slow
 def test_random_model_is_made_and_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of the Stable Diffusion size on a small backbone."""
     sd15 = backbones.BACKBONES["sd15"]

@@ -47,6 +47,7 @@ def test_every_set_is_covered_here() -> None:
     assert set(SIZES) == set(SHARED_SETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED_SETS)
 def test_slices_are_complete_and_consistent(shared_data: Path, name: str) -> None:
     slices = load(shared_data, name)
@@ -137,6 +138,7 @@ def test_curvas_has_a_second_rater_exactly_where_the_source_says(shared_data: Pa
     assert 0.92 < means["liver"] < 0.96
 
 
+@pytest.mark.slow
 def test_curvas_slices_are_those_of_the_rater_1_volumes(shared_data: Path) -> None:
     s = next(s for s in load(shared_data, "curvas") if s.slice_id == "10009_137")
     path = shared_data / "research/curvas_ct_multirater/rater1_volumes" / f"{s.patient}.nii.gz"

@@ -81,6 +81,7 @@ def facts(folder: Path, mode: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_check(folder: Path) -> None:
     done = run(folder, "check")
     found = facts(folder, "check")
@@ -91,6 +92,7 @@ def test_check(folder: Path) -> None:
     assert all(judged.values()), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encoder", "control"])
 def test_train(folder: Path, stage: str) -> None:
     done = run(folder, "train", "--stage", stage, "--images", "2")
@@ -106,6 +108,7 @@ def test_train(folder: Path, stage: str) -> None:
     assert facts(folder, "train")["images per step"] == 2
 
 
+@pytest.mark.slow
 def test_bench(folder: Path) -> None:
     done = run(folder, "bench")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -73,6 +73,7 @@ def accuracy(tables: TableSetup, name: str, proposals: int = PROPOSALS, steps: i
     return {r["target"]: r for r in rows} | {MEAN: mean_over_targets(rows, name)}, summarise_absent(absent)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_n_curve(tables: TableSetup) -> None:
     result = load_table("n-curve").run(tables)
     assert list(result.facts) == ["curvas", "amos"]
@@ -94,6 +95,7 @@ def test_n_curve(tables: TableSetup) -> None:
     assert (tables.work / "n-curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_tables_share_their_proposals_and_go_on(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_table("ranking").run(tables)
     expected, _ = accuracy(tables, "amos")
@@ -114,6 +116,7 @@ def test_tables_share_their_proposals_and_go_on(tables: TableSetup, monkeypatch:
         load_table("ranking").run(replace(tables, seed=4))
 
 
+@pytest.mark.slow
 def test_ablations(tables: TableSetup) -> None:
     options = {"sets": "curvas", "number": "4", "mr": "my mr"}
     result = load_table("ablations").run(replace(tables, options=options))
@@ -137,6 +140,7 @@ def test_ablations(tables: TableSetup) -> None:
     assert result.facts["my mr"]["right modality"][MEAN]["rank1"]["pairs"] == 5
 
 
+@pytest.mark.slow
 def test_raters(tables: TableSetup) -> None:
     quick = replace(tables, options={"unet-minutes": "0.02"})
     result = load_table("raters").run(quick)
@@ -161,6 +165,7 @@ def test_raters(tables: TableSetup) -> None:
     assert plain(load_table("raters").run(quick).facts) == plain(result.facts)  # nothing is trained or drawn again
 
 
+@pytest.mark.slow
 def test_the_twin_gets_a_row(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TableSetup, "engine", lambda self: Engine.load(headed_folder, "cpu"))
     own = replace(tables, model=headed_folder)
@@ -178,6 +183,7 @@ def test_the_twin_gets_a_row(tables: TableSetup, headed_folder: Path, monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_ablations_say_what_drawing_everywhere_changes(
     tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +208,7 @@ def test_a_file_of_the_unet_that_is_not_there_is_refused(tables: TableSetup) -> 
         pretrained_unet(own, tables.engine().card)
 
 
+@pytest.mark.slow
 def test_out_of_fold_samples_get_a_row(tables: TableSetup) -> None:
     store = cross_validation.out_of_fold(replace(tables, proposals=None), "full")  # that table has its own number
     for item in made_up("curvas"):

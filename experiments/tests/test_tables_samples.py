@@ -97,6 +97,7 @@ def loaded(responsive_folder: Path) -> Engine:
     return Engine.load(responsive_folder, "cpu")
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_engine(loaded: Engine, tmp_path: Path) -> None:
     items = slices()
     store = SampleStore(tmp_path, SampleSettings("set", weights_key(loaded), 7, 2, 3))

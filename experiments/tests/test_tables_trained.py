@@ -155,6 +155,7 @@ class Recording(SyntheticBatches):
         return made
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cpu_clock")
 def test_arms_see_the_same_pictures_prompts_and_noise(
     responsive_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +190,7 @@ def test_arms_see_the_same_pictures_prompts_and_noise(
         assert all(torch.equal(a, b) for a, b in zip(stock, custom, strict=True))
 
 
+@pytest.mark.slow
 def test_encoder_table_trains_once(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "SETS", ("curvas",))
     own = replace(tables, options={"minutes": "0.01", "arms": "stock,pretrained", "every": "6"})
@@ -205,6 +207,7 @@ def test_encoder_table_trains_once(tables: TableSetup, monkeypatch: pytest.Monke
 # -- cross-validation --
 
 
+@pytest.mark.slow
 def test_cross_validation_measures_only_patients_that_training_did_not_see(
     tables: TableSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +244,7 @@ def test_cross_validation_measures_only_patients_that_training_did_not_see(
     assert all(store.has(item.slice_id, "liver") for item in made_up("curvas"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_fold_is_sampled_by_the_weights_it_had(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     own, done = with_options(tables, methods="lora"), []
     original = cross_validation.propose_into
@@ -276,6 +280,7 @@ def test_low_rank_layers_are_folded_in_exactly(responsive_folder: Path) -> None:
     assert not torch.allclose(plain, beside, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, drawn = Spy(monkeypatch, cross_validation, "tune_unet"), Spy(monkeypatch, cross_validation, "sample_unet_into")
     own = with_options(replace(tables, model=headed_folder), methods="twin-tuned")
@@ -296,6 +301,7 @@ def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, headed_folder: Pat
 # -- MR --
 
 
+@pytest.mark.slow
 def test_mr_tunes_the_twin_and_says_what_is_left_on_ct(
     tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +317,7 @@ def test_mr_tunes_the_twin_and_says_what_is_left_on_ct(
     assert any("Before: model" in note and "image-only twin, tuned" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_mr_runs_are_apart_equal_and_resumed(tables: TableSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     own = with_options(tables, sizes="1,3", sets="kidney_mr", retention="3", methods="lora,unet-tuned")
     own = with_options(own, draws="2")

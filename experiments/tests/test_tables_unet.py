@@ -109,6 +109,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert after["4"] > after["3"] == before["3"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cpu_clock")
 def test_it_learns_from_weights_that_are_copied(tmp_path: Path) -> None:
     fresh = unet.make_unet(2)

@@ -154,7 +154,8 @@ def clear_scene() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """What needs ``install()`` to have been called."""
+    """What is imported, with ``qt`` and ``ctk`` in place, when it is first asked for."""
     if name in _LATER:
+        install()
         return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

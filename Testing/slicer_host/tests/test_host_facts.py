@@ -11,8 +11,8 @@ import qt
 import slicer
 from PySide6.QtCore import Property
 
-from . import host
-from .host import facts, ui_loader
+from .. import __name__ as PACKAGE
+from .. import as_version, facts, ui_loader
 
 pytestmark = pytest.mark.usefixtures("app")
 _OF_THE_HOST = frozenset({"stand_in", "staticMetaObject"})
@@ -20,8 +20,8 @@ _OF_THE_HOST = frozenset({"stand_in", "staticMetaObject"})
 
 def stand_ins() -> dict[str, type]:
     """Every stand-in under the name of its class."""
-    from .host import application, file_io, layout, loading  # noqa: F401 - they register themselves
-    from .host.stand_ins import others
+    from .. import application, file_io, layout, loading  # noqa: F401 - they register themselves
+    from ..stand_ins import others
 
     return {**ui_loader.registry, **{name: cls for cls, name in others.items()}}
 
@@ -29,7 +29,7 @@ def stand_ins() -> dict[str, type]:
 def own_members(cls: type) -> dict[str, Any]:
     """What a stand-in has beside what Qt gives it."""
     qt_base = next((base for base in cls.__mro__ if base.__module__.startswith("PySide6")), object)
-    ours = [base for base in cls.__mro__[:-1] if base.__module__.startswith(host.__name__)]
+    ours = [base for base in cls.__mro__[:-1] if base.__module__.startswith(PACKAGE)]
     members = {name: value for base in reversed(ours) for name, value in vars(base).items()}
     return {
         name: value
@@ -133,5 +133,5 @@ def test_a_signal_is_connected_by_the_signature_of_the_header() -> None:
 
 
 def test_an_unknown_version_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"5\.10 or 5\.13"), host.as_version("4.11"):
+    with pytest.raises(ValueError, match=r"5\.10 or 5\.13"), as_version("4.11"):
         pass

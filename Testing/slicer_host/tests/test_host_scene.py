@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import slicer
 
-from . import host
+from .. import clear_scene, collected_exceptions, load_module, quit_application, unload_order
 
 UI = """<?xml version="1.0" encoding="UTF-8"?>
 <ui version="4.0"><class>Panel</class>
@@ -104,7 +104,7 @@ def test_ui_file_with_an_unknown_class(app: Any, tmp_path: Path) -> None:
 def test_scene_is_closed_between_tests_and_keeps_what_the_application_needs(scene: Any) -> None:
     scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
     scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "P")
-    host.clear_scene()
+    clear_scene()
     assert scene.GetFirstNodeByName("CT") is None
     assert scene.GetFirstNodeByClass("vtkMRMLScriptedModuleNode") is None
     assert scene.GetFirstNodeByClass("vtkMRMLSliceNode") is not None
@@ -133,7 +133,7 @@ def test_segments_have_items_and_a_removed_segmentation_is_still_watched(
     segmentation.RemoveSegment("liver")
     assert hierarchy.GetNumberOfItemChildren(item) == 1
     scene.RemoveNode(node)
-    with host.collected_exceptions(monkeypatch) as complaints:
+    with collected_exceptions(monkeypatch) as complaints:
         segmentation.RemoveSegment("spleen")
     assert len(complaints) == 1
     assert "Subject hierarchy item cannot be found for segmentation node Accepted" in complaints[0]
@@ -145,18 +145,18 @@ def test_segments_have_items_and_a_removed_segmentation_is_still_watched(
 def test_modules_are_unloaded_in_the_reverse_order_and_come_back(scene: Any, tmp_path: Path) -> None:
     path = tmp_path / "HostExample.py"
     path.write_text(MODULE, encoding="utf-8")
-    loaded = host.load_module(path)
-    order = host.unload_order()
+    loaded = load_module(path)
+    order = unload_order()
     assert order.index("Markups") < order.index("HostExample") < order.index("Colors")
     loaded.info.dependencies = ["Markups"]
-    order = host.unload_order()
+    order = unload_order()
     assert order.index("HostExample") < order.index("Markups")
     assert order.index("Segmentations") < order.index("HostExample")
     gone: list[bool] = []
     loaded.widget.cleanup = lambda: gone.append(hasattr(slicer.modules, "segmentations"))
     told: list[bool] = []
     slicer.app.aboutToQuit.connect(told_once := lambda: told.append(hasattr(slicer.modules, "markups")))
-    host.quit_application()
+    quit_application()
     slicer.app.aboutToQuit.disconnect(told_once)
     assert gone == [False]
     assert told == [False], "who listens to the end of the application hears of it after all modules are gone"
@@ -169,7 +169,7 @@ def test_save_and_load(scene: Any, tmp_path: Path) -> None:
     volume = slicer.util.addVolumeFromArray(array, name="CT")
     path = str(tmp_path / "bild_ä.nrrd")
     assert slicer.util.saveNode(volume, path)
-    host.clear_scene()
+    clear_scene()
     again = slicer.util.loadVolume(path)
     assert np.array_equal(slicer.util.arrayFromVolume(again), array)
     with pytest.raises(RuntimeError, match="Failed to load"):
@@ -201,10 +201,10 @@ def test_environment_of_a_process(app: Any) -> None:
 def test_settings_live_in_this_run_only(app: Any) -> None:
     import qt
 
-    qt.QSettings().setValue("ProGiDiff/device", "cpu")
-    assert slicer.util.settingsValue("ProGiDiff/device", "auto") == "cpu"
+    qt.QSettings().setValue("Example/device", "cpu")
+    assert slicer.util.settingsValue("Example/device", "auto") == "cpu"
     assert qt.QSettings().fileName().startswith(app.temporaryPath)
-    qt.QSettings().remove("ProGiDiff/device")
+    qt.QSettings().remove("Example/device")
 
 
 def test_slice_views_are_real(scene: Any) -> None:
@@ -223,7 +223,7 @@ def test_slice_views_are_real(scene: Any) -> None:
 def test_a_scripted_module_is_loaded_reloaded_tested_and_unloaded(scene: Any, tmp_path: Path) -> None:
     path = tmp_path / "HostExample.py"
     path.write_text(MODULE, encoding="utf-8")
-    loaded = host.load_module(path)
+    loaded = load_module(path)
     try:
         assert loaded.info.title == "Example module"
         widget = slicer.util.getModuleWidget("HostExample")

@@ -110,7 +110,7 @@ def test_values_that_the_annotations_forbid_are_refused_and_change_nothing(
 
 def test_parameters_are_saved_with_the_scene(node: Any, scene: Any, tmp_path: Path) -> None:
     parameters = Parameters(node)
-    node.SetSingletonTag("ProGiDiffSlicer")
+    node.SetSingletonTag("Example")
     parameters.volume = slicer.util.addVolumeFromArray(__import__("numpy").zeros((3, 4, 5), "int16"), name="CT äöü")
     parameters.proposals, parameters.prompt, parameters.history = 20, "Leber | links: 3", ["a", "b"]
     path = str(tmp_path / "scène.mrb")

@@ -13,7 +13,7 @@ import qt
 import slicer
 import vtk
 
-from . import host
+from .. import collected_exceptions, spin
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -208,14 +208,14 @@ def by_process() -> None:
     process.connect("finished(int,QProcess::ExitStatus)", breaks)
     process.connect("finished(int,QProcess::ExitStatus)", lambda *values: ends.append(values))
     process.start(sys.executable, ["-c", ""])
-    host.spin(lambda: ends)
+    spin(lambda: ends)
 
 
 def by_timer() -> None:
     ends: list[int] = []
     qt.QTimer.singleShot(0, breaks)
     qt.QTimer.singleShot(1, lambda: ends.append(1))
-    host.spin(lambda: ends)
+    spin(lambda: ends)
 
 
 def by_thread() -> None:
@@ -242,7 +242,7 @@ def by_thread() -> None:
 )
 def test_an_exception_fails_the_test_wherever_it_is_raised(way: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Qt, VTK and Python print it and go on, which ``collected_exceptions`` sees, or it comes out of the event loop."""
-    with host.collected_exceptions(monkeypatch) as raised:
+    with collected_exceptions(monkeypatch) as raised:
         try:
             way()
         except ZeroDivisionError as error:

@@ -1,7 +1,7 @@
 """What the stand-ins for widgets of CTK and Slicer are made with.
 
 A stand-in offers what the table of ``facts`` says of its class and nothing more: a kinder one would let code pass that the
-real application refuses. ``test_host_facts.py`` compares them.
+real application refuses. ``tests/test_host_facts.py`` compares them.
 """
 
 from __future__ import annotations

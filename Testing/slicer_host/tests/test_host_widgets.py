@@ -11,7 +11,7 @@ import qt
 import slicer
 import vtk
 
-from .host.observers import Observers
+from ..observers import Observers
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -67,12 +67,12 @@ def test_node_box_follows_the_scene(box: Any, scene: Any) -> None:
 def test_node_box_none_attributes_and_bool_signal(box: Any, scene: Any) -> None:
     valid: list[bool] = []
     box.noneEnabled = True
-    box.addAttribute("vtkMRMLScalarVolumeNode", "ProGiDiff.Role", "proposals")
+    box.addAttribute("vtkMRMLScalarVolumeNode", "Example.Role", "proposals")
     box.connect("currentNodeChanged(bool)", valid.append)
     plain = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "plain")
     marked = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "marked")
     assert box.nodeCount() == 0
-    marked.SetAttribute("ProGiDiff.Role", "proposals")
+    marked.SetAttribute("Example.Role", "proposals")
     box.setMRMLScene(scene)
     assert box.currentNode() is None
     assert shown_texts(box)[:2] == ["None", "marked"]

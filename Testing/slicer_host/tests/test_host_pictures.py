@@ -11,7 +11,7 @@ import pytest
 import qt
 import slicer
 
-from . import host
+from .. import SliceView, beside, grab
 
 SHAPE = (12, 60, 60)
 
@@ -34,7 +34,7 @@ def green_share(pixels: np.ndarray[Any, Any]) -> float:
 
 
 def show_slice(size: tuple[int, int] = (300, 300)) -> np.ndarray[Any, Any]:
-    with host.SliceView("Red", size) as view:
+    with SliceView("Red", size) as view:
         view.fit()
         view.logic.SetSliceOffset(6)
         return view.pixels()
@@ -76,7 +76,7 @@ def test_a_foreground_is_blended_in(volume: Any, scene: Any) -> None:
 
 
 def test_png_is_written_and_holds_the_pixels(volume: Any, tmp_path: Path) -> None:
-    with host.SliceView("Yellow", (200, 120)) as view:
+    with SliceView("Yellow", (200, 120)) as view:
         view.fit()
         view.png(tmp_path / "yellow.png")
         pixels = view.pixels()
@@ -88,7 +88,7 @@ def test_png_is_written_and_holds_the_pixels(volume: Any, tmp_path: Path) -> Non
 
 def test_an_unknown_view_is_named(app: Any) -> None:
     with pytest.raises(ValueError, match="no slice view 'Blue'"):
-        host.SliceView("Blue")
+        SliceView("Blue")
 
 
 def test_a_panel_is_painted_with_its_text(app: Any, tmp_path: Path) -> None:
@@ -101,24 +101,24 @@ def test_a_panel_is_painted_with_its_text(app: Any, tmp_path: Path) -> None:
         button.collapsed = collapsed
         return button
 
-    first = host.grab(panel("Prompt"), tmp_path / "panel.png", width=400)
+    first = grab(panel("Prompt"), tmp_path / "panel.png", width=400)
     assert (first.width(), qt.QImage(str(tmp_path / "panel.png")).width()) == (400, 400)
-    assert first != host.grab(panel("Review"), width=400)
-    assert host.grab(panel("Prompt", collapsed=True), width=400).height() < first.height() / 2
+    assert first != grab(panel("Review"), width=400)
+    assert grab(panel("Prompt", collapsed=True), width=400).height() < first.height() / 2
     if qt.QFontDatabase.families():
         dark = sum(first.pixelColor(x, y).lightness() < 110 for x in range(20, 80) for y in range(4, 20))
         assert dark > 20, "the title is not painted"
 
 
 def test_panel_beside_views(volume: Any, tmp_path: Path) -> None:
-    image = host.grab(qt.QLabel("panel"), width=200, height=100)
-    host.beside(image, [show_slice((150, 150)), show_slice((150, 150))], tmp_path / "both.png")
+    image = grab(qt.QLabel("panel"), width=200, height=100)
+    beside(image, [show_slice((150, 150)), show_slice((150, 150))], tmp_path / "both.png")
     both = qt.QImage(str(tmp_path / "both.png"))
     assert (both.width(), both.height()) == (350, 300)
 
 
 def test_a_machine_without_fonts_gets_those_of_matplotlib(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .host import fonts
+    from .. import fonts
 
     known: list[str] = []
     monkeypatch.setattr(fonts.QtGui.QFontDatabase, "families", lambda: ["DejaVu Sans"] if known else [])

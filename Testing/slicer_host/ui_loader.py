@@ -27,7 +27,7 @@ class UiLoader(QtUiTools.QUiLoader):
         used = {str(widget.get("class")) for widget in root.iter("widget")}
         missing = sorted(name for name in used if not hasattr(QtWidgets, name) and name not in registry)
         if missing:
-            raise RuntimeError(f"no stand-in in Testing/panel/host for {', '.join(missing)}: add one there")
+            raise RuntimeError(f"this host has no stand-in for {', '.join(missing)}: add one there")
         for name in sorted(used & set(registry)):
             self.registerCustomWidget(registry[name])
         _numbers_for_flags(root)

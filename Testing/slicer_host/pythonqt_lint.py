@@ -1,27 +1,27 @@
 """What code for Slicer's Python (PythonQt) must not do, found in its syntax tree.
 
-``python -m Testing.panel.pythonqt_lint`` lists what it finds in the module. The test host refuses most of it when it runs;
-this also finds it on the lines that no test reaches, and what only the real application would refuse. What the ``.ui``
-files and the code want of widgets of CTK and Slicer is compared with the table of what Python can reach (``host/facts.py``).
+``python -m slicer_host.pythonqt_lint MyModule.py MyModuleLib Resources/UI`` lists what it finds in files and folders. The
+host refuses most of it when it runs; this also finds it on lines that no test reaches, and what only the real application
+would refuse. What ``.ui`` files and code want of widgets of CTK and Slicer is compared with the table of ``facts.py``.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .host import facts
+from . import facts
 
-ROOT = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"
 # Qt properties that a program reads; read as attributes (rule 1). Items of tables and lists have methods of the same names.
 PROPERTIES = frozenset(
     re.findall(
@@ -39,31 +39,29 @@ PROPERTIES = frozenset(
         """,
     )
 )
-FORBIDDEN_IMPORTS = frozenset({"PySide6", "PyQt5", "PyQt6", "diffusers", "monai", "nibabel", "peft", "pydantic", "torch"})
+OTHER_QTS = frozenset({"PyQt5", "PyQt6", "PySide6"})
 _NEEDS_PARENT = frozenset({"QTimer", "QProcess", "QShortcut", "QAction", "QCompleter", "QButtonGroup"})
 _READS = frozenset({"readAll", "readAllStandardError", "readAllStandardOutput"})
 
 
-# What other names of the module hold, where that is of a class of the table.
+# What these hold everywhere.
 _HELD = {
     "slicer.app": "qSlicerApplication",
     "slicer.app.layoutManager()": "qSlicerLayoutManager",
     "slicer.app.moduleManager()": "qSlicerModuleManager",
-    "editor_widget": "qMRMLSegmentEditorWidget",
 }
 
 
-@cache
-def ui_classes() -> dict[str, str]:
-    """The class of every widget in the module's ``.ui`` files, by its name.
+def widget_classes(ui_files: Iterable[Path]) -> dict[str, str]:
+    """The class of every widget in ``.ui`` files, by the name that code has for it: ``ui.name``.
 
     Raises:
         ValueError: two widgets of different classes have the same name.
     """
     found: dict[str, str] = {}
-    for path in ui_files():
+    for path in ui_files:
         for widget in ET.parse(path).getroot().iter("widget"):
-            name, cls = str(widget.get("name")), str(widget.get("class"))
+            name, cls = f"ui.{widget.get('name')}", str(widget.get("class"))
             if found.setdefault(name, cls) != cls:
                 raise ValueError(f"{name} is a {found[name]} and a {cls}: one name for one class, or the lint cannot tell")
     return found
@@ -141,9 +139,10 @@ def is_qt_constructor(node: ast.AST) -> bool:
 
 
 class Rules:
-    """The rules over one file."""
+    """The rules over one file; the arguments are those of ``findings``."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, held: Mapping[str, str], forbidden: Collection[str]) -> None:
+        self.forbidden = OTHER_QTS.union(forbidden)
         self.tree = ast.parse(source)
         self.parents = {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
         self.widgets = {
@@ -153,7 +152,8 @@ class Rules:
             for target in node.targets
         } - {""}
 
-        self.held = dict(_HELD)
+        self.known = {**_HELD, **held}
+        self.held = dict(self.known)
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Assign):
                 for target in node.targets:
@@ -171,7 +171,7 @@ class Rules:
 
     def _scoped(self, node: ast.AST) -> str:
         """The name, and for a plain one the function in which it is meant."""
-        if not isinstance(node, ast.Name) or node.id in _HELD:
+        if not isinstance(node, ast.Name) or node.id in self.known:
             return dotted(node)
         scope: ast.AST = node
         while scope in self.parents and not isinstance(scope, ast.FunctionDef):
@@ -181,7 +181,7 @@ class Rules:
     def real_class(self, node: ast.AST) -> str | None:
         """The class of the table that the expression is of, where that can be told."""
         in_ui = re.search(r"(^|\.)_?ui\.(\w+)$", dotted(node))
-        cls = ui_classes().get(in_ui[2]) if in_ui else self.held.get(self._scoped(node))
+        cls = self.known.get(f"ui.{in_ui[2]}") if in_ui else self.held.get(self._scoped(node))
         return cls if cls in facts.table() else None
 
     def is_widget(self, node: ast.AST) -> bool:
@@ -211,7 +211,7 @@ class Rules:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names]
             for name in names:
-                if name.partition(".")[0] in FORBIDDEN_IMPORTS:
+                if name.partition(".")[0] in self.forbidden:
                     yield 7, f"imports {name}, which does not belong into Slicer's process"
 
     def _of_member(self, node: ast.Attribute) -> Iterator[tuple[int, str]]:
@@ -310,7 +310,7 @@ class Rules:
         ):
             yield 4, f"{name}: compare enumerations by name, not by value"
         if name in {"qt.Signal", "qt.Slot", "qt.Property", "qt.pyqtSignal"}:
-            yield 7, f"{name} does not exist in PythonQt: use ProGiDiffSlicerLib.signals"
+            yield 7, f"{name} does not exist in PythonQt: write a signal in plain Python"
         if name.startswith(("qt.QThread", "qt.QRunnable", "qt.QtConcurrent")):
             yield 7, f"{name}: no threads of Qt's"
         if isinstance(node.value, ast.Call) and dotted(node.value).endswith(("layoutManager()", "mainWindow()")):
@@ -391,43 +391,44 @@ def ui_findings(path: Path) -> list[str]:
     return sorted(set(wanted))
 
 
-def ui_files() -> list[Path]:
-    """The module's ``.ui`` files."""
-    return sorted((ROOT / "Resources" / "UI").glob("*.ui"))
-
-
 def _has_methods(receiver: str) -> bool:
     """Whether what is called is an item of a table or list, a static function of a class, or the base class."""
     return "item" in receiver.lower() or receiver.startswith("qt.") or receiver == "super()"
 
 
-def findings(source: str) -> list[Finding]:
+def findings(source: str, held: Mapping[str, str] = {}, forbidden: Collection[str] = ()) -> list[Finding]:
     """Every breach in a file's text, from top to bottom.
+
+    Args:
+        held: the classes of what names of the code hold, where the text alone does not say it: those of ``widget_classes``,
+            and for example ``{"editor_widget": "qMRMLSegmentEditorWidget"}``.
+        forbidden: packages that must not be imported, beside other ways to Qt.
 
     Raises:
         SyntaxError: the text is no Python.
     """
-    return sorted(set(Rules(source).findings()), key=lambda each: (each.line, each.rule, each.message))
+    return sorted(set(Rules(source, held, forbidden).findings()), key=lambda each: (each.line, each.rule, each.message))
 
 
-def product_files() -> list[Path]:
-    """The files that run inside Slicer."""
-    return [
-        path
-        for path in [ROOT / "ProGiDiffSlicer.py", *sorted((ROOT / "ProGiDiffSlicerLib").rglob("*.py"))]
-        if path.is_file()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List the breaches in files and folders; the exit code is 1 where there are any."""
+    parser = argparse.ArgumentParser(description="Find what code for Slicer's Python (PythonQt) must not do.")
+    parser.add_argument("paths", nargs="+", type=Path, help=".py and .ui files, and folders of them")
+    parser.add_argument("--held", nargs="*", default=[], metavar="NAME=CLASS", help="what a name of the code holds")
+    parser.add_argument("--forbid", nargs="*", default=[], metavar="PACKAGE", help="packages that must not be imported")
+    given = parser.parse_args(arguments)
+    files = [file for path in given.paths for file in ([path] if path.is_file() else sorted(path.rglob("*.*")))]
+    ui_files = [file for file in files if file.suffix == ".ui"]
+    held = {**widget_classes(ui_files), **dict(each.split("=", 1) for each in given.held)}
+    found = [
+        f"{file}:{each.line}: rule {each.rule}: {each.message}"
+        for file in files
+        if file.suffix == ".py"
+        for each in findings(file.read_text(encoding="utf-8"), held, given.forbid)
     ]
-
-
-def main() -> int:
-    """List the breaches in the module; the exit code is 1 where there are any."""
-    found = [(path, each) for path in product_files() for each in findings(path.read_text(encoding="utf-8"))]
-    for path, each in found:
-        print(f"{path.relative_to(ROOT.parent)}:{each.line}: rule {each.rule}: {each.message}")
-    in_ui = [f"{path.relative_to(ROOT.parent)}: {each}" for path in ui_files() for each in ui_findings(path)]
-    for line in in_ui:
-        print(line)
-    return 1 if found or in_ui else 0
+    found += [f"{file}: {each}" for file in ui_files for each in ui_findings(file)]
+    print(*found, sep="\n", end="\n" if found else "")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
