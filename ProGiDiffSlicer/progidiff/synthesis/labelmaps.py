@@ -5,7 +5,6 @@ In canonical axes: z inferior to superior, rows anterior to posterior, columns p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -335,20 +334,7 @@ def load_permissive(data: Path, development: bool = False) -> list[LabelVolume]:
 # New anatomies out of two ------------------------------------------------------------------------------------------------
 
 #: Organs of which a shape between two patients' is an organ again; winding ones are not, nor those that a volume cuts off.
-_BLENDED = tuple(
-    INDEX[name]
-    for name in (
-        "liver",
-        "spleen",
-        "right kidney",
-        "left kidney",
-        "pancreas",
-        "stomach",
-        "gallbladder",
-        "right adrenal gland",
-        "left adrenal gland",
-    )
-)
+_BLENDED = tuple(INDEX[name] for name in (*ORGANS[:7], "right adrenal gland", "left adrenal gland"))
 
 
 def _centre_mm(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -482,12 +468,3 @@ def unpack(path: Path) -> list[LabelVolume]:
         return volumes
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"The packed label volumes '{path}' cannot be read ({error}); pack them again.") from error
-
-
-def fingerprint(volumes: Sequence[LabelVolume]) -> str:
-    """Digest of the volumes' contents; equal volumes paint equal pictures."""
-    digest = hashlib.sha256()
-    for volume in volumes:
-        digest.update(f"{volume.name} {volume.spacing} {volume.weight} {sorted(volume.known)}".encode())
-        digest.update(volume.tissues.tobytes())
-    return digest.hexdigest()

@@ -34,6 +34,7 @@ class Tissue:
     uneven: float = 8.0
 
 
+#: The first nine are the targets of the phantoms; the next seven are targets as well.
 TISSUES: tuple[Tissue, ...] = (
     Tissue("unlabelled", (-100, -100, -100, -100), 10, (0.85, 0.2, 0.8, 0.75, 0.15), 12),  # fat
     Tissue("liver", (58, 70, 108, 95), 20, (0.55, 0.6, 0.5, 0.3, 0.3)),
@@ -73,33 +74,9 @@ COUNT = len(TISSUES)
 
 #: Targets by the tissues that make them, in the order of the bundled model's vocabulary.
 TARGETS: dict[str, tuple[str, ...]] = {
-    **{
-        name: (name,)
-        for name in (
-            "liver",
-            "spleen",
-            "right kidney",
-            "left kidney",
-            "pancreas",
-            "stomach",
-            "gallbladder",
-            "aorta",
-            "inferior vena cava",
-        )
-    },
+    **{tissue.name: (tissue.name,) for tissue in TISSUES[1:10]},
     "kidneys": ("right kidney", "left kidney"),
-    **{
-        name: (name,)
-        for name in (
-            "duodenum",
-            "esophagus",
-            "right adrenal gland",
-            "left adrenal gland",
-            "urinary bladder",
-            "colon",
-            "small bowel",
-        )
-    },
+    **{tissue.name: (tissue.name,) for tissue in TISSUES[10:17]},
     "lungs": ("lung",),
     "heart": ("heart",),
     "spine": ("vertebra",),
