@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Packages that a machine for machine learning may lack, and the Python that it has.
-PACKAGES, PYTHON = ("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"), "3.12"
+PACKAGES, PYTHON = ("diffusers", "pydantic", "pydantic_core", "annotated-types", "typing-inspection"), "3.12"
 MOST_MB = 35.0
 #: Readers of files: nothing is read here but packed arrays.
 READERS = ("SimpleITK", "nibabel", "monai", "monai.metrics", "monai.networks", "monai.networks.nets")
