@@ -141,6 +141,8 @@ def test_a_shifted_ct_that_does_not_say_its_modality_is_not_silently_an_mr(
     array, affine = body
     engine.set_image((array + 1024).astype(np.float32), affine, None)
     assert "1024 added; say so where it is one" in said(run_engine(engine, steps=1))["modality"]
+    engine.set_image((array + 1024).astype(np.float32), affine, None, None, True)
+    assert "it is not known to be a CT" in said(run_engine(engine, steps=1))["values_kept"]
 
 
 def test_the_plane_is_the_first_warning_and_all_are_said(

@@ -27,6 +27,7 @@ from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, parse_slice_range
 
 #: Said after a warning about the values.
 _CORRECT = " The option for that is --correct-values."
+_SAY_CT = " Say --modality CT where it is one."
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
                 if isinstance(event, ProgressEvent):
                     view.show(event)
                 elif isinstance(event, WarningEvent):
-                    view.warn(event.message + (_CORRECT if event.code == "values" else ""))
+                    kept = event.code == "values_kept" and modality is None
+                    view.warn(event.message + (_CORRECT if event.code == "values" else _SAY_CT if kept else ""))
         # the worker's memory is not needed while the results are written
         client.close()
         view.show(ProgressEvent("writing the results", 0.0))

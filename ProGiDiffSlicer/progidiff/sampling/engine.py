@@ -279,7 +279,9 @@ def _values_warning(image: LoadedImage) -> WarningEvent | None:
     if values is None:
         if not image.corrected:
             return None
-        why = "it is no CT" if image.modality != "CT" else "they can be Hounsfield units"
+        why = "they can be Hounsfield units"
+        if image.modality != "CT":
+            why = "it is not known to be a CT" if image.guessed else "it is no CT"
         return WarningEvent("values_kept", f"The values of the image were not corrected: {why}.")
     if image.corrected and values.known:
         return WarningEvent("values_corrected", f"The values of this CT were taken for {values.looks}.")
