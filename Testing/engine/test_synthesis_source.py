@@ -262,10 +262,9 @@ def test_parts_divide_every_picture() -> None:
 
 @pytest.mark.slow
 def test_reused_slices_resume_exactly_and_are_varied() -> None:
-    def paint(seed: int) -> SyntheticSource:
-        return SyntheticSource([], SQUARE, PIXEL, seed=seed)
-
-    first, again = (ReusedBatches(paint, ("liver", "kidneys"), seed=5, visits=1) for _ in range(2))
+    first, again = (
+        ReusedBatches(SyntheticSource([], SQUARE, PIXEL), ("liver", "kidneys"), seed=5, visits=1) for _ in range(2)
+    )
     for _ in range(20):  # past the first shard
         first.batch(6)
     state = first.state()

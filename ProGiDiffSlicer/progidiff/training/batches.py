@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,7 +89,7 @@ class ReusedBatches:
     before, so a restored source paints the shards that it needs again and goes on exactly.
 
     Args:
-        paint: makes the source of a shard from its seed.
+        source: paints the slices; it is seeded anew for each shard.
         vocabulary: target names.
         seed: seed of everything drawn here, and the first shard's.
         visits: how often a slice is drawn on average.
@@ -97,13 +97,11 @@ class ReusedBatches:
 
     _SHARD, _KEPT, _TOGETHER = 96, 8, 8
 
-    def __init__(
-        self, paint: Callable[[int], SyntheticSource], vocabulary: Sequence[str], seed: int = 0, visits: int = 3
-    ) -> None:
-        self._paint, self.vocabulary, self._seed, self._visits = paint, tuple(vocabulary), seed, visits
+    def __init__(self, source: SyntheticSource, vocabulary: Sequence[str], seed: int = 0, visits: int = 3) -> None:
+        self._source, self.vocabulary, self._seed, self._visits = source, tuple(vocabulary), seed, visits
         self._drawn = 0
         self._shards: dict[int, list[SyntheticBatch]] = {}
-        self._generator = torch.Generator(device=paint(seed).device).manual_seed(seed)
+        self._generator = torch.Generator(device=source.device).manual_seed(seed)
 
     def batch(self, count: int) -> TrainingBatch:
         """The next ``count`` slices, all of one plane."""
@@ -124,8 +122,8 @@ class ReusedBatches:
         return as_training_batch(drawn, self.vocabulary)
 
     def _painted(self, number: int) -> list[SyntheticBatch]:
-        source = self._paint(self._seed + 7919 * (number + 1))
-        made = (source.batch(self._TOGETHER) for _ in range(self._SHARD // self._TOGETHER))
+        self._source.generator.manual_seed(self._seed + 7919 * (number + 1))
+        made = (self._source.batch(self._TOGETHER) for _ in range(self._SHARD // self._TOGETHER))
         return [SyntheticBatch(m.images, m.tissues.to(torch.uint8), m.known) for m in made]
 
     def _varied(self, images: Tensor, tissues: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ class DefaultRecipe:
         """A stream of synthetic batches with its own seed; on a graphics card painting is cheap and every slice is new."""
         if self.device.type == "cuda":
             return SyntheticBatches(self._paint(seed), VOCABULARY)
-        return ReusedBatches(self._paint, VOCABULARY, seed)
+        return ReusedBatches(self._paint(seed), VOCABULARY, seed)
 
     @property
     def validation(self) -> list[TrainingBatch]:
