@@ -42,7 +42,7 @@ def open_encoder(folder: Path) -> tuple[ImageEncoder, ModelCard, int]:
         model = load_model(folder, torch.device("cpu"), torch.float32, None)
         return model.image_encoder.eval(), model.card, 0
     card = empty_card()
-    encoder = make_encoder(len(card.vocabulary), wide=True)
+    encoder = make_encoder(len(card.vocabulary), coordinates=True)
     for module in (encoder.text_scale_shift, encoder.hint_norm, encoder.hint_in, encoder.hint_out):
         module.requires_grad_(False)
     with safe_open(checkpoint, framework="pt") as file, torch.no_grad():

@@ -128,6 +128,10 @@ def default(
         typer.Option(metavar="DIR", help="Folder that holds permissive/ (default: ../shared/data beside the repository)."),
     ] = None,
     phantoms_only: Annotated[bool, typer.Option("--phantoms-only", help="Train on procedural phantoms alone.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="A finished small model to go on from (default: from nothing)."),
+    ] = None,
     work: Annotated[
         Path, typer.Option(metavar="DIR", help="Checkpoints and validation curves; the same command goes on from there.")
     ] = Path("build/default-model"),
@@ -137,6 +141,9 @@ def default(
     device: DeviceOption = DeviceName.AUTO,
 ) -> None:
     """Train the bundled model again, from phantoms and permissively licensed volumes only."""
+    import torch
+
+    from progidiff.model.folder import load_model
     from progidiff.training.default import STAGES, DefaultRecipe, assemble_default, load_volumes
     from progidiff.training.session import training_device
 
@@ -145,10 +152,9 @@ def default(
     target = _default_out() if out is None else out
     chosen = training_device(device.value)
     volumes = load_volumes(None if phantoms_only else _default_data() if data is None else data)
+    model = None if start is None else load_model(start, torch.device("cpu"), torch.float32, None)
     with _watch(target, work) as watch:
-        recipe = DefaultRecipe(
-            work, volumes, device=str(chosen), log=watch.log, progress=watch.progress, cancelled=watch.cancelled
-        )
+        recipe = DefaultRecipe(work, volumes, None, str(chosen), watch.log, watch.progress, watch.cancelled, start=model)
         for stage in STAGES:
             recipe.run(stage)
         card = assemble_default(recipe, target)

@@ -215,17 +215,17 @@ class ControlStage(_DiffusionStage):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Some of the noisy latents made of the networks' own first estimate, with the velocity that leads to the truth."""
         steps = self.schedule.config.num_train_timesteps
-        own = torch.rand(len(clean), device=clean.device) < self.recycled
         # below a quarter of the noise no sampler step begins, and the velocity to the truth would be as large as it likes
-        late = own & (t >= steps // 4)
-        start = torch.full_like(t, steps - 1)
-        pure = torch.randn_like(clean)
-        estimate = self.clean_estimate(self.velocity(pure, start, hint, target).float(), pure, start)
-        again = self.schedule.add_noise(estimate, torch.randn_like(clean), t)
-        alpha = self.schedule.alphas_cumprod.to(t.device)[t].sqrt()[:, None, None, None]
-        to_truth = (alpha * again - clean) / (1 - alpha**2).clamp_min(1e-4).sqrt()
-        late = late[:, None, None, None]
-        return torch.where(late, again, noisy), t, torch.where(late, to_truth, velocity)
+        own = (torch.rand(len(clean), device=clean.device) < self.recycled) & (t >= steps // 4)
+        if not bool(own.any()):
+            return noisy, t, velocity
+        start, pure = torch.full_like(t[own], steps - 1), torch.randn_like(clean[own])
+        estimate = self.clean_estimate(self.velocity(pure, start, hint[own], target[own]).float(), pure, start)
+        noisy, velocity = noisy.clone(), velocity.clone()
+        noisy[own] = self.schedule.add_noise(estimate, torch.randn_like(estimate), t[own])
+        alpha = self.schedule.alphas_cumprod.to(t.device)[t[own]].sqrt()[:, None, None, None]
+        velocity[own] = (alpha * noisy[own] - clean[own]) / (1 - alpha**2).clamp_min(1e-4).sqrt()
+        return noisy, t, velocity
 
     @torch.no_grad()
     def sample(self, images: Tensor, steps: int = 4, seed: int = 0) -> Tensor:

@@ -95,22 +95,12 @@ def make_control(unet: UNet2DConditionModel) -> ControlBranch:
     return ControlBranch.from_unet(unet, **heads)
 
 
-def make_encoder(classes: int, wide: bool = False) -> ImageEncoder:
+def make_encoder(classes: int, coordinates: bool = False) -> ImageEncoder:
     """Image encoder at the latent's resolution, with a segmentation head for so many targets.
 
-    A wide one has twice the parameters and knows each pixel's place in the grid: it runs once a slice, a small part of the
-    time that its proposals take.
+    ``coordinates`` let it know each pixel's place in the grid, for a grid that is laid on the body.
     """
-    channels, features = ((48, 96, 192, 256), 128) if wide else ((32, 64, 128, 192), 96)
-    return ImageEncoder(
-        stride=STRIDE,
-        hint_channels=32,
-        text_dim=TEXT_DIM,
-        block_out_channels=channels,
-        feature_channels=features,
-        classes=classes,
-        coordinates=wide,
-    )
+    return ImageEncoder(stride=STRIDE, hint_channels=32, text_dim=TEXT_DIM, classes=classes, coordinates=coordinates)
 
 
 def make_mask_decoder() -> MaskDecoder:
