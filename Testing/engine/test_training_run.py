@@ -22,7 +22,10 @@ from progidiff.cli.train import _work
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
 from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.model.folder import load_model
+from progidiff.model.text import encode_text, tokenize
 from progidiff.sampling.engine import Engine
+from progidiff.synthesis.tissues import VOCABULARY
+from progidiff.training import small
 from progidiff.training.run import RunSettings, TrainingData, Watch, train_base, train_control
 
 from .conftest import TINY_RUN
@@ -266,6 +269,7 @@ def test_a_second_ctrl_c_interrupts_at_once() -> None:
         (["control", "--model", "nowhere", "--synthetic", "phantoms"], "no model folder"),
         (["default", "--data", "nowhere"], "no folder"),
         (["default", "--data", "nowhere", "--phantoms-only"], "not both"),
+        (["default", "--phantoms-only", "--from", "nowhere"], "no model folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -295,6 +299,35 @@ def test_train_default_runs_every_stage_and_assembles(tmp_path: Path, monkeypatc
     assert again.exit_code == 0
     assert "resumed at step 1 of 1" in again.stderr
     assert load_model(tmp_path / "out").card.sha256 == card.sha256
+
+
+def test_going_on_from_a_model_keeps_its_answers_and_adds_targets(tmp_path: Path) -> None:
+    from progidiff.training.default import DefaultRecipe, empty_card
+
+    torch.manual_seed(3)
+    known = ["spleen", "liver"]
+    start = small.make_model(160, small.make_tokenizer(known), empty_card(vocabulary=known, body_grids={}))
+    recipe = DefaultRecipe(tmp_path, [], start=start)
+    image = torch.rand(1, 1, 112, 160)
+    with torch.no_grad():
+        before = start.image_encoder.segment(start.image_encoder(image))[0]
+        after = recipe.encoder.segment(recipe.encoder(image))[0]
+        words = [
+            encode_text(m, *tokenize(t, known, torch.device("cpu")))[0]
+            for m, t in ((start.text_encoder, start.tokenizer), (recipe.text_encoder, recipe.tokenizer))
+        ]
+    places = [VOCABULARY.index(name) for name in known]
+    torch.testing.assert_close(after[places], before)
+    torch.testing.assert_close(words[1], words[0])
+    assert (after[VOCABULARY.index("colon")] < 0).all()  # new targets are not there until they are learned
+    assert len(after) == len(VOCABULARY)
+
+
+def test_going_on_from_a_model_of_another_architecture_is_refused(tmp_path: Path, tiny_model_folder: Path) -> None:
+    from progidiff.training.default import DefaultRecipe
+
+    with pytest.raises(ModelError, match="not built as the bundled model"):
+        DefaultRecipe(tmp_path, [], start=load_model(tiny_model_folder))
 
 
 def test_checkpoints_lie_beside_the_model_unless_named(tmp_path: Path) -> None:
