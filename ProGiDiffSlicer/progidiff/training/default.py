@@ -43,7 +43,7 @@ class DefaultSteps:
 
 
 #: Steps of a training that goes on from a finished model: its autoencoder stays, and the backbone learns the new words.
-FURTHER = DefaultSteps(autoencoder=0, base=500, encoder=3000, control=1700)
+FURTHER = DefaultSteps(autoencoder=0, base=500, encoder=3000, control=1500)
 
 
 class DefaultRecipe:
