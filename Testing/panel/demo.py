@@ -153,7 +153,7 @@ class Demo:
         node = driver.accepted()
         if node is None:
             raise RunFailedError(driver.said)
-        segment_id = driver.panels.review._binding.parameters.targetSegment
+        segment_id = driver.panels.review.parameters.targetSegment
         self.accepted[target] = segment_id
         return {**record, "accepted": accepted_record(driver, driver.volume, segment_id), "note": driver.said}
 

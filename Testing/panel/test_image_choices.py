@@ -13,7 +13,7 @@ from progidiff.events import WarningEvent
 from progidiff.protocol import Loaded
 from progidiff.volumes.slicing import plan_slices
 from ProGiDiffSlicerLib.logic.provenance import read_provenance
-from ProGiDiffSlicerLib.panels.origin import describe_segment
+from ProGiDiffSlicerLib.panels.review import describe_segment
 from ProGiDiffSlicerLib.parameters import Extent, Plane
 
 from ..volume_examples import oriented

@@ -10,9 +10,8 @@ import pytest
 import qt
 
 from progidiff.events import ProgressEvent, WarningEvent
-from ProGiDiffSlicerLib.panels.completion import completions, with_target
-from ProGiDiffSlicerLib.panels.history import MOST_KEPT, PromptHistory
-from ProGiDiffSlicerLib.panels.progress import remaining
+from ProGiDiffSlicerLib.panels.panel import remaining
+from ProGiDiffSlicerLib.panels.prompt import MOST_KEPT, PromptHistory, completions, with_target
 from ProGiDiffSlicerLib.parameters import Extent, Frames
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 

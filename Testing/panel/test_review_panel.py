@@ -13,7 +13,7 @@ import slicer
 from progidiff.ranking.ensembles import consensus
 from ProGiDiffSlicerLib.logic.provenance import Provenance, read_provenance, write_provenance
 from ProGiDiffSlicerLib.logic.sequences import frames
-from ProGiDiffSlicerLib.panels.origin import describe_segment
+from ProGiDiffSlicerLib.panels.review import describe_segment
 from ProGiDiffSlicerLib.parameters import AcceptMode, Extent, Frames, Overwrite
 
 from .panel_support import GRID, Opened, nested_masks, opened, press

@@ -51,7 +51,7 @@ class Bench:
         self.told: list[Any] = []
         self.panel.readyChanged.connect(self.told.append)
         self.panel.workerMustStop.connect(self._on_stop)
-        self.panel.connectGui()
+        self.panel.refresh()
 
     def _on_stop(self) -> None:
         self.told.append("stop the worker")
@@ -316,7 +316,7 @@ from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.setup.settings import Settings
 section = ctk.ctkCollapsibleButton()
 panel = SetupPanel(Settings(), section)
-panel.connectGui()
+panel.refresh()
 panel.cleanup()
 print(sorted({"torch", "diffusers", "transformers", "pydantic", "nibabel", "safetensors"} & set(sys.modules)))
 """
