@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ProGiDiffSlicerLib.setup.downloads import Ledger, Remover, plan_removal, size_text
-from ProGiDiffSlicerLib.setup.outcome import Outcome
+from ProGiDiffSlicerLib.setup.install import Ledger, Outcome, Remover, plan_removal, size_text
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import PythonHome
 

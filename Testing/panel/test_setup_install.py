@@ -12,12 +12,9 @@ from typing import Any
 
 import pytest
 
-from ProGiDiffSlicerLib.setup.downloads import Ledger
-from ProGiDiffSlicerLib.setup.install import Installer, loaded_and_changed
-from ProGiDiffSlicerLib.setup.outcome import Outcome
-from ProGiDiffSlicerLib.setup.requirements import Need
+from ProGiDiffSlicerLib.setup.install import Installer, Ledger, Outcome, loaded_and_changed
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import PythonHome
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome
 
 from .setup_examples import MemoryStore, ScriptedTools, make_wheel, put_package
 

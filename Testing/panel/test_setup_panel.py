@@ -16,10 +16,9 @@ import qt
 
 from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.setup.card import bundled_folder
-from ProGiDiffSlicerLib.setup.downloads import Ledger
-from ProGiDiffSlicerLib.setup.requirements import Need
+from ProGiDiffSlicerLib.setup.install import Ledger
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import PythonHome
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome
 
 from .setup_examples import MemoryStore, ScriptedTools, put_package
 from .test_setup_connection import StillClient

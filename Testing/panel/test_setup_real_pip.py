@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 import slicer
 
-from ProGiDiffSlicerLib.setup.downloads import Ledger, Remover
-from ProGiDiffSlicerLib.setup.install import Installer
-from ProGiDiffSlicerLib.setup.outcome import Outcome
-from ProGiDiffSlicerLib.setup.requirements import Need
+from ProGiDiffSlicerLib.setup.install import Installer, Ledger, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import PythonHome
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome
 from ProGiDiffSlicerLib.setup.tools import SlicerTools
 
 from .setup_examples import MemoryStore, ScratchPython, make_wheel, put_package

@@ -13,7 +13,7 @@ from Testing.alone import alone
 
 from progidiff.client import WorkerClient
 from progidiff.events import DoneEvent, ProposeRequest
-from ProGiDiffSlicerLib.setup.requirements import Need, read_needs
+from ProGiDiffSlicerLib.setup.status import Need, read_needs
 
 pytestmark = pytest.mark.usefixtures("app")
 ROOT = Path(__file__).resolve().parents[2]

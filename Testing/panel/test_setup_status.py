@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from ProGiDiffSlicerLib.setup import status as status_module
-from ProGiDiffSlicerLib.setup.requirements import Need
-from ProGiDiffSlicerLib.setup.status import PythonHome, Status, engine_status
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome, Status, engine_status
 
 from .setup_examples import put_package
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -59,7 +59,7 @@ class ProposalsPanel(Panel):
         self._status = status
         self._watch = SliceWatch(self.widget)
         self._table = ProposalTable(self, self.ui.proposalsTable)
-        self._pictures = Pictures(self._table, services.idle, proposal_color)
+        self._pictures = Pictures(self._table, services.idle)
         self._looks: WeakKeyDictionary[ProposalStore, dict[str, _Look]] = WeakKeyDictionary()
         self._shown_parameters: tuple[Any, ...] = ()
         for place in range(_DIGITS):
@@ -524,12 +524,9 @@ def _texts(line: Line) -> dict[int, str]:
 class Pictures:
     """Draws the thumbnails of a table; a new drawing takes the place of one that is under way."""
 
-    def __init__(
-        self, table: ProposalTable, idle: IdleQueue, colour_of: Callable[[RowKey], tuple[float, float, float]]
-    ) -> None:
+    def __init__(self, table: ProposalTable, idle: IdleQueue) -> None:
         self._table = table
         self._idle = idle
-        self._colour_of = colour_of
         self._task: Task | None = None
 
     def draw(self, store: ProposalStore, target: str, node: Any, slices: VolumeSlices, index: int) -> None:
@@ -557,6 +554,6 @@ class Pictures:
         box = common_box(masks, slices.plan.shape_rc)
         yield
         for key, mask in zip(keys, masks, strict=True):
-            colours = picture(pixels, mask, box, THUMBNAIL_PX, levels, self._colour_of(key), slices.plan.spacing_rc)
+            colours = picture(pixels, mask, box, THUMBNAIL_PX, levels, proposal_color(key), slices.plan.spacing_rc)
             self._table.set_picture(key, pixmap(colours))
             yield

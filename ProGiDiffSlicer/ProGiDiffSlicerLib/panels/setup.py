@@ -10,11 +10,8 @@ from slicer.i18n import tr as _
 
 from ProGiDiffSlicerLib.panels.panel import Panel
 from ProGiDiffSlicerLib.setup.card import Card, Figure
-from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, Trial
-from ProGiDiffSlicerLib.setup.downloads import Remover
-from ProGiDiffSlicerLib.setup.install import Installer
-from ProGiDiffSlicerLib.setup.outcome import Outcome
-from ProGiDiffSlicerLib.setup.readiness import Readiness, readiness
+from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, Readiness, Trial, readiness
+from ProGiDiffSlicerLib.setup.install import Installer, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import DEVICES, WORKER_KINDS, Settings
 from ProGiDiffSlicerLib.setup.status import Package, PythonHome, Status
 from ProGiDiffSlicerLib.setup.tools import SlicerTools, Tools
