@@ -74,7 +74,7 @@ class Demo:
         self.save(bool(accepted))
         reviewed = time.monotonic()
         self.recorder.write_report(self.folder / "report", self.options.prompt, self.options.input.name)
-        request = self.driver.services.workflow.origin.request
+        request = self.driver.services.session.store.request
         return {
             "learning": self.learn(),
             **about(self.driver.volume, self.options.input.name),

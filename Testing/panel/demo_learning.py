@@ -95,7 +95,7 @@ class Learning:
         """
         times = {}
         began = time.monotonic()
-        origin = self.driver.services.workflow.origin.request
+        origin = self.driver.services.session.store.request
         corrections = self.correct(accepted)
         shown = self.save(corrections, folder / EXAMPLES)
         self.driver.panel(folder / "panel-5-saved.png")

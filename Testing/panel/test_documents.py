@@ -93,10 +93,9 @@ LAYERS = {
     "logic": ({"signals", "idle", "worker"}, {"qt", "slicer", "vtk"}),
     "setup": ({"signals", "worker"}, {"qt", "slicer"}),
     "parameters": (set(), {"slicer"}),
-    "workflow": ({"signals", "logic", "worker"}, {"slicer"}),
-    "services": ({"signals", "idle", "worker", "logic", "setup", "workflow"}, {"qt", "slicer"}),
+    "services": ({"signals", "idle", "worker", "logic", "setup"}, {"qt", "slicer"}),
     "panels": (
-        {"signals", "idle", "worker", "logic", "setup", "parameters", "workflow", "services"},
+        {"signals", "idle", "worker", "logic", "setup", "parameters", "services"},
         {"qt", "ctk", "vtk", "slicer"},
     ),
 }

@@ -17,7 +17,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from progidiff.targets import Target
+from progidiff.targets import Target, target_for
 from ProGiDiffSlicerLib.logic.editing import EditTracker
 from ProGiDiffSlicerLib.logic.hierarchy import place_beside
 from ProGiDiffSlicerLib.logic.labelmaps import (
@@ -31,8 +31,11 @@ from ProGiDiffSlicerLib.logic.labelmaps import (
     tight,
 )
 from ProGiDiffSlicerLib.logic.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
+from ProGiDiffSlicerLib.logic.rows import Row
 from ProGiDiffSlicerLib.logic.sequences import frames, record_segmentation
+from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.undo import UndoStack
+from ProGiDiffSlicerLib.logic.volumes import still_same
 from ProGiDiffSlicerLib.logic.writing import Overwrite, on_grid_of, reference_grid, write_segment
 
 Mode = Literal["new", "replace", "add"]
@@ -83,6 +86,33 @@ class Acceptance:
         self.undo = undo or UndoStack(scene)
         self.tracker = tracker or EditTracker(scene)
         self.save_editor_state = save_editor_state
+
+    def accept_proposal(
+        self,
+        store: ProposalStore | None,
+        target: str,
+        row: Row,
+        segmentation_node: Any | None = None,
+        mode: Mode = "new",
+        segment_id: str | None = None,
+        overwrite: Overwrite = "none",
+    ) -> Accepted:
+        """Make a proposal or an ensemble of a store a segment, with every fact of the run that made it.
+
+        Raises:
+            InputError: there is nothing to accept, the volume has changed since, or the mask cannot go there.
+        """
+        if store is None or store.request is None:
+            raise InputError(_("There is nothing to accept: ask for proposals first."))
+        volume = self._scene.GetNodeByID(store.volume_id)
+        if volume is None or still_same(self._scene, store.fingerprint) is not None:
+            text = _("{name} was changed after these proposals were made; ask for them again.")
+            raise InputError(text.format(name=store.volume_name))
+        if row.empty:
+            raise InputError(_("This proposal is empty; select another one."))
+        facts = _facts(store, target, row)
+        crop = store.masks(target, row.index)
+        return self.accept(crop, volume, target_for(target), facts, segmentation_node, mode, segment_id, overwrite)
 
     def accept(
         self,
@@ -264,3 +294,27 @@ def _note(resampled: bool, segment: Any, target: Target) -> str:
         text = _("The segment is still called {name} and keeps its code; it was asked for as {target}.")
         notes.append(text.format(name=segment.GetName(), target=target.name("en")))
     return " ".join(notes)
+
+
+def _facts(store: ProposalStore, target: str, row: Row) -> Provenance:
+    request = store.request
+    assert request is not None
+    is_whole = len(store.slices) == store.plan.count
+    return Provenance(
+        prompt=request.prompt,
+        target=target,
+        seed=request.seed,
+        proposal=row.index if isinstance(row.index, int) else -1,
+        rank=row.rank,
+        score=row.score,
+        proposals=store.count(target),
+        steps=request.steps,
+        scheduler=request.scheduler,
+        everywhere=request.everywhere,
+        model_id=store.model_id,
+        adapter_id=store.adapter_id,
+        plane=store.plan.plane,
+        corrected=request.correct_values,
+        slices="" if is_whole else f"{store.slices.start + 1}-{store.slices.stop}",
+        ensemble=row.index if isinstance(row.index, str) else "",
+    )

@@ -104,7 +104,7 @@ class ModulePanels(Panel):
     def _on_finished(self) -> None:
         """The list gets the keyboard, unless the user is busy elsewhere or types the next prompt."""
         focus = qt.QApplication.focusWidget()
-        origin = self._services.workflow.origin
-        is_waiting = origin is not None and origin.request.prompt == self.prompt.line.text
+        store = self._services.session.store
+        is_waiting = store is not None and store.prompt == self.prompt.line.text
         if focus is not None and is_waiting and self.prompt.widget.isAncestorOf(focus):
             self.proposals.focus()

@@ -40,7 +40,6 @@ class PromptPanel(Panel):
         super().__init__("PromptPanel")
         self.line = PromptLine(self, services.session.vocabulary)
         self._session = session = services.session
-        self._workflow = services.workflow
         self._settings = services.settings
         self._status = status
         # The range of slices as it is shown; the parameters may still hold another volume's.
@@ -94,7 +93,7 @@ class PromptPanel(Panel):
         self._status.clear()
         seed = parameters.seed if parameters.seedLocked else random.randint(0, LARGEST_SEED)
         try:
-            self._workflow.start(self._request(prompt, seed))
+            self._session.start(self._request(prompt, seed))
         except ProGiDiffError as error:
             self._status.say(str(error))
             return

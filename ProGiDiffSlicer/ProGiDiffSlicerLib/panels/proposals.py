@@ -54,7 +54,6 @@ class ProposalsPanel(Panel):
         self.selectionChanged = Signal()
         self.acceptRequested = Signal()
         self._session = session = services.session
-        self._workflow = services.workflow
         self._idle = services.idle
         self._status = status
         self._watch = SliceWatch(self.widget)
@@ -145,8 +144,7 @@ class ProposalsPanel(Panel):
         if store is not None and target is not None:
             rows = store.rows(target)
             text = summary(rows, store.ranked(target), blinded, self._session.running)
-            origin = self._workflow.origin
-            seed = 0 if origin is None else origin.request.seed
+            seed = 0 if store.request is None else store.request.seed
             lines = list_lines([*rows, *store.ensembles(target)], self._look.rejected, blinded, seed)
         self.ui.summaryLabel.setText(text)
         self._table.set_lines(lines, self._look.selected, blinded)

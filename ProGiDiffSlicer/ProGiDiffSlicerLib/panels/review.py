@@ -39,7 +39,6 @@ class ReviewPanel(Panel):
         super().__init__("ReviewPanel")
         self._acceptance = services.acceptance
         self._session = services.session
-        self._workflow = services.workflow
         self._exporting = services.exporting
         self._status = status
         self._selection = selection
@@ -108,7 +107,8 @@ class ReviewPanel(Panel):
         target, row = chosen
         self.end_edit()
         try:
-            accepted = self._workflow.accept(
+            accepted = self._acceptance.accept_proposal(
+                self._session.store,
                 target,
                 row,
                 parameters.targetSegmentation,
