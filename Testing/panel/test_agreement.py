@@ -11,9 +11,9 @@ import slicer
 import vtk
 
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay, most_uncertain_slice
 from ProGiDiffSlicerLib.logic.store import ProposalStore
-from ProGiDiffSlicerLib.logic.volumes import volume_image
+from ProGiDiffSlicerLib.scene.agreement import AgreementOverlay, most_uncertain_slice
+from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique
 from .session_support import add_transform, add_volume, random_masks, slice_event

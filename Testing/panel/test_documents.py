@@ -90,12 +90,14 @@ LAYERS = {
     "signals": (set(), set()),
     "idle": (set(), {"qt"}),
     "worker": ({"signals", "idle"}, {"qt", "slicer.i18n", "slicer.util"}),
-    "logic": ({"signals", "idle", "worker"}, {"qt", "slicer", "vtk"}),
+    "logic": ({"signals", "idle", "worker", "scene"}, {"qt", "slicer", "vtk"}),
+    "scene": ({"signals", "idle", "worker", "logic"}, {"qt", "slicer", "vtk"}),
+    "learning": ({"signals", "idle", "logic", "scene"}, {"slicer"}),
     "setup": ({"signals", "worker"}, {"qt", "slicer"}),
     "parameters": (set(), {"slicer"}),
-    "services": ({"signals", "idle", "worker", "logic", "setup"}, {"qt", "slicer"}),
+    "services": ({"signals", "idle", "worker", "logic", "scene", "setup"}, {"qt", "slicer"}),
     "panels": (
-        {"signals", "idle", "worker", "logic", "setup", "parameters", "services"},
+        {"signals", "idle", "worker", "logic", "scene", "learning", "setup", "parameters", "services"},
         {"qt", "ctk", "vtk", "slicer"},
     ),
 }

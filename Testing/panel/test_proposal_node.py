@@ -11,9 +11,9 @@ import slicer
 
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation, proposal_color
 from ProGiDiffSlicerLib.logic.store import MAJORITY, ProposalStore
-from ProGiDiffSlicerLib.logic.volumes import volume_image
+from ProGiDiffSlicerLib.scene.proposal_node import ProposalSegmentation, proposal_color
+from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented
 from .session_support import (

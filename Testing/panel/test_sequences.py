@@ -10,9 +10,9 @@ import slicer
 import vtk
 
 from progidiff.errors import InputError
-from ProGiDiffSlicerLib.logic.labelmaps import image_of
-from ProGiDiffSlicerLib.logic.sequences import frames, parent_to_world, record_segmentation, show_frame
-from ProGiDiffSlicerLib.logic.volumes import still_same, volume_image
+from ProGiDiffSlicerLib.scene.labelmaps import image_of
+from ProGiDiffSlicerLib.scene.sequences import frames, parent_to_world, record_segmentation, show_frame
+from ProGiDiffSlicerLib.scene.volumes import still_same, volume_image
 
 from ..volume_examples import oriented
 from .session_support import LABELMAP, add_sequence, add_transform, add_volume, segment_array

@@ -21,15 +21,15 @@ from progidiff.targets import Target, catalog, parse_prompt
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, plan_slices
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay
-from ProGiDiffSlicerLib.logic.extent import slices_of_extent
-from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation
 from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
-from ProGiDiffSlicerLib.logic.sequences import frames
-from ProGiDiffSlicerLib.logic.shelf import Shelf
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.vocabulary import Card, planes_of, read_card
-from ProGiDiffSlicerLib.logic.volumes import still_same, volume_image
+from ProGiDiffSlicerLib.scene.agreement import AgreementOverlay
+from ProGiDiffSlicerLib.scene.extent import slices_of_extent
+from ProGiDiffSlicerLib.scene.proposal_node import ProposalSegmentation
+from ProGiDiffSlicerLib.scene.sequences import frames
+from ProGiDiffSlicerLib.scene.shelf import Shelf
+from ProGiDiffSlicerLib.scene.volumes import still_same, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
 

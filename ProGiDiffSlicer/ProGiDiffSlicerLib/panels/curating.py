@@ -13,15 +13,15 @@ from progidiff.errors import ProGiDiffError
 from progidiff.targets import catalog, target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.logic.curating import Contents, Curating
-from ProGiDiffSlicerLib.logic.curating_case import Who
-from ProGiDiffSlicerLib.logic.curating_example import Example, Slices, examine
-from ProGiDiffSlicerLib.logic.curating_facts import likely_modality, target_of
+from ProGiDiffSlicerLib.learning.curating import Contents, Curating
+from ProGiDiffSlicerLib.learning.curating_case import Who
 from ProGiDiffSlicerLib.logic.curating_process import Keeper
-from ProGiDiffSlicerLib.logic.labelmaps import segments_of
-from ProGiDiffSlicerLib.logic.provenance import read_provenance
-from ProGiDiffSlicerLib.logic.volumes import Modality, modality_of
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
+from ProGiDiffSlicerLib.scene.examples import Example, Slices, examine
+from ProGiDiffSlicerLib.scene.facts import likely_modality, target_of
+from ProGiDiffSlicerLib.scene.labelmaps import segments_of
+from ProGiDiffSlicerLib.scene.provenance import read_provenance
+from ProGiDiffSlicerLib.scene.volumes import Modality, modality_of
 from ProGiDiffSlicerLib.services import Services
 
 MODALITIES: tuple[Modality, ...] = ("CT", "MR")

@@ -15,8 +15,8 @@ import vtk
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice
-from ProGiDiffSlicerLib.logic.extent import place_of, shown_point
-from ProGiDiffSlicerLib.logic.volumes import VolumeImage, volume_image
+from ProGiDiffSlicerLib.scene.extent import place_of, shown_point
+from ProGiDiffSlicerLib.scene.volumes import VolumeImage, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
 Box = tuple[int, int, int, int]

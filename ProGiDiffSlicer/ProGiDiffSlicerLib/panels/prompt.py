@@ -14,11 +14,11 @@ from progidiff.errors import ProGiDiffError
 from progidiff.targets import complete
 from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.logic.run import RunRequest
-from ProGiDiffSlicerLib.logic.sequences import frames
 from ProGiDiffSlicerLib.logic.session import SessionState
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import slices_of
 from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Extent, Parameters, Plane
+from ProGiDiffSlicerLib.scene.sequences import frames
 from ProGiDiffSlicerLib.services import Services
 
 _SEPARATORS = ";,\n"

@@ -13,12 +13,12 @@ import slicer
 from slicer.i18n import tr as _
 
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.proposal_node import proposal_color
 from ProGiDiffSlicerLib.logic.rows import Row, RowKey
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.panels.pictures import SliceWatch, VolumeSlices, common_box, levels_of, picture, pixmap, slices_of
 from ProGiDiffSlicerLib.parameters import Parameters
+from ProGiDiffSlicerLib.scene.proposal_node import proposal_color
 from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.signals import Signal
 

@@ -9,16 +9,16 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from ProGiDiffSlicerLib.logic.accept import Accepted
-from ProGiDiffSlicerLib.logic.curating_example import remember_volume
-from ProGiDiffSlicerLib.logic.editing import Editing, begin_edit
-from ProGiDiffSlicerLib.logic.labelmaps import segments_of
-from ProGiDiffSlicerLib.logic.provenance import Provenance, earlier_provenance, read_provenance
 from ProGiDiffSlicerLib.logic.rows import Row, row_name
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.node_choices import is_own
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.parameters import AcceptMode, Plane
+from ProGiDiffSlicerLib.scene.accept import Accepted
+from ProGiDiffSlicerLib.scene.editing import Editing, begin_edit
+from ProGiDiffSlicerLib.scene.examples import remember_volume
+from ProGiDiffSlicerLib.scene.labelmaps import segments_of
+from ProGiDiffSlicerLib.scene.provenance import Provenance, earlier_provenance, read_provenance
 from ProGiDiffSlicerLib.services import Services
 
 

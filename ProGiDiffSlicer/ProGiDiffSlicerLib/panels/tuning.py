@@ -11,14 +11,14 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import target_for
-from ProGiDiffSlicerLib.logic.adapters import (
+from ProGiDiffSlicerLib.learning.adapters import (
     Adapter,
     base_hash,
     delete_adapter,
     list_adapters,
     restore_adapter,
 )
-from ProGiDiffSlicerLib.logic.curating import Contents
+from ProGiDiffSlicerLib.learning.curating import Contents
 from ProGiDiffSlicerLib.logic.next_case import NextCase, NextItem
 from ProGiDiffSlicerLib.logic.tuning import Tuning, TuningOptions
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress

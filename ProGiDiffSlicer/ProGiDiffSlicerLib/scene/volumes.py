@@ -11,8 +11,8 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
-from ProGiDiffSlicerLib.logic.labelmaps import volume_grid
-from ProGiDiffSlicerLib.logic.sequences import Frames, frames, parent_to_world
+from ProGiDiffSlicerLib.scene.labelmaps import volume_grid
+from ProGiDiffSlicerLib.scene.sequences import Frames, frames, parent_to_world
 
 Modality = Literal["CT", "MR"]
 

@@ -12,9 +12,9 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.hierarchy import place_beside, remove_with_display
-from ProGiDiffSlicerLib.logic.labelmaps import matrix_of
 from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.hierarchy import place_beside, remove_with_display
+from ProGiDiffSlicerLib.scene.labelmaps import matrix_of
 from ProGiDiffSlicerLib.signals import Signal
 
 ROLE_ATTRIBUTE, ROLE = "ProGiDiff.Role", "agreement"

@@ -11,8 +11,8 @@ import slicer
 from progidiff.curation import keys
 from progidiff.targets import Target, catalog, find_target, target_for
 from progidiff.volumes import values
-from ProGiDiffSlicerLib.logic.provenance import get_tag, read_provenance
-from ProGiDiffSlicerLib.logic.volumes import Modality
+from ProGiDiffSlicerLib.scene.provenance import get_tag, read_provenance
+from ProGiDiffSlicerLib.scene.volumes import Modality
 
 _LOOKED_AT = 100_000
 

@@ -15,10 +15,10 @@ from slicer.i18n import tr as _
 from progidiff.errors import InputError
 from progidiff.targets import target_for
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.curating_case import Saved, Who, case_record, saved_sentence
-from ProGiDiffSlicerLib.logic.curating_example import Example, Voxels, collect
+from ProGiDiffSlicerLib.learning.curating_case import Saved, Who, case_record, saved_sentence
 from ProGiDiffSlicerLib.logic.curating_process import Keeper, Reply, Request
-from ProGiDiffSlicerLib.logic.provenance import PREFIX, get_tag, set_tag
+from ProGiDiffSlicerLib.scene.examples import Example, Voxels, collect
+from ProGiDiffSlicerLib.scene.provenance import PREFIX, get_tag, set_tag
 from ProGiDiffSlicerLib.signals import Signal
 
 # The case that a segment was saved as; random, and known to its set alone.

@@ -18,9 +18,11 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
 from progidiff.targets import Target, target_for
-from ProGiDiffSlicerLib.logic.editing import EditTracker
-from ProGiDiffSlicerLib.logic.hierarchy import place_beside
-from ProGiDiffSlicerLib.logic.labelmaps import (
+from ProGiDiffSlicerLib.logic.rows import Row
+from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.editing import EditTracker
+from ProGiDiffSlicerLib.scene.hierarchy import place_beside
+from ProGiDiffSlicerLib.scene.labelmaps import (
     LABELMAP,
     Index,
     MaskCrop,
@@ -30,13 +32,11 @@ from ProGiDiffSlicerLib.logic.labelmaps import (
     segments_of,
     tight,
 )
-from ProGiDiffSlicerLib.logic.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
-from ProGiDiffSlicerLib.logic.rows import Row
-from ProGiDiffSlicerLib.logic.sequences import frames, record_segmentation
-from ProGiDiffSlicerLib.logic.store import ProposalStore
-from ProGiDiffSlicerLib.logic.undo import UndoStack
-from ProGiDiffSlicerLib.logic.volumes import still_same
-from ProGiDiffSlicerLib.logic.writing import Overwrite, on_grid_of, reference_grid, write_segment
+from ProGiDiffSlicerLib.scene.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
+from ProGiDiffSlicerLib.scene.sequences import frames, record_segmentation
+from ProGiDiffSlicerLib.scene.undo import UndoStack
+from ProGiDiffSlicerLib.scene.volumes import still_same
+from ProGiDiffSlicerLib.scene.writing import Overwrite, on_grid_of, reference_grid, write_segment
 
 Mode = Literal["new", "replace", "add"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from ProGiDiffSlicerLib.logic.labelmaps import (
+from ProGiDiffSlicerLib.scene.labelmaps import (
     CLOSED_SURFACE,
     LABELMAP,
     grid_of,
@@ -22,7 +22,7 @@ from ProGiDiffSlicerLib.logic.labelmaps import (
     segments_of,
     values_of,
 )
-from ProGiDiffSlicerLib.logic.provenance import DERIVED_TAGS, PROVENANCE_TAGS, get_tag
+from ProGiDiffSlicerLib.scene.provenance import DERIVED_TAGS, PROVENANCE_TAGS, get_tag
 
 _CHUNK = 1 << 24
 _REPRESENTATIONS = (LABELMAP, CLOSED_SURFACE, "Fractional labelmap", "Planar contour", "Ribbon model")

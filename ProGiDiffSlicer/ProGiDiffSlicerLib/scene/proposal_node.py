@@ -11,10 +11,10 @@ from slicer.i18n import tr as _
 
 from progidiff.targets import target_for
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.hierarchy import place_beside, remove_with_display
-from ProGiDiffSlicerLib.logic.labelmaps import LABELMAP, image_of
 from ProGiDiffSlicerLib.logic.rows import RowKey, row_name
 from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.hierarchy import place_beside, remove_with_display
+from ProGiDiffSlicerLib.scene.labelmaps import LABELMAP, image_of
 from ProGiDiffSlicerLib.signals import Signal
 
 ROLE_ATTRIBUTE, ROLE = "ProGiDiff.Role", "proposals"

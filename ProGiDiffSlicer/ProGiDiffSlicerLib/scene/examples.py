@@ -19,8 +19,8 @@ from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, plan_slices
 from progidiff.volumes.values import NotHounsfield
-from ProGiDiffSlicerLib.logic.curating_facts import likely_modality, odd_values, target_of
-from ProGiDiffSlicerLib.logic.labelmaps import (
+from ProGiDiffSlicerLib.scene.facts import likely_modality, odd_values, target_of
+from ProGiDiffSlicerLib.scene.labelmaps import (
     Index,
     between_nodes,
     grid_of,
@@ -29,9 +29,9 @@ from ProGiDiffSlicerLib.logic.labelmaps import (
     values_of,
     volume_grid,
 )
-from ProGiDiffSlicerLib.logic.provenance import Provenance, earlier_provenance, read_provenance
-from ProGiDiffSlicerLib.logic.sequences import frames
-from ProGiDiffSlicerLib.logic.volumes import Modality, VolumeImage, still_same, volume_image
+from ProGiDiffSlicerLib.scene.provenance import Provenance, earlier_provenance, read_provenance
+from ProGiDiffSlicerLib.scene.sequences import frames
+from ProGiDiffSlicerLib.scene.volumes import Modality, VolumeImage, still_same, volume_image
 
 # Slices around a segment that say where it ends.
 MARGIN = 2

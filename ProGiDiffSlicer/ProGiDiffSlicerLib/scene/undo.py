@@ -15,8 +15,8 @@ from typing import Any
 import vtk
 from slicer.i18n import tr as _
 
-from ProGiDiffSlicerLib.logic.sequences import frames, record_segmentation, show_frame
-from ProGiDiffSlicerLib.logic.snapshot import NodeState, capture, restore
+from ProGiDiffSlicerLib.scene.sequences import frames, record_segmentation, show_frame
+from ProGiDiffSlicerLib.scene.snapshot import NodeState, capture, restore
 from ProGiDiffSlicerLib.signals import Signal
 
 # States share unchanged labelmaps and keep the others as runs, so that this is far more than a day's work needs.

@@ -9,9 +9,9 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from progidiff.targets import target_for
-from ProGiDiffSlicerLib.logic.curating_example import Example, Voxels
-from ProGiDiffSlicerLib.logic.curating_facts import patient_key, terminology
-from ProGiDiffSlicerLib.logic.provenance import Provenance
+from ProGiDiffSlicerLib.scene.examples import Example, Voxels
+from ProGiDiffSlicerLib.scene.facts import patient_key, terminology
+from ProGiDiffSlicerLib.scene.provenance import Provenance
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import vtk
 
-from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay
-from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation
-from ProGiDiffSlicerLib.logic.sequences import frames
 from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.agreement import AgreementOverlay
+from ProGiDiffSlicerLib.scene.proposal_node import ProposalSegmentation
+from ProGiDiffSlicerLib.scene.sequences import frames
 from ProGiDiffSlicerLib.signals import Signal
 
 #: Seconds between two looks at what has arrived, and how many proposals such a look shows.

@@ -12,8 +12,8 @@ import qt
 import slicer
 import vtk
 
-from ProGiDiffSlicerLib.logic.labelmaps import Index, segment_labelmap, segment_mask, segments_of
-from ProGiDiffSlicerLib.logic.provenance import MASK_TAG, Provenance, get_tag, mask_identity, set_tag, update_after_edit
+from ProGiDiffSlicerLib.scene.labelmaps import Index, segment_labelmap, segment_mask, segments_of
+from ProGiDiffSlicerLib.scene.provenance import MASK_TAG, Provenance, get_tag, mask_identity, set_tag, update_after_edit
 
 EDITOR_TAG = "ProGiDiff"
 UPDATE_DELAY_MS = 700

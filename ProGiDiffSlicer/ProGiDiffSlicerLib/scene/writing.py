@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from ProGiDiffSlicerLib.logic.labelmaps import (
+from ProGiDiffSlicerLib.scene.labelmaps import (
     Index,
     between_nodes,
     grid_of,
