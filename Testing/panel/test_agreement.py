@@ -12,7 +12,7 @@ import vtk
 
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.store import ProposalStore
-from ProGiDiffSlicerLib.scene.agreement import AgreementOverlay, most_uncertain_slice
+from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, most_uncertain_slice
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique

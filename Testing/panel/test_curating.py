@@ -13,7 +13,7 @@ import slicer
 
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.parameters import Extent
-from ProGiDiffSlicerLib.scene.sequences import frames
+from ProGiDiffSlicerLib.scene.volumes import frames
 
 from ..volume_examples import oblique, oblique_rotation, oriented
 from .curating_support import Saver, Spin, draw, everything_in, only

@@ -12,7 +12,7 @@ import slicer
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.store import MAJORITY, ProposalStore
-from ProGiDiffSlicerLib.scene.proposal_node import ProposalSegmentation, proposal_color
+from ProGiDiffSlicerLib.scene.shown import ProposalSegmentation, proposal_color
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented

@@ -11,8 +11,14 @@ import vtk
 
 from progidiff.errors import InputError
 from ProGiDiffSlicerLib.scene.labelmaps import image_of
-from ProGiDiffSlicerLib.scene.sequences import frames, parent_to_world, record_segmentation, show_frame
-from ProGiDiffSlicerLib.scene.volumes import still_same, volume_image
+from ProGiDiffSlicerLib.scene.volumes import (
+    frames,
+    parent_to_world,
+    record_segmentation,
+    show_frame,
+    still_same,
+    volume_image,
+)
 
 from ..volume_examples import oriented
 from .session_support import LABELMAP, add_sequence, add_transform, add_volume, segment_array

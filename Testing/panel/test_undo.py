@@ -321,7 +321,7 @@ def test_cleanup_leaves_no_observer(scene: Any) -> None:
 
 def test_steps_go_back_to_their_frames(scene: Any, acceptance: Any) -> None:
     """Accepted frame by frame into one segmentation that changes with the frames; undone from whatever frame is shown."""
-    from ProGiDiffSlicerLib.scene.sequences import frames, show_frame
+    from ProGiDiffSlicerLib.scene.volumes import frames, show_frame
 
     from .session_support import add_sequence
 

@@ -11,8 +11,7 @@ import vtk
 
 from progidiff.errors import InputError
 from progidiff.volumes.slicing import plan_slices
-from ProGiDiffSlicerLib.scene.extent import slice_at, slices_of_extent
-from ProGiDiffSlicerLib.scene.volumes import modality_of, still_same, volume_image
+from ProGiDiffSlicerLib.scene.volumes import modality_of, slice_at, slices_of_extent, still_same, volume_image
 
 from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented, ramp
 from .session_support import add_sequence, add_transform, add_volume, matrix

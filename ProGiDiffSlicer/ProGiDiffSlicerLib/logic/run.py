@@ -14,8 +14,7 @@ from progidiff.errors import ProGiDiffError
 from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName
 from progidiff.protocol import AdapterLoaded, ImageReply, Loaded
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.scene.extent import Extent, Point
-from ProGiDiffSlicerLib.scene.volumes import VolumeImage
+from ProGiDiffSlicerLib.scene.volumes import Extent, Point, VolumeImage
 from ProGiDiffSlicerLib.signals import Signal
 
 #: Shares of a frame's progress bar that loading and sending take.

@@ -24,12 +24,8 @@ from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.vocabulary import Card, planes_of, read_card
-from ProGiDiffSlicerLib.scene.agreement import AgreementOverlay
-from ProGiDiffSlicerLib.scene.extent import slices_of_extent
-from ProGiDiffSlicerLib.scene.proposal_node import ProposalSegmentation
-from ProGiDiffSlicerLib.scene.sequences import frames
-from ProGiDiffSlicerLib.scene.shelf import Shelf
-from ProGiDiffSlicerLib.scene.volumes import still_same, volume_image
+from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, ProposalSegmentation, Shelf
+from ProGiDiffSlicerLib.scene.volumes import frames, slices_of_extent, still_same, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
 

@@ -13,12 +13,10 @@ from progidiff.errors import ProGiDiffError
 from progidiff.targets import catalog, target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.learning.curating import Contents, Curating
-from ProGiDiffSlicerLib.learning.curating_case import Who
+from ProGiDiffSlicerLib.learning.curating import Contents, Curating, Who
 from ProGiDiffSlicerLib.logic.curating_process import Keeper
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
-from ProGiDiffSlicerLib.scene.examples import Example, Slices, examine
-from ProGiDiffSlicerLib.scene.facts import likely_modality, target_of
+from ProGiDiffSlicerLib.scene.examples import Example, Slices, examine, likely_modality, target_of
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
 from ProGiDiffSlicerLib.scene.provenance import read_provenance
 from ProGiDiffSlicerLib.scene.volumes import Modality, modality_of

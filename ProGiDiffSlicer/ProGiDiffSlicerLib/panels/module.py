@@ -6,9 +6,9 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 
 from ProGiDiffSlicerLib.logic.rows import Row
-from ProGiDiffSlicerLib.panels.node_choices import OwnNodesHider
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
 from ProGiDiffSlicerLib.panels.prompt import PromptPanel
 from ProGiDiffSlicerLib.panels.proposals import ProposalsPanel
@@ -16,6 +16,7 @@ from ProGiDiffSlicerLib.panels.review import ReviewPanel
 from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.panels.tuning import TuningPanel
 from ProGiDiffSlicerLib.parameters import Parameters
+from ProGiDiffSlicerLib.scene.nodes import is_own, nodes_of
 from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
@@ -108,3 +109,31 @@ class ModulePanels(Panel):
         is_waiting = store is not None and store.prompt == self.prompt.line.text
         if focus is not None and is_waiting and self.prompt.widget.isAncestorOf(focus):
             self.proposals.focus()
+
+
+class OwnNodesHider:
+    """Leaves the module's own nodes out of boxes (qMRMLNodeComboBox), also those that are added later."""
+
+    def __init__(self, *boxes: Any) -> None:
+        self._boxes = boxes
+        self._scene = slicer.mrmlScene
+        self._tag = self._scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, self._on_node_added)
+        self.hide()
+
+    def hide(self) -> None:
+        """Leave out those that there are now."""
+        for box in self._boxes:
+            own = [node.GetID() for kind in box.nodeTypes for node in nodes_of(self._scene, kind) if is_own(node)]
+            model = box.sortFilterProxyModel()
+            if list(model.hiddenNodeIDs) != own:
+                # The setter is no slot, so that PythonQt knows the property only.
+                model.hiddenNodeIDs = own
+
+    def cleanup(self) -> None:
+        """Observe the scene no more."""
+        self._scene.RemoveObserver(self._tag)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _on_node_added(self, _caller: Any, _event: str, node: Any) -> None:
+        if is_own(node):
+            self.hide()

@@ -15,8 +15,8 @@ import vtk
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice
-from ProGiDiffSlicerLib.scene.extent import place_of, shown_point
-from ProGiDiffSlicerLib.scene.volumes import VolumeImage, volume_image
+from ProGiDiffSlicerLib.scene.nodes import nodes_of
+from ProGiDiffSlicerLib.scene.volumes import VolumeImage, place_of, shown_point, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
 Box = tuple[int, int, int, int]
@@ -256,9 +256,7 @@ class SliceWatch:
     def start(self) -> None:
         """Watch the views that there are now."""
         self.stop()
-        scene = slicer.mrmlScene
-        for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")):
-            node = scene.GetNthNodeByClass(number, "vtkMRMLSliceNode")
+        for node in nodes_of(slicer.mrmlScene, "vtkMRMLSliceNode"):
             self._observed.append((node, node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._on_modified)))
 
     def stop(self) -> None:

@@ -18,7 +18,7 @@ from ProGiDiffSlicerLib.logic.session import SessionState
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import slices_of
 from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Extent, Parameters, Plane
-from ProGiDiffSlicerLib.scene.sequences import frames
+from ProGiDiffSlicerLib.scene.volumes import frames
 from ProGiDiffSlicerLib.services import Services
 
 _SEPARATORS = ";,\n"

@@ -18,7 +18,7 @@ from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.panels.pictures import SliceWatch, VolumeSlices, common_box, levels_of, picture, pixmap, slices_of
 from ProGiDiffSlicerLib.parameters import Parameters
-from ProGiDiffSlicerLib.scene.proposal_node import proposal_color
+from ProGiDiffSlicerLib.scene.shown import most_uncertain_slice, proposal_color
 from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.signals import Signal
 
@@ -292,7 +292,7 @@ class ProposalsPanel(Panel):
         store, target, overlay = self._session.store, self.target, self._session.overlay
         if store is None or target is None:
             return
-        index = overlay.most_uncertain_slice(store, target)
+        index = most_uncertain_slice(store, target)
         if index is None:
             self._status.say(_("The proposals agree everywhere."))
         else:

@@ -11,13 +11,13 @@ from slicer.i18n import tr as _
 from progidiff.errors import ProGiDiffError
 from ProGiDiffSlicerLib.logic.rows import Row, row_name
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
-from ProGiDiffSlicerLib.panels.node_choices import is_own
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.parameters import AcceptMode, Plane
 from ProGiDiffSlicerLib.scene.accept import Accepted
 from ProGiDiffSlicerLib.scene.editing import Editing, begin_edit
 from ProGiDiffSlicerLib.scene.examples import remember_volume
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
+from ProGiDiffSlicerLib.scene.nodes import is_own
 from ProGiDiffSlicerLib.scene.provenance import Provenance, earlier_provenance, read_provenance
 from ProGiDiffSlicerLib.services import Services
 

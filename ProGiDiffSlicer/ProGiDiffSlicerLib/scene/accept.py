@@ -21,28 +21,26 @@ from progidiff.targets import Target, target_for
 from ProGiDiffSlicerLib.logic.rows import Row
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.scene.editing import EditTracker
-from ProGiDiffSlicerLib.scene.hierarchy import place_beside
 from ProGiDiffSlicerLib.scene.labelmaps import (
     LABELMAP,
     Index,
     MaskCrop,
+    Overwrite,
     between_nodes,
+    on_grid_of,
     overlap,
+    reference_grid,
     segment_mask,
     segments_of,
     tight,
+    write_segment,
 )
+from ProGiDiffSlicerLib.scene.nodes import ROLE_ACCEPTED, ROLE_ATTRIBUTE, ROLE_PROPOSALS, place_beside
 from ProGiDiffSlicerLib.scene.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
-from ProGiDiffSlicerLib.scene.sequences import frames, record_segmentation
 from ProGiDiffSlicerLib.scene.undo import UndoStack
-from ProGiDiffSlicerLib.scene.volumes import still_same
-from ProGiDiffSlicerLib.scene.writing import Overwrite, on_grid_of, reference_grid, write_segment
+from ProGiDiffSlicerLib.scene.volumes import frames, record_segmentation, still_same
 
 Mode = Literal["new", "replace", "add"]
-
-ROLE_ATTRIBUTE = "ProGiDiff.Role"
-ROLE_ACCEPTED = "accepted"
-ROLE_PROPOSALS = "proposals"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""What the engine needs to know of a volume node, and whether that still holds when results arrive."""
+"""Volumes and sequences: voxels and place, which frame is shown, which slices are meant.
+
+Results are pinned to the frame that they were computed on, whatever frame is shown when they arrive.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,137 @@ from typing import Any, Literal
 
 import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.scene.labelmaps import volume_grid
-from ProGiDiffSlicerLib.scene.sequences import Frames, frames, parent_to_world
+from ProGiDiffSlicerLib.scene.nodes import nodes_of
 
 Modality = Literal["CT", "MR"]
-
 #: UCUM code that Slicer's DICOM reader writes for Hounsfield units.
 _HOUNSFIELD = "[hnsf'U]"
+Extent = Literal["slice", "range", "volume"]
+Point = tuple[float, float, float]
+#: A view whose normal is farther than this from the direction of the slices (as a cosine) does not show them.
+_ALONG = float(np.sqrt(0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The frames of a volume that a sequence browser plays.
+
+    Attributes:
+        node: the volume that is shown (the browser's proxy).
+        browser: vtkMRMLSequenceBrowserNode.
+        sequence: vtkMRMLSequenceNode that holds the volume of each frame.
+        count: number of frames.
+        index: the frame that is shown now, from 0.
+    """
+
+    node: Any
+    browser: Any
+    sequence: Any
+    count: int
+    index: int
+
+    def data_node(self, index: int) -> Any:
+        """The volume of frame ``index``; it lies in the sequence, not in the scene.
+
+        Raises:
+            InputError: there is no such frame, or it holds no volume.
+        """
+        found = self._item(self.sequence, index) if 0 <= index < self.count else None
+        if found is None:
+            raise InputError(
+                _("Frame {number} of {name} holds no volume; choose another frame.").format(
+                    number=index + 1, name=self.node.GetName()
+                )
+            )
+        return found
+
+    def _item(self, sequence: Any, index: int) -> Any | None:
+        value = self.browser.GetMasterSequenceNode().GetNthIndexValue(index)
+        return sequence.GetDataNodeAtValue(value, True)
+
+    def source_of(self, node: Any, index: int) -> Any:
+        """What stands for ``node`` in frame ``index``: an item of its sequence if the browser plays it, otherwise itself."""
+        sequence = self.browser.GetSequenceNode(node)
+        item = None if sequence is None else self._item(sequence, index)
+        return node if item is None else item
+
+
+def frames(node: Any) -> Frames | None:
+    """The frames of a volume node, or ``None`` if no sequence browser plays it."""
+    scene = None if node is None else node.GetScene()
+    if scene is None:
+        return None
+    for browser in nodes_of(scene, "vtkMRMLSequenceBrowserNode"):
+        sequence = browser.GetSequenceNode(node)
+        if sequence is not None and browser.GetMasterSequenceNode() is not None and browser.GetNumberOfItems() > 0:
+            index = min(max(browser.GetSelectedItemNumber(), 0), browser.GetNumberOfItems() - 1)
+            return Frames(node, browser, sequence, browser.GetNumberOfItems(), index)
+    return None
+
+
+def parent_to_world(node: Any, playing: Frames | None = None, index: int = 0) -> np.ndarray | None:
+    """Where the parent transforms of a node put it: float64 (4, 4), RAS of the node to RAS of the world.
+
+    ``None`` where one of them is not linear. Transforms that the browser plays as well are taken as in frame ``index``.
+    """
+    total = np.eye(4)
+    transform = node.GetParentTransformNode()
+    while transform is not None:
+        source = transform if playing is None else playing.source_of(transform, index)
+        if not source.IsLinear():
+            return None
+        matrix = vtk.vtkMatrix4x4()
+        source.GetMatrixTransformToParent(matrix)
+        total = slicer.util.arrayFromVTKMatrix(matrix) @ total
+        transform = transform.GetParentTransformNode()
+    return total
+
+
+def show_frame(playing: Frames, index: int) -> None:
+    """Make the browser show frame ``index``."""
+    playing.browser.SetSelectedItemNumber(index)
+
+
+def record_segmentation(playing: Frames, segmentation_node: Any) -> Any:
+    """Give a segmentation one item for each frame, in the browser that plays the volume; the sequence that holds them.
+
+    What the segmentation holds now belongs to the frame that is shown now; in the other frames it is empty. From then on it
+    changes with the frames, and changes of it are kept in the frame that is shown. A segmentation that the browser plays
+    already is left as it is.
+    """
+    known = playing.browser.GetSequenceNode(segmentation_node)
+    if known is not None:
+        return known
+    scene = segmentation_node.GetScene()
+    master = playing.browser.GetMasterSequenceNode()
+    shown = playing.browser.GetSelectedItemNumber()
+    name = scene.GenerateUniqueName(_("{name} frames").format(name=segmentation_node.GetName()))
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+    sequence.SetIndexName(master.GetIndexName())
+    sequence.SetIndexUnit(master.GetIndexUnit())
+    sequence.SetIndexType(master.GetIndexType())
+    empty = slicer.vtkMRMLSegmentationNode()
+    empty.SetName(segmentation_node.GetName())
+    empty.SetReferenceImageGeometryParameterFromVolumeNode(playing.node)
+    # Every frame gets its item before the browser plays the sequence: the browser fills gaps from the frame before, and a
+    # mask of one frame would turn up in the next.
+    for index in range(playing.count):
+        sequence.SetDataNodeAtValue(segmentation_node if index == shown else empty, master.GetNthIndexValue(index))
+    # Told at once: a browser that sees the sequence before its node would make a second segmentation for it.
+    modifying = playing.browser.StartModify()
+    playing.browser.AddSynchronizedSequenceNode(sequence)
+    playing.browser.SetOverwriteProxyName(sequence, False)
+    playing.browser.SetSaveChanges(sequence, True)
+    playing.browser.AddProxyNode(segmentation_node, sequence, False)
+    playing.browser.EndModify(modifying)
+    return sequence
 
 
 @dataclass(frozen=True)
@@ -183,3 +306,85 @@ def _world_affine(node: Any, local: np.ndarray, playing: Frames | None, index: i
             ).format(name=name)
         )
     return np.asarray(parent @ local, np.float64)
+
+
+def slices_of_extent(
+    extent: Extent,
+    geometry: Geometry,
+    plan: SlicePlan,
+    start: int = 0,
+    stop: int = 0,
+    point_ras: Point | None = None,
+    scene: Any = None,
+) -> tuple[int, int] | None:
+    """Half-open range of slices, or ``None`` for all of them.
+
+    Args:
+        extent: what is meant.
+        geometry: grid of the volume in the world.
+        plan: how it is cut.
+        start, stop: half-open range, for ``"range"``.
+        point_ras: place of the slice in mm, for ``"slice"``; ``None`` for what the slice views of ``scene`` show.
+        scene: vtkMRMLScene.
+
+    Raises:
+        InputError: there is no such slice.
+    """
+    if extent == "volume":
+        return None
+    if extent == "range":
+        if not 0 <= start < stop <= plan.count:
+            raise InputError(
+                _("The slices {first} to {last} are not within the volume's {count}; choose a range within them.").format(
+                    first=start + 1, last=stop, count=plan.count
+                )
+            )
+        return start, stop
+    if extent != "slice":
+        raise InputError(_("Choose this slice, a range of slices or the whole volume."))
+    point = point_ras if point_ras is not None else shown_point(scene, geometry, plan)
+    index = slice_at(point, geometry, plan)
+    return index, index + 1
+
+
+def slice_at(point_ras: Point, geometry: Geometry, plan: SlicePlan) -> int:
+    """Index of the slice in which a point (RAS in mm) lies.
+
+    Raises:
+        InputError: it lies before the first or behind the last slice.
+    """
+    place = place_of(point_ras, geometry, plan)
+    index = int(np.floor(place + 0.5))
+    if not np.isfinite(place) or not 0 <= index < plan.count:
+        raise InputError(
+            _("The slice that is shown lies outside the volume; scroll into the volume, or choose a range of slices.")
+        )
+    return index
+
+
+def place_of(point_ras: Point, geometry: Geometry, plan: SlicePlan) -> float:
+    """Where a point (RAS in mm) lies along the slices, in slices; it may be before the first or behind the last one."""
+    return float((np.linalg.inv(geometry.affine) @ [*point_ras, 1.0])[2 - plan.axis])
+
+
+def shown_point(scene: Any, geometry: Geometry, plan: SlicePlan) -> Point:
+    """Centre of the slice view that shows the volume's slices: the red one, or where that looks across them the best other.
+
+    Raises:
+        InputError: no view shows them.
+    """
+    axis = np.asarray(geometry.affine[:3, 2 - plan.axis])
+    best, best_view = 0.0, None
+    for view in [] if scene is None else nodes_of(scene, "vtkMRMLSliceNode"):
+        matrix = view.GetSliceToRAS()
+        normal = np.array([matrix.GetElement(row, 2) for row in range(3)])
+        along = abs(float(normal @ axis)) / float(np.linalg.norm(axis))
+        if view.GetLayoutName() == "Red" and along > _ALONG:
+            best_view = view
+            break
+        if along > max(best, _ALONG):
+            best, best_view = along, view
+    if best_view is None:
+        raise InputError(_("No slice view shows the slices of this volume; choose a range of slices or the whole volume."))
+    matrix = best_view.GetSliceToRAS()
+    return matrix.GetElement(0, 3), matrix.GetElement(1, 3), matrix.GetElement(2, 3)
