@@ -94,7 +94,7 @@ LAYERS = {
     "scene": ({"signals", "idle", "worker", "logic"}, {"qt", "slicer", "vtk"}),
     "learning": ({"signals", "idle", "logic", "scene"}, {"slicer"}),
     "setup": ({"signals", "worker"}, {"qt", "slicer"}),
-    "parameters": (set(), {"slicer"}),
+    "parameters": ({"scene"}, {"slicer"}),
     "services": ({"signals", "idle", "worker", "logic", "scene", "setup"}, {"qt", "slicer"}),
     "panels": (
         {"signals", "idle", "worker", "logic", "scene", "learning", "setup", "parameters", "services"},

@@ -12,7 +12,7 @@ import qt
 from progidiff.events import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.panels.panel import remaining
 from ProGiDiffSlicerLib.panels.prompt import MOST_KEPT, PromptHistory, completions, with_target
-from ProGiDiffSlicerLib.parameters import Extent, Frames
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from .panel_support import GRID, Opened, opened, press, type_text

@@ -25,7 +25,7 @@ from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.vocabulary import Card, planes_of, read_card
 from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, ProposalSegmentation, Shelf
-from ProGiDiffSlicerLib.scene.volumes import frames, slices_of_extent, still_same, volume_image
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, frames, slices_of_extent, still_same, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
 
@@ -141,12 +141,12 @@ class ProposalSession:
         first = self._prepare(request, None)
         playing = frames(self._scene.GetNodeByID(request.volume_node_id))
         wanted: list[int | None] = [first.image.frame]
-        if playing is not None and request.frames == "all":
+        if playing is not None and request.frames == Frames.ALL:
             wanted = list(range(playing.count))
         if first.slices is not None:
             # "This slice" is the one that is looked at now, whatever is looked at when the model is loaded.
             plane = first.plan.plane  # and a range is one of the plane that was seen when it was chosen
-            request = replace(request, extent="range", start=first.slices[0], stop=first.slices[1], plane=plane)
+            request = replace(request, extent=Extent.RANGE, start=first.slices[0], stop=first.slices[1], plane=plane)
         self._supersede()
         self.failure = None
         run = Run(

@@ -17,8 +17,8 @@ from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import SessionState
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import slices_of
-from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Extent, Parameters, Plane
-from ProGiDiffSlicerLib.scene.volumes import frames
+from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Parameters, Plane
+from ProGiDiffSlicerLib.scene.volumes import Extent, frames
 from ProGiDiffSlicerLib.services import Services
 
 _SEPARATORS = ";,\n"
@@ -110,7 +110,7 @@ class PromptPanel(Panel):
             prompt=prompt,
             plane=parameters.plane.value or None,
             correct_values=volume is not None and _same(parameters.correctedVolume, volume),
-            extent=parameters.extent.value,
+            extent=parameters.extent,
             start=start,
             stop=stop,
             proposals=parameters.proposals,
@@ -121,7 +121,7 @@ class PromptPanel(Panel):
             everywhere=parameters.everywhere,
             model_folder=self._settings.modelFolder or None,
             device=self._settings.device,
-            frames=parameters.frames.value,
+            frames=parameters.frames,
             adapter_folder=parameters.adapterFolder or None,
             adapter_even_if_worse=parameters.adapterEvenIfWorse,
         )

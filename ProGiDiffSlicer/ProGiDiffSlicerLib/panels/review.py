@@ -12,8 +12,8 @@ from progidiff.errors import ProGiDiffError
 from ProGiDiffSlicerLib.logic.rows import Row, row_name
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
-from ProGiDiffSlicerLib.parameters import AcceptMode, Plane
-from ProGiDiffSlicerLib.scene.accept import Accepted
+from ProGiDiffSlicerLib.parameters import Plane
+from ProGiDiffSlicerLib.scene.accept import Accepted, AcceptMode
 from ProGiDiffSlicerLib.scene.editing import Editing, begin_edit
 from ProGiDiffSlicerLib.scene.examples import remember_volume
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
@@ -112,9 +112,9 @@ class ReviewPanel(Panel):
                 target,
                 row,
                 parameters.targetSegmentation,
-                parameters.acceptMode.value,
+                parameters.acceptMode,
                 parameters.targetSegment or None,
-                parameters.overwrite.value,
+                parameters.overwrite,
             )
         except ProGiDiffError as error:
             self._status.say(str(error))
@@ -143,7 +143,7 @@ class ReviewPanel(Panel):
             parameters.targetSegment,
             parameters.inputVolume,
             self.ui.segmentEditor,
-            parameters.overwrite.value,
+            parameters.overwrite,
             self._on_edited,
         )
         self.ui.editorSection.collapsed = False

@@ -8,7 +8,8 @@ an organ costs the memory of its box.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from enum import StrEnum
+from typing import Any, Protocol
 
 import numpy as np
 import slicer
@@ -37,7 +38,22 @@ _VTK_TYPE = {
     "f4": vtk.VTK_FLOAT,
     "f8": vtk.VTK_DOUBLE,
 }
-Overwrite = Literal["none", "visible", "all"]
+
+
+class Overwrite(StrEnum):
+    """Which other segments may lose voxels to the accepted one, or to editing."""
+
+    NONE = "none"
+    VISIBLE = "visible"
+    ALL = "all"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            Overwrite.NONE: _("Never changed (may overlap)"),
+            Overwrite.VISIBLE: _("Visible ones give way"),
+            Overwrite.ALL: _("All give way"),
+        }[self]
 
 
 class MaskCrop(Protocol):
@@ -209,9 +225,9 @@ def write_segment(image: Any, node: Any, segment_id: str, replace_all: bool, ove
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     display = node.GetDisplayNode()
     others = {identifier: other for identifier, other in segments_of(node) if identifier != segment_id}
-    if overwrite == "none":
+    if overwrite == Overwrite.NONE:
         others = {}
-    elif overwrite == "visible":
+    elif overwrite == Overwrite.VISIBLE:
         others = {key: other for key, other in others.items() if display is None or display.GetSegmentVisibility(key)}
     masks = {key: _on_layer(image, segment_labelmap(other)) for key, other in others.items()}
     under = {key: count for key, other in others.items() if (count := overlap(segment_mask(other), values_of(masks[key])))}

@@ -6,6 +6,7 @@ Results are pinned to the frame that they were computed on, whatever frame is sh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -22,14 +23,40 @@ from ProGiDiffSlicerLib.scene.nodes import nodes_of
 Modality = Literal["CT", "MR"]
 #: UCUM code that Slicer's DICOM reader writes for Hounsfield units.
 _HOUNSFIELD = "[hnsf'U]"
-Extent = Literal["slice", "range", "volume"]
 Point = tuple[float, float, float]
 #: A view whose normal is farther than this from the direction of the slices (as a cosine) does not show them.
 _ALONG = float(np.sqrt(0.5))
 
 
+class Extent(StrEnum):
+    """How much of a volume is proposed for."""
+
+    VOLUME = "volume"
+    SLICE = "slice"
+    RANGE = "range"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            Extent.VOLUME: _("Whole volume"),
+            Extent.SLICE: _("This slice"),
+            Extent.RANGE: _("Range of slices"),
+        }[self]
+
+
+class Frames(StrEnum):
+    """Which frames of a sequence are proposed for."""
+
+    THIS = "this"
+    ALL = "all"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {Frames.THIS: _("This frame"), Frames.ALL: _("All frames")}[self]
+
+
 @dataclass(frozen=True, eq=False)
-class Frames:
+class PlayedFrames:
     """The frames of a volume that a sequence browser plays.
 
     Attributes:
@@ -72,7 +99,7 @@ class Frames:
         return node if item is None else item
 
 
-def frames(node: Any) -> Frames | None:
+def frames(node: Any) -> PlayedFrames | None:
     """The frames of a volume node, or ``None`` if no sequence browser plays it."""
     scene = None if node is None else node.GetScene()
     if scene is None:
@@ -81,11 +108,11 @@ def frames(node: Any) -> Frames | None:
         sequence = browser.GetSequenceNode(node)
         if sequence is not None and browser.GetMasterSequenceNode() is not None and browser.GetNumberOfItems() > 0:
             index = min(max(browser.GetSelectedItemNumber(), 0), browser.GetNumberOfItems() - 1)
-            return Frames(node, browser, sequence, browser.GetNumberOfItems(), index)
+            return PlayedFrames(node, browser, sequence, browser.GetNumberOfItems(), index)
     return None
 
 
-def parent_to_world(node: Any, playing: Frames | None = None, index: int = 0) -> np.ndarray | None:
+def parent_to_world(node: Any, playing: PlayedFrames | None = None, index: int = 0) -> np.ndarray | None:
     """Where the parent transforms of a node put it: float64 (4, 4), RAS of the node to RAS of the world.
 
     ``None`` where one of them is not linear. Transforms that the browser plays as well are taken as in frame ``index``.
@@ -103,12 +130,12 @@ def parent_to_world(node: Any, playing: Frames | None = None, index: int = 0) ->
     return total
 
 
-def show_frame(playing: Frames, index: int) -> None:
+def show_frame(playing: PlayedFrames, index: int) -> None:
     """Make the browser show frame ``index``."""
     playing.browser.SetSelectedItemNumber(index)
 
 
-def record_segmentation(playing: Frames, segmentation_node: Any) -> Any:
+def record_segmentation(playing: PlayedFrames, segmentation_node: Any) -> Any:
     """Give a segmentation one item for each frame, in the browser that plays the volume; the sequence that holds them.
 
     What the segmentation holds now belongs to the frame that is shown now; in the other frames it is empty. From then on it
@@ -296,7 +323,7 @@ def _check_voxels(node: Any, source: Any, name: str) -> None:
         )
 
 
-def _world_affine(node: Any, local: np.ndarray, playing: Frames | None, index: int | None, name: str) -> np.ndarray:
+def _world_affine(node: Any, local: np.ndarray, playing: PlayedFrames | None, index: int | None, name: str) -> np.ndarray:
     parent = parent_to_world(node, playing, index or 0)
     if parent is None:
         raise InputError(
@@ -330,9 +357,9 @@ def slices_of_extent(
     Raises:
         InputError: there is no such slice.
     """
-    if extent == "volume":
+    if extent == Extent.VOLUME:
         return None
-    if extent == "range":
+    if extent == Extent.RANGE:
         if not 0 <= start < stop <= plan.count:
             raise InputError(
                 _("The slices {first} to {last} are not within the volume's {count}; choose a range within them.").format(
@@ -340,7 +367,7 @@ def slices_of_extent(
                 )
             )
         return start, stop
-    if extent != "slice":
+    if extent != Extent.SLICE:
         raise InputError(_("Choose this slice, a range of slices or the whole volume."))
     point = point_ras if point_ras is not None else shown_point(scene, geometry, plan)
     index = slice_at(point, geometry, plan)
