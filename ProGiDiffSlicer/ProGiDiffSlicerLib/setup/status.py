@@ -17,6 +17,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from slicer.i18n import tr as _
 
+from progidiff import PYTHON_WINDOW
+
 Source = Literal["slicer", "torch", "pip"]
 
 # Slicer is built with these, and other modules hold them loaded: whoever replaces one breaks Slicer itself.
@@ -28,7 +30,6 @@ _MODULES = {"simpleitk": "SimpleITK"}
 
 
 State = Literal["ok", "missing", "unfit", "damaged"]
-PYTHON_WINDOW = ((3, 11), (3, 14))
 
 
 @dataclass(frozen=True)
