@@ -14,7 +14,7 @@ from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, R
 from ProGiDiffSlicerLib.setup.install import Installer, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import DEVICES, WORKER_KINDS, Settings
 from ProGiDiffSlicerLib.setup.status import Package, PythonHome, Status
-from ProGiDiffSlicerLib.setup.tools import SlicerTools, Tools
+from ProGiDiffSlicerLib.setup.tools import Tools
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 
@@ -43,7 +43,7 @@ class SetupPanel(Panel):
         self.workerMustStop = Signal()
         self._section = section
         self._settings = settings
-        self._tools = SlicerTools() if tools is None else tools
+        self._tools = Tools() if tools is None else tools
         self._home = PythonHome() if home is None else home
         self._installer = Installer(settings, self._tools, self._home)
         self._remover = Remover(settings, self._tools, self._home)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any, Generic, Protocol, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import slicer
 
@@ -17,18 +17,6 @@ DEVICES: tuple[Device, ...] = get_args(Device)
 WORKER_KINDS = ("this", "python", "command")
 # A worker started before one of these changed is not the one that the settings speak of.
 WORKER_SETTINGS = frozenset({"workerKind", "pythonPath", "commandText"})
-
-
-class Store(Protocol):
-    """The part of QSettings that is used."""
-
-    def value(self, key: str, default: Any = None) -> Any: ...
-
-    def setValue(self, key: str, value: Any) -> None: ...
-
-    def remove(self, key: str) -> None: ...
-
-
 Text = TypeVar("Text", bound=str)
 
 
@@ -83,8 +71,8 @@ class Settings:
     adaptersFolder = Setting[str]()
     testedWorker = Setting[str]()
 
-    def __init__(self, store: Store | None = None) -> None:
-        """``store`` is Slicer's user settings unless another one is given."""
+    def __init__(self, store: Any = None) -> None:
+        """``store`` is a QSettings, by default Slicer's user settings."""
         self._store = slicer.app.userSettings() if store is None else store
         self.changed = Signal()
 
