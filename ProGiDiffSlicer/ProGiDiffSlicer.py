@@ -149,9 +149,9 @@ class ProGiDiffSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameters is None:
             self.setParameters(self.logic.getParameterNode())
         if self._parameters.inputVolume is None:
-            from ProGiDiffSlicerLib.panels.node_choices import first_volume
+            from ProGiDiffSlicerLib.scene.nodes import first_volume
 
-            self._parameters.inputVolume = first_volume()
+            self._parameters.inputVolume = first_volume(slicer.mrmlScene)
 
     def setParameters(self, parameters: Any) -> None:
         """Show these parameters; ``None``: let go of them."""

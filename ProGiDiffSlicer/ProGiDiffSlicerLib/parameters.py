@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+from ProGiDiffSlicerLib.scene.accept import AcceptMode
+from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
 
 MOST_PROPOSALS = 100
 MOST_STEPS = 100
@@ -15,24 +19,8 @@ MOST_STEPS = 100
 LARGEST_SEED = 2**31 - 1
 
 
-class Extent(enum.Enum):
-    """How much of the volume is proposed for; ``value`` is what a run request calls it."""
-
-    VOLUME = "volume"
-    SLICE = "slice"
-    RANGE = "range"
-
-    def label(self) -> str:
-        """The choice's text in a combo box."""
-        return {
-            Extent.VOLUME: _("Whole volume"),
-            Extent.SLICE: _("This slice"),
-            Extent.RANGE: _("Range of slices"),
-        }[self]
-
-
-class Plane(enum.Enum):
-    """In which plane the volume is cut; ``value`` is what a run request calls it, "" for what suits volume and model."""
+class Plane(StrEnum):
+    """In which plane the volume is cut; "" is what suits volume and model."""
 
     AUTOMATIC = ""
     AXIAL = "axial"
@@ -46,49 +34,6 @@ class Plane(enum.Enum):
             Plane.AXIAL: _("Axial"),
             Plane.CORONAL: _("Coronal"),
             Plane.SAGITTAL: _("Sagittal"),
-        }[self]
-
-
-class Frames(enum.Enum):
-    """Which frames of a sequence are proposed for; ``value`` is what a run request calls it."""
-
-    THIS = "this"
-    ALL = "all"
-
-    def label(self) -> str:
-        """The choice's text in a combo box."""
-        return {Frames.THIS: _("This frame"), Frames.ALL: _("All frames")}[self]
-
-
-class AcceptMode(enum.Enum):
-    """Where an accepted proposal goes; ``value`` is what acceptance calls it."""
-
-    NEW = "new"
-    REPLACE = "replace"
-    ADD = "add"
-
-    def label(self) -> str:
-        """The choice's text in a combo box."""
-        return {
-            AcceptMode.NEW: _("New segment"),
-            AcceptMode.REPLACE: _("Replace a segment"),
-            AcceptMode.ADD: _("Add to a segment"),
-        }[self]
-
-
-class Overwrite(enum.Enum):
-    """Which other segments may lose voxels to the accepted one; ``value`` is what acceptance calls it."""
-
-    NONE = "none"
-    VISIBLE = "visible"
-    ALL = "all"
-
-    def label(self) -> str:
-        """The choice's text in a combo box."""
-        return {
-            Overwrite.NONE: _("Never changed (may overlap)"),
-            Overwrite.VISIBLE: _("Visible ones give way"),
-            Overwrite.ALL: _("All give way"),
         }[self]
 
 

@@ -7,12 +7,11 @@ from typing import Any
 import qt
 
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.accept import Acceptance
-from ProGiDiffSlicerLib.logic.exporting import Exporting
 from ProGiDiffSlicerLib.logic.session import ProposalSession
+from ProGiDiffSlicerLib.scene.accept import Acceptance
+from ProGiDiffSlicerLib.scene.exporting import Exporting
 from ProGiDiffSlicerLib.setup.settings import WORKER_SETTINGS, Settings
 from ProGiDiffSlicerLib.worker.client import WorkerClient
-from ProGiDiffSlicerLib.workflow import Workflow
 
 
 class Services:
@@ -31,7 +30,6 @@ class Services:
         self.client = WorkerClient(self.settings.command, parent=self.owner) if client is None else client
         self.session = ProposalSession(scene, self.client, self.idle, self._model_folder)
         self.acceptance = Acceptance(scene)
-        self.workflow = Workflow(scene, self.session, self.acceptance)
         self.exporting = Exporting(self.idle, self.client, lambda: self.settings.workerKind == "command")
         self.settings.changed.connect(self._on_setting)
 

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from progidiff import __version__
+from progidiff import PYTHON_WINDOW, __version__
 from progidiff.client import WorkerClient
 from progidiff.errors import ModelError, ProGiDiffError, WorkerError
 from progidiff.locations import default_model_folder, model_size
@@ -29,7 +29,6 @@ from progidiff.protocol import Device
 
 Status = Literal["ok", "warning", "missing"]
 
-PYTHON_WINDOW = ((3, 11), (3, 14))
 REQUIRED_PACKAGES = (
     "numpy",
     "SimpleITK",

@@ -250,6 +250,6 @@ def save_and_load_scene(scene: Any, path: Path) -> None:
 
 def facts(**changes: Any) -> Any:
     """Where a proposal of the liver comes from."""
-    from ProGiDiffSlicerLib.logic.provenance import Provenance
+    from ProGiDiffSlicerLib.scene.provenance import Provenance
 
     return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})

@@ -35,8 +35,8 @@ def _library() -> dict[str, Any]:
 @pytest.fixture
 def acceptance(scene: Any) -> Iterator[Any]:
     """Acceptance into the scene, with a timer of edits that waits to be told."""
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
+    from ProGiDiffSlicerLib.scene.accept import Acceptance
+    from ProGiDiffSlicerLib.scene.editing import EditTracker
 
     from .accept_support import ManualTimer
 

@@ -74,7 +74,7 @@ class Demo:
         self.save(bool(accepted))
         reviewed = time.monotonic()
         self.recorder.write_report(self.folder / "report", self.options.prompt, self.options.input.name)
-        request = self.driver.services.workflow.origin.request
+        request = self.driver.services.session.store.request
         return {
             "learning": self.learn(),
             **about(self.driver.volume, self.options.input.name),
@@ -153,7 +153,7 @@ class Demo:
         node = driver.accepted()
         if node is None:
             raise RunFailedError(driver.said)
-        segment_id = driver.panels.review._binding.parameters.targetSegment
+        segment_id = driver.panels.review.parameters.targetSegment
         self.accepted[target] = segment_id
         return {**record, "accepted": accepted_record(driver, driver.volume, segment_id), "note": driver.said}
 

@@ -95,7 +95,7 @@ class Learning:
         """
         times = {}
         began = time.monotonic()
-        origin = self.driver.services.workflow.origin.request
+        origin = self.driver.services.session.store.request
         corrections = self.correct(accepted)
         shown = self.save(corrections, folder / EXAMPLES)
         self.driver.panel(folder / "panel-5-saved.png")
@@ -249,7 +249,7 @@ class Learning:
 
     def _paint(self, segment_id: str, before: np.ndarray, wanted: np.ndarray) -> int:
         """Paint and erase slice by slice with the logic of Slicer's Segment Editor; the number of strokes."""
-        from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+        from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
 
         logic = slicer.vtkSlicerSegmentEditorLogic()
         logic.SetMRMLScene(slicer.mrmlScene)

@@ -116,7 +116,7 @@ def accepted_record(driver: Any, volume: Any, segment_id: str) -> dict[str, Any]
     """An accepted segment: its name, size in mL, colour, code, and everything that its tags say of its origin."""
     import slicer
 
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     node = driver.accepted()
     segment = node.GetSegmentation().GetSegment(segment_id)

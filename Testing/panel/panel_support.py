@@ -19,24 +19,9 @@ from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.signals import Signal
 
 from .session_support import FakeClient, add_volume, plan_of, random_masks, ranking_event, slice_event
+from .setup_examples import MemoryStore
 
 GRID = Geometry((14, 12, 8), np.array([[-2.0, 0, 0, 20], [0, -2, 0, 10], [0, 0, 5, -40], [0, 0, 0, 1]]))
-
-
-class MemoryStore:
-    """Settings that are forgotten."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-
-    def value(self, key: str, default: Any = None) -> Any:
-        return self._values.get(key, default)
-
-    def setValue(self, key: str, value: Any) -> None:
-        self._values[key] = value
-
-    def remove(self, key: str) -> None:
-        self._values.pop(key, None)
 
 
 class ScriptedClient(FakeClient):

@@ -16,7 +16,7 @@ from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
-from ProGiDiffSlicerLib.logic.volumes import volume_image
+from ProGiDiffSlicerLib.scene.volumes import volume_image
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 

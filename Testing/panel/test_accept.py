@@ -125,7 +125,7 @@ def test_voxels_are_those_of_the_segment_editor(
     """The Segment Editor's own logic, given the same mask and setting, leaves the same voxels in every segment."""
     if not hasattr(slicer, "vtkSlicerSegmentEditorLogic"):
         pytest.skip("this Slicer has no segment editor logic outside its widget")
-    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
 
     rng = np.random.default_rng(3)
     which = rng.integers(0, 4, SHAPE)
@@ -257,7 +257,7 @@ def test_proposals_and_surfaces_are_not_accepted_into(scene: Any, acceptance: An
 
 
 def test_a_failure_halfway_leaves_everything_as_it_was(scene: Any, acceptance: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ProGiDiffSlicerLib.logic import accept
+    from ProGiDiffSlicerLib.scene import accept
 
     volume = add_volume(scene)
     node = add_segments(scene, volume, {"mine": C, "other": A & B})
@@ -278,8 +278,8 @@ def test_a_failure_halfway_leaves_everything_as_it_was(scene: Any, acceptance: A
 
 
 def test_the_editors_own_undo_is_told_first(scene: Any) -> None:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
+    from ProGiDiffSlicerLib.scene.accept import Acceptance
+    from ProGiDiffSlicerLib.scene.editing import EditTracker
 
     volume = add_volume(scene)
     node = add_segments(scene, volume, {"mine": C})

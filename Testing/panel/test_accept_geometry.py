@@ -42,7 +42,7 @@ def rigid() -> np.ndarray:
 
 
 def facts() -> Any:
-    from ProGiDiffSlicerLib.logic.provenance import Provenance
+    from ProGiDiffSlicerLib.scene.provenance import Provenance
 
     return Provenance(prompt="liver", target="liver", seed=1, proposal=0)
 

@@ -12,8 +12,7 @@ import qt
 import slicer
 
 from progidiff.volumes.geometry import Geometry
-from ProGiDiffSlicerLib.logic.sequences import frames
-from ProGiDiffSlicerLib.parameters import Extent
+from ProGiDiffSlicerLib.scene.volumes import Extent, frames
 
 from ..volume_examples import oblique, oblique_rotation, oriented
 from .curating_support import Saver, Spin, draw, everything_in, only

@@ -19,7 +19,8 @@ from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
 from .curating_support import Saver, Spin, draw, only
-from .panel_support import GRID, MemoryStore, Opened, opened
+from .panel_support import GRID, Opened, opened
+from .setup_examples import MemoryStore
 from .worker_support import children
 
 # Takes everything in and never says anything: a folder on a network that is away.

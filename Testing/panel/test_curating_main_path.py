@@ -46,7 +46,7 @@ def test_prompt_accept_edit_save_and_read_back(driver: Driver, tmp_path: Path) -
     for target in driver.session.store.targets:
         driver.choose_target(target)
         driver.press_in_table(qt.Qt.Key_Return)
-        accepted[target] = driver.panels.review._binding.parameters.targetSegment
+        accepted[target] = driver.panels.review.parameters.targetSegment
     learning = Learning(driver, sample_volume(), lambda until: driver.wait(until, 60))
     corrections = learning.correct(accepted)
     # Training examples need no worker.

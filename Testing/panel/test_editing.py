@@ -36,8 +36,8 @@ def timers() -> list[ManualTimer]:
 
 @pytest.fixture
 def acceptance(scene: Any, timers: list[ManualTimer]) -> Iterator[Any]:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
+    from ProGiDiffSlicerLib.scene.accept import Acceptance
+    from ProGiDiffSlicerLib.scene.editing import EditTracker
 
     def timer(callback: Any) -> ManualTimer:
         timers.append(ManualTimer(callback))
@@ -49,13 +49,13 @@ def acceptance(scene: Any, timers: list[ManualTimer]) -> Iterator[Any]:
 
 
 def facts(**changes: Any) -> Any:
-    from ProGiDiffSlicerLib.logic.provenance import Provenance
+    from ProGiDiffSlicerLib.scene.provenance import Provenance
 
     return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
 
 
 def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
-    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
 
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
@@ -63,7 +63,7 @@ def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
 
 
 def told(node: Any, identifier: str) -> tuple[bool, float | None]:
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     read = read_provenance(node.GetSegmentation().GetSegment(identifier))
     return read.edited, read.dice_to_proposal
@@ -171,8 +171,8 @@ def test_an_edit_after_loading_is_noticed_though_the_proposal_is_gone(scene: Any
 
 
 def test_cleanup_updates_a_last_time_and_leaves_nothing_behind(scene: Any) -> None:
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import EditTracker
+    from ProGiDiffSlicerLib.scene.accept import Acceptance
+    from ProGiDiffSlicerLib.scene.editing import EditTracker
 
     volume = add_volume(scene)
     node = add_segments(scene, volume, {"mine": A})
@@ -217,7 +217,7 @@ class Editor:
 
 @pytest.mark.parametrize("overwrite", ["none", "visible", "all"])
 def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite: str) -> None:
-    from ProGiDiffSlicerLib.logic.editing import begin_edit
+    from ProGiDiffSlicerLib.scene.editing import begin_edit
 
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
@@ -238,7 +238,7 @@ def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite
 @pytest.mark.usefixtures("slicer_version")
 def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, acceptance: Any) -> None:
     """A scene that was saved while somebody painted brings the effect; there may be no segmentation for it any more."""
-    from ProGiDiffSlicerLib.logic.editing import EDITOR_TAG, begin_edit
+    from ProGiDiffSlicerLib.scene.editing import EDITOR_TAG, begin_edit
 
     volume, other = add_volume(scene), add_volume(scene, name="other")
     node = add_segments(scene, volume, {"first": A, "second": B & ~A})
@@ -259,7 +259,7 @@ def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, ac
 
 
 def test_an_embedded_editor_is_set_up_in_the_order_it_needs(scene: Any, acceptance: Any) -> None:
-    from ProGiDiffSlicerLib.logic.editing import begin_edit
+    from ProGiDiffSlicerLib.scene.editing import begin_edit
 
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
@@ -283,8 +283,8 @@ def test_painting_with_slicers_own_logic_obeys_the_policy(scene: Any, acceptance
     """The prepared node in the real editor logic: neighbours stay as they are, its undo works beside ours."""
     if not hasattr(slicer, "vtkSlicerSegmentEditorLogic"):
         pytest.skip("this Slicer has no segment editor logic outside its widget")
-    from ProGiDiffSlicerLib.logic.editing import begin_edit
-    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+    from ProGiDiffSlicerLib.scene.editing import begin_edit
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
 
     volume = add_volume(scene)
     node = add_segments(scene, volume, {"mine": A, "other": B & ~A})
@@ -319,8 +319,8 @@ def test_tags_of_segments_that_were_not_accepted_stay_untouched(scene: Any, acce
 
 def test_with_the_applications_timer_and_editor(app: Any, scene: Any, spin: Any) -> None:
     """The widget that the panel embeds, and the timer that the product uses."""
-    from ProGiDiffSlicerLib.logic.accept import Acceptance
-    from ProGiDiffSlicerLib.logic.editing import begin_edit
+    from ProGiDiffSlicerLib.scene.accept import Acceptance
+    from ProGiDiffSlicerLib.scene.editing import begin_edit
 
     volume = add_volume(scene)
     editor = slicer.qMRMLSegmentEditorWidget()

@@ -18,9 +18,9 @@ from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.exporting import INSTANCES, Exporting, _request
-from ProGiDiffSlicerLib.logic.labelmaps import segments_of
-from ProGiDiffSlicerLib.logic.provenance import Provenance, write_provenance
+from ProGiDiffSlicerLib.scene.exporting import INSTANCES, Exporting, _request
+from ProGiDiffSlicerLib.scene.labelmaps import segments_of
+from ProGiDiffSlicerLib.scene.provenance import Provenance, write_provenance
 
 from ..slicer_host.dicom_database import REACHABLE, DicomDatabase
 from ..volume_examples import oblique, oriented, write_patient_series

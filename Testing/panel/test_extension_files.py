@@ -163,8 +163,8 @@ def test_an_installation_runs_the_engine(installed: Path, tmp_path: Path) -> Non
 
 def test_panels_and_ui_files_belong_together() -> None:
     used = set()
-    for path in (MODULE / "ProGiDiffSlicerLib").rglob("*.py"):
-        used |= set(re.findall(r'load_panel\("(\w+)"\)', path.read_text(encoding="utf-8")))
+    for path in (MODULE / "ProGiDiffSlicerLib/panels").glob("*.py"):
+        used |= set(re.findall(r'super\(\).__init__\("(\w+)"\)', path.read_text(encoding="utf-8")))
     assert used == {path.stem for path in (MODULE / "Resources/UI").glob("*.ui")}
 
 

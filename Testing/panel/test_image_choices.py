@@ -12,9 +12,10 @@ import pytest
 from progidiff.events import WarningEvent
 from progidiff.protocol import Loaded
 from progidiff.volumes.slicing import plan_slices
-from ProGiDiffSlicerLib.logic.provenance import read_provenance
-from ProGiDiffSlicerLib.panels.origin import describe_segment
-from ProGiDiffSlicerLib.parameters import Extent, Plane
+from ProGiDiffSlicerLib.panels.review import describe_segment
+from ProGiDiffSlicerLib.parameters import Plane
+from ProGiDiffSlicerLib.scene.provenance import read_provenance
+from ProGiDiffSlicerLib.scene.volumes import Extent
 
 from ..volume_examples import oriented
 from .curating_support import Saver, only

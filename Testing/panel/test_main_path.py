@@ -18,7 +18,7 @@ import qt
 import slicer
 
 from progidiff.resources import sample_volume
-from ProGiDiffSlicerLib.logic.provenance import get_tag, read_provenance
+from ProGiDiffSlicerLib.scene.provenance import get_tag, read_provenance
 
 from .driver import Driver
 from .worker_support import children, gone

@@ -340,9 +340,9 @@ def test_a_module_that_is_reloaded_while_it_is_shown_goes_on(app: Any, scene: An
         loaded.holder.enter()
         loaded.widget.onReload()
         assert loaded.widget._entered
-        assert loaded.widget.panels.prompt._shortcuts._installed
+        assert loaded.widget.panels.prompt.keys._installed
         loaded.holder.exit()
-        assert not loaded.widget.panels.prompt._shortcuts._installed
+        assert not loaded.widget.panels.prompt.keys._installed
     finally:
         loaded.unload()
 

@@ -10,10 +10,9 @@ import pytest
 import qt
 
 from progidiff.events import ProgressEvent, WarningEvent
-from ProGiDiffSlicerLib.panels.completion import completions, with_target
-from ProGiDiffSlicerLib.panels.history import MOST_KEPT, PromptHistory
-from ProGiDiffSlicerLib.panels.progress import remaining
-from ProGiDiffSlicerLib.parameters import Extent, Frames
+from ProGiDiffSlicerLib.panels.panel import remaining
+from ProGiDiffSlicerLib.panels.prompt import MOST_KEPT, PromptHistory, completions, with_target
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from .panel_support import GRID, Opened, opened, press, type_text
@@ -118,7 +117,7 @@ def test_a_run_asks_for_what_the_panel_says(panel: Opened) -> None:
     request = panel.client.values[0]
     assert (request.targets, request.proposals, request.top_k, request.steps) == (("liver", "spleen"), 7, 2, 9)
     assert (request.seed, request.adaptive, request.everywhere, request.slices) == (41, True, True, None)
-    assert panel.services.workflow.origin is None, "nothing has arrived"
+    assert panel.session.store is None, "nothing has arrived"
     assert panel.parameters.inputVolume is node
 
 
@@ -135,7 +134,7 @@ def test_a_seed_is_drawn_for_every_run_and_shown_unless_it_is_kept(panel: Opened
     for locked in (False, False, True):
         panel.run(spin, 2, seedLocked=locked)
         seeds.append(panel.parameters.seed)
-        assert panel.services.workflow.origin.request.seed == panel.prompt.ui.seedSpinBox.value == seeds[-1]
+        assert panel.session.store.request.seed == panel.prompt.ui.seedSpinBox.value == seeds[-1]
     assert seeds[0] != seeds[1] == seeds[2]
 
 

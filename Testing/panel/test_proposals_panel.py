@@ -12,8 +12,8 @@ import slicer
 
 from progidiff.volumes.slicing import extract_slice
 from ProGiDiffSlicerLib.logic.rows import Row
-from ProGiDiffSlicerLib.panels.listing import list_lines, summary
-from ProGiDiffSlicerLib.panels.thumbnails import common_box, picture, pixmap
+from ProGiDiffSlicerLib.panels.pictures import common_box, picture, pixmap
+from ProGiDiffSlicerLib.panels.proposals import list_lines, summary
 
 from .panel_support import GRID, Opened, nested_masks, opened, press
 from .session_support import add_volume, plan_of, segment_array, slice_event

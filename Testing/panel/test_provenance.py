@@ -42,7 +42,7 @@ PROMPTS = [
 
 
 def facts(**changes: Any) -> Any:
-    from ProGiDiffSlicerLib.logic.provenance import Provenance
+    from ProGiDiffSlicerLib.scene.provenance import Provenance
 
     full = {
         "prompt": "liver",
@@ -73,7 +73,7 @@ def segment_of(node: Any, identifier: str) -> Any:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_tags_survive_seg_nrrd(scene: Any, acceptance: Any, prompt: str, tmp_path: Path) -> None:
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts(prompt=prompt))
@@ -90,7 +90,7 @@ def test_tags_survive_seg_nrrd(scene: Any, acceptance: Any, prompt: str, tmp_pat
 
 
 def test_everything_survives_mrb(scene: Any, acceptance: Any, tmp_path: Path) -> None:
-    from ProGiDiffSlicerLib.logic.provenance import earlier_provenance, read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import earlier_provenance, read_provenance
 
     volume = add_volume(scene)
     node = None
@@ -116,7 +116,7 @@ def test_everything_survives_mrb(scene: Any, acceptance: Any, tmp_path: Path) ->
 
 
 def test_a_second_round_of_saving_changes_nothing(scene: Any, acceptance: Any, tmp_path: Path) -> None:
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts(prompt=PROMPTS[1]))
@@ -127,7 +127,7 @@ def test_a_second_round_of_saving_changes_nothing(scene: Any, acceptance: Any, t
 
 
 def test_what_was_not_known_comes_back_as_not_known(scene: Any, acceptance: Any, tmp_path: Path) -> None:
-    from ProGiDiffSlicerLib.logic.provenance import Provenance, read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import Provenance, read_provenance
 
     volume = add_volume(scene)
     few = Provenance(prompt="spleen", target="spleen", seed=0, proposal=-1, ensemble="mean")
@@ -141,7 +141,7 @@ def test_what_was_not_known_comes_back_as_not_known(scene: Any, acceptance: Any,
 
 
 def test_segments_of_others_have_none_and_damaged_tags_do_no_harm(scene: Any) -> None:
-    from ProGiDiffSlicerLib.logic.provenance import EARLIER_TAG, earlier_provenance, read_provenance, write_provenance
+    from ProGiDiffSlicerLib.scene.provenance import EARLIER_TAG, earlier_provenance, read_provenance, write_provenance
 
     node = add_segments(scene, add_volume(scene), {"mine": A})
     segment = segment_of(node, "mine")
@@ -159,7 +159,7 @@ def test_segments_of_others_have_none_and_damaged_tags_do_no_harm(scene: Any) ->
 
 def test_tags_that_the_command_line_writes_are_read_too(scene: Any, tmp_path: Path) -> None:
     from progidiff.outputs.segmentation import Segment, write_seg_nrrd
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     from ..volume_examples import oblique
 
@@ -177,7 +177,7 @@ def test_tags_that_the_command_line_writes_are_read_too(scene: Any, tmp_path: Pa
 
 
 def test_replace_forgets_and_add_keeps_what_was_there(scene: Any, acceptance: Any) -> None:
-    from ProGiDiffSlicerLib.logic.provenance import earlier_provenance, read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import earlier_provenance, read_provenance
 
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts(seed=1))
@@ -194,8 +194,8 @@ def test_replace_forgets_and_add_keeps_what_was_there(scene: Any, acceptance: An
 
 
 def test_update_after_edit(scene: Any, acceptance: Any) -> None:
-    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
-    from ProGiDiffSlicerLib.logic.provenance import update_after_edit
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
+    from ProGiDiffSlicerLib.scene.provenance import update_after_edit
 
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
@@ -221,8 +221,8 @@ def test_update_after_edit(scene: Any, acceptance: Any) -> None:
 
 
 def test_identity_of_a_mask_is_its_voxels_and_their_place() -> None:
-    from ProGiDiffSlicerLib.logic.labelmaps import tight
-    from ProGiDiffSlicerLib.logic.provenance import dice_of, mask_identity
+    from ProGiDiffSlicerLib.scene.labelmaps import tight
+    from ProGiDiffSlicerLib.scene.provenance import dice_of, mask_identity
 
     tight_a = tight(*_whole(A))
     assert mask_identity(*tight_a) == mask_identity(*tight(crop_of(A).array, crop_of(A).origin_kji))

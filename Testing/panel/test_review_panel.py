@@ -11,10 +11,11 @@ import qt
 import slicer
 
 from progidiff.ranking.ensembles import consensus
-from ProGiDiffSlicerLib.logic.provenance import Provenance, read_provenance, write_provenance
-from ProGiDiffSlicerLib.logic.sequences import frames
-from ProGiDiffSlicerLib.panels.origin import describe_segment
-from ProGiDiffSlicerLib.parameters import AcceptMode, Extent, Frames, Overwrite
+from ProGiDiffSlicerLib.panels.review import describe_segment
+from ProGiDiffSlicerLib.scene.accept import AcceptMode
+from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
+from ProGiDiffSlicerLib.scene.provenance import Provenance, read_provenance, write_provenance
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, frames
 
 from .panel_support import GRID, Opened, nested_masks, opened, press
 from .session_support import add_sequence, plan_of, ranking_event, segment_array, slice_event

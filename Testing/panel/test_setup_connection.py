@@ -13,8 +13,7 @@ import pytest
 from progidiff import __version__
 from progidiff.protocol import Loaded
 from ProGiDiffSlicerLib.setup.card import read_card
-from ProGiDiffSlicerLib.setup.connection import ConnectionTest, Trial
-from ProGiDiffSlicerLib.setup.readiness import readiness
+from ProGiDiffSlicerLib.setup.connection import ConnectionTest, Trial, readiness
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import engine_status
 from ProGiDiffSlicerLib.worker.calls import Call

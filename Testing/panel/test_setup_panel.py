@@ -16,10 +16,9 @@ import qt
 
 from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.setup.card import bundled_folder
-from ProGiDiffSlicerLib.setup.downloads import Ledger
-from ProGiDiffSlicerLib.setup.requirements import Need
+from ProGiDiffSlicerLib.setup.install import Ledger
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import PythonHome
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome
 
 from .setup_examples import MemoryStore, ScriptedTools, put_package
 from .test_setup_connection import StillClient
@@ -51,7 +50,7 @@ class Bench:
         self.told: list[Any] = []
         self.panel.readyChanged.connect(self.told.append)
         self.panel.workerMustStop.connect(self._on_stop)
-        self.panel.connectGui()
+        self.panel.refresh()
 
     def _on_stop(self) -> None:
         self.told.append("stop the worker")
@@ -316,7 +315,7 @@ from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.setup.settings import Settings
 section = ctk.ctkCollapsibleButton()
 panel = SetupPanel(Settings(), section)
-panel.connectGui()
+panel.refresh()
 panel.cleanup()
 print(sorted({"torch", "diffusers", "transformers", "pydantic", "nibabel", "safetensors"} & set(sys.modules)))
 """

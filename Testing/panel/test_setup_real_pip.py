@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 import slicer
 
-from ProGiDiffSlicerLib.setup.downloads import Ledger, Remover
-from ProGiDiffSlicerLib.setup.install import Installer
-from ProGiDiffSlicerLib.setup.outcome import Outcome
-from ProGiDiffSlicerLib.setup.requirements import Need
+from ProGiDiffSlicerLib.setup.install import Installer, Ledger, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import PythonHome
-from ProGiDiffSlicerLib.setup.tools import SlicerTools
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome
+from ProGiDiffSlicerLib.setup.tools import Tools
 
 from .setup_examples import MemoryStore, ScratchPython, make_wheel, put_package
 
@@ -26,7 +23,7 @@ Spin = Callable[..., None]
 NEEDS = (Need("numpy", ">=2.0,<3", "slicer"), Need("torch", ">=2.9,<3", "torch"), Need("alpha", ">=1.0", "pip"))
 
 
-class Yes(SlicerTools):
+class Yes(Tools):
     """Slicer's tools with the scratch environment's pip behind them; every question is answered with yes."""
 
     def __init__(self, python: ScratchPython) -> None:

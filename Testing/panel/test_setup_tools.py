@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import slicer
 
-from ProGiDiffSlicerLib.setup.tools import SlicerTools, lines_of_stdout
+from ProGiDiffSlicerLib.setup.tools import Tools, lines_of_stdout
 
 from .. import slicer_host as host
 
@@ -85,7 +85,7 @@ def old_slicer(monkeypatch: pytest.MonkeyPatch, application: SimpleNamespace) ->
 
 
 def test_the_newer_slicer_does_not_block(packaging: Any, told: Told) -> None:
-    tools = SlicerTools()
+    tools = Tools()
     tools.pip_install(["diffusers>=0.42,<1"], told.lines.append, told.codes.append)
     assert packaging.calls == [(["diffusers>=0.42,<1"], False, False, {"logCallback", "completedCallback"})]
     assert (told.lines, told.codes) == (["Collecting"], [0])
@@ -98,12 +98,12 @@ def test_an_installation_of_somebody_else_is_a_failure_and_not_an_exception(pack
         raise RuntimeError("A non-blocking pip_install is already in progress.")
 
     packaging.pip_install = busy
-    SlicerTools().pip_install(["diffusers"], told.lines.append, told.codes.append)
+    Tools().pip_install(["diffusers"], told.lines.append, told.codes.append)
     assert (told.lines, told.codes) == (["A non-blocking pip_install is already in progress."], [1])
 
 
 def test_the_older_slicer_tells_what_pip_printed(old_slicer: Any, told: Told, capsys: pytest.CaptureFixture[str]) -> None:
-    tools = SlicerTools()
+    tools = Tools()
     tools.pip_install(["diffusers"], told.lines.append, told.codes.append)
     assert (told.lines, told.codes) == (["Collecting diffusers", "ERROR: no luck"], [0])
     assert capsys.readouterr().out == "Collecting diffusers\nERROR: no luck\n", "the Python console still shows it"
@@ -122,14 +122,14 @@ def test_in_testing_mode_nothing_is_agreed_to(application: SimpleNamespace, monk
 
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", confirm, raising=False)
     application.testing = True
-    assert not SlicerTools().ask("title", "text", "details")
+    assert not Tools().ask("title", "text", "details")
     application.testing = False
-    assert SlicerTools().ask("title", "text ", "details")
+    assert Tools().ask("title", "text ", "details")
     assert asked == ["text details"]
 
 
 def test_a_slicer_without_the_extensions_manager(application: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools = SlicerTools()
+    tools = Tools()
     assert not tools.torch_extension_waits()
     assert not tools.install_torch_extension()
     application.extensionsManagerModel = lambda: None
@@ -151,7 +151,7 @@ def test_the_extension_is_installed_without_slicers_own_question(application: Si
 
     model = Model()
     application.extensionsManagerModel = lambda: model
-    tools = SlicerTools()
+    tools = Tools()
     assert tools.torch_extension_waits()
     assert tools.install_torch_extension()
     assert seen == [("PyTorch", False, False)]
@@ -161,7 +161,7 @@ def test_the_extension_is_installed_without_slicers_own_question(application: Si
 def test_torch_comes_through_the_extension(
     application: SimpleNamespace, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools = SlicerTools()
+    tools = Tools()
     assert not tools.torch_extension_loaded()
     calls: list[dict[str, Any]] = []
 

@@ -14,7 +14,7 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import extract_slice, plan_slices
 from ProGiDiffSlicerLib.logic.boxes import Crop
 from ProGiDiffSlicerLib.logic.store import CONSENSUS, MAJORITY, MEAN, STAPLE, ProposalStore
-from ProGiDiffSlicerLib.logic.volumes import volume_image
+from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique
 from .session_support import add_volume, random_masks, ranking_event, slice_event

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from progidiff.errors import InputError
+from ProGiDiffSlicerLib.learning.adapters import base_hash
+from ProGiDiffSlicerLib.learning.curating import Contents
 from ProGiDiffSlicerLib.logic import next_case, tuning
-from ProGiDiffSlicerLib.logic.adapters import base_hash
-from ProGiDiffSlicerLib.logic.curating import Contents
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.lines import engine_command
 

@@ -132,7 +132,7 @@ def test_steps_on_different_nodes_are_one_line_of_time(scene: Any, acceptance: A
 
 def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
     """What a brush does: more voxels in one segment, written by Slicer."""
-    from ProGiDiffSlicerLib.logic.labelmaps import labelmap_of, volume_grid
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
 
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
@@ -250,7 +250,7 @@ def test_steps_of_a_removed_segmentation_and_of_a_closed_scene_are_forgotten(sce
 
 
 def test_memory_is_bounded_and_the_last_step_always_stays(scene: Any) -> None:
-    from ProGiDiffSlicerLib.logic.undo import UndoStack
+    from ProGiDiffSlicerLib.scene.undo import UndoStack
 
     volume = add_volume(scene)
     node = add_segments(scene, volume, {"noise": np.zeros(A.shape, bool)})
@@ -303,7 +303,7 @@ def test_an_action_that_changes_nothing_is_no_step(scene: Any, acceptance: Any) 
 
 
 def test_cleanup_leaves_no_observer(scene: Any) -> None:
-    from ProGiDiffSlicerLib.logic.undo import UndoStack
+    from ProGiDiffSlicerLib.scene.undo import UndoStack
 
     events = (scene.NodeAboutToBeRemovedEvent, scene.StartCloseEvent)
     watched = {event: scene.HasObserver(event) for event in events}
@@ -321,7 +321,7 @@ def test_cleanup_leaves_no_observer(scene: Any) -> None:
 
 def test_steps_go_back_to_their_frames(scene: Any, acceptance: Any) -> None:
     """Accepted frame by frame into one segmentation that changes with the frames; undone from whatever frame is shown."""
-    from ProGiDiffSlicerLib.logic.sequences import frames, show_frame
+    from ProGiDiffSlicerLib.scene.volumes import frames, show_frame
 
     from .session_support import add_sequence
 

@@ -159,7 +159,7 @@ def check_main_path() -> None:
 
 def check_editing() -> None:
     """The embedded Segment Editor changes the accepted segment, and its provenance says so."""
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     review = panels().review
     review.edit()
@@ -186,7 +186,7 @@ def check_editing() -> None:
 
 def check_scene_file(folder: str) -> None:
     """The accepted segment comes back from a saved scene with all that is known of it; proposals are not saved."""
-    from ProGiDiffSlicerLib.logic.provenance import read_provenance
+    from ProGiDiffSlicerLib.scene.provenance import read_provenance
 
     _node, _identifier, segment = accepted()
     before, color = read_provenance(segment), segment.GetColor()

@@ -1,3 +1,3 @@
-"""Logic of the module: volumes, proposals and accepted segments in the scene. No widgets."""
+"""A run from a prompt to what has arrived, and the processes of tuning and of training examples. No widgets."""
 
 from __future__ import annotations

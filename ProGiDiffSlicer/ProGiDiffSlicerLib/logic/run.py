@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from slicer.i18n import tr as _
@@ -14,8 +14,7 @@ from progidiff.errors import ProGiDiffError
 from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName
 from progidiff.protocol import AdapterLoaded, ImageReply, Loaded
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.logic.extent import Extent, Point
-from ProGiDiffSlicerLib.logic.volumes import VolumeImage
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, Point, VolumeImage
 from ProGiDiffSlicerLib.signals import Signal
 
 #: Shares of a frame's progress bar that loading and sending take.
@@ -31,7 +30,7 @@ class RunRequest:
         prompt: targets in words.
         plane: in which the volume is cut; ``None`` or "" for the one that suits it and the model.
         correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
-        extent: ``"volume"``, ``"range"`` (of ``start`` to ``stop``) or ``"slice"`` (at ``point_ras``).
+        extent: the volume, a range (of ``start`` to ``stop``) or a slice (at ``point_ras``).
         start, stop: half-open range of slices along the slice axis.
         point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
         proposals, top_k, steps, scheduler, seed, adaptive, everywhere: as in :class:`progidiff.events.ProposeRequest`.
@@ -39,14 +38,14 @@ class RunRequest:
         adapter_folder: folder of the adapter as the worker sees it; ``None`` or "" for the base model.
         adapter_even_if_worse: use it although it was not better than its base on its held-out cases.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        frames: of a sequence, the one that is shown (``"this"``) or all of them (``"all"``).
+        frames: of a sequence, the one that is shown or all of them.
     """
 
     volume_node_id: str
     prompt: str
     plane: str | None = None
     correct_values: bool = False
-    extent: Extent = "volume"
+    extent: Extent = Extent.VOLUME
     start: int = 0
     stop: int = 0
     point_ras: Point | None = None
@@ -59,7 +58,7 @@ class RunRequest:
     everywhere: bool = False
     model_folder: str | None = None
     device: str = "auto"
-    frames: Literal["this", "all"] = "this"
+    frames: Frames = Frames.THIS
     adapter_folder: str | None = None
     adapter_even_if_worse: bool = False
 

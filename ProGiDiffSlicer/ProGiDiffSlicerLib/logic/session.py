@@ -21,15 +21,11 @@ from progidiff.targets import Target, catalog, parse_prompt
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, plan_slices
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay
-from ProGiDiffSlicerLib.logic.extent import slices_of_extent
-from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation
 from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
-from ProGiDiffSlicerLib.logic.sequences import frames
-from ProGiDiffSlicerLib.logic.shelf import Shelf
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.vocabulary import Card, planes_of, read_card
-from ProGiDiffSlicerLib.logic.volumes import still_same, volume_image
+from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, ProposalSegmentation, Shelf
+from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, frames, slices_of_extent, still_same, volume_image
 from ProGiDiffSlicerLib.signals import Signal
 
 
@@ -145,12 +141,12 @@ class ProposalSession:
         first = self._prepare(request, None)
         playing = frames(self._scene.GetNodeByID(request.volume_node_id))
         wanted: list[int | None] = [first.image.frame]
-        if playing is not None and request.frames == "all":
+        if playing is not None and request.frames == Frames.ALL:
             wanted = list(range(playing.count))
         if first.slices is not None:
             # "This slice" is the one that is looked at now, whatever is looked at when the model is loaded.
             plane = first.plan.plane  # and a range is one of the plane that was seen when it was chosen
-            request = replace(request, extent="range", start=first.slices[0], stop=first.slices[1], plane=plane)
+            request = replace(request, extent=Extent.RANGE, start=first.slices[0], stop=first.slices[1], plane=plane)
         self._supersede()
         self.failure = None
         run = Run(

@@ -19,7 +19,7 @@ from ProGiDiffSlicerLib.logic.boxes import Box, Crop, assemble, hull, unpack, vo
 from ProGiDiffSlicerLib.logic.rows import CONSENSUS, MAJORITY, MEAN, STAPLE, Row, RowKey
 from ProGiDiffSlicerLib.logic.slice_votes import SliceVotes, Tally
 from ProGiDiffSlicerLib.logic.staple import staple_steps
-from ProGiDiffSlicerLib.logic.volumes import VolumeImage
+from ProGiDiffSlicerLib.scene.volumes import VolumeImage
 
 if TYPE_CHECKING:
     from ProGiDiffSlicerLib.logic.run import RunRequest

@@ -13,16 +13,13 @@ from progidiff.errors import ProGiDiffError
 from progidiff.targets import catalog, target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.logic.curating import Contents, Curating
-from ProGiDiffSlicerLib.logic.curating_case import Who
-from ProGiDiffSlicerLib.logic.curating_example import Example, Slices, examine
-from ProGiDiffSlicerLib.logic.curating_facts import likely_modality, target_of
+from ProGiDiffSlicerLib.learning.curating import Contents, Curating, Who
 from ProGiDiffSlicerLib.logic.curating_process import Keeper
-from ProGiDiffSlicerLib.logic.labelmaps import segments_of
-from ProGiDiffSlicerLib.logic.provenance import read_provenance
-from ProGiDiffSlicerLib.logic.volumes import Modality, modality_of
-from ProGiDiffSlicerLib.panels.loading import load_panel
-from ProGiDiffSlicerLib.panels.status_line import StatusLine
+from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
+from ProGiDiffSlicerLib.scene.examples import Example, Slices, examine, likely_modality, target_of
+from ProGiDiffSlicerLib.scene.labelmaps import segments_of
+from ProGiDiffSlicerLib.scene.provenance import read_provenance
+from ProGiDiffSlicerLib.scene.volumes import Modality, modality_of
 from ProGiDiffSlicerLib.services import Services
 
 MODALITIES: tuple[Modality, ...] = ("CT", "MR")
@@ -52,11 +49,10 @@ class Chosen:
         return None if self.segmentation is None else self.segmentation.GetSegmentation().GetSegment(self.segment_id)
 
 
-class CuratingPanel:
+class CuratingPanel(Panel):
     """Folder, target, slices, and the button that saves.
 
     Attributes:
-        widget: the panel, to be placed in a layout.
         curating: what it saves with.
     """
 
@@ -64,7 +60,7 @@ class CuratingPanel:
         self, services: Services, status: StatusLine, chosen: Callable[[], Chosen], complete: Callable[[], None]
     ) -> None:
         """``complete`` is called before segments are read: editing ends, and their provenance is brought up to date."""
-        self.widget, self.ui = load_panel("CuratingPanel")
+        super().__init__("CuratingPanel")
         self.curating = Curating(services.idle, Keeper(services.owner))
         self._settings = services.settings
         self._session = services.session
@@ -83,18 +79,16 @@ class CuratingPanel:
         self._timer = qt.QTimer(self.widget)
         self._timer.setSingleShot(True)
         self._timer.setInterval(LOOK_DELAY_MS)
-        self._connections = (
+        self.listen(
             (self.ui.examplesFolderEdit, "currentPathChanged(QString)", self._on_folder),
             (self.ui.examplesFolderEdit, "validInputChanged(bool)", self._on_folder),
             (self.ui.saveExampleButton, "clicked()", self.save),
             (self.ui.undoSaveButton, "clicked()", self.curating.undo),
             (self.ui.allSegmentsCheckBox, "toggled(bool)", self._on_all),
             (self._timer, "timeout()", self.look),
+            (self.curating.changed, self.refresh),
+            (self.curating.told, self._status.say),
         )
-        for widget, signature, slot in self._connections:
-            widget.connect(signature, slot)
-        self.curating.changed.connect(self.refresh)
-        self.curating.told.connect(self._status.say)
         self.refresh()
 
     @property
@@ -144,11 +138,9 @@ class CuratingPanel:
 
     def cleanup(self) -> None:
         """Let go of everything outside the panel."""
+        super().cleanup()
         self._timer.stop()
-        for widget, signature, slot in self._connections:
-            widget.disconnect(signature, slot)
         self.curating.cleanup()
-        self.widget.setMRMLScene(None)
 
     def _examples(self) -> list[Example]:
         chosen = self._chosen()

@@ -9,30 +9,26 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from ProGiDiffSlicerLib.logic.accept import Accepted
-from ProGiDiffSlicerLib.logic.curating_example import remember_volume
-from ProGiDiffSlicerLib.logic.editing import Editing, begin_edit
-from ProGiDiffSlicerLib.logic.labelmaps import segments_of
-from ProGiDiffSlicerLib.logic.rows import Row
-from ProGiDiffSlicerLib.panels.binding import Binding
+from ProGiDiffSlicerLib.logic.rows import Row, row_name
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
-from ProGiDiffSlicerLib.panels.loading import load_panel
-from ProGiDiffSlicerLib.panels.node_choices import is_own
-from ProGiDiffSlicerLib.panels.origin import describe_segment
-from ProGiDiffSlicerLib.panels.shortcuts import Shortcuts
-from ProGiDiffSlicerLib.panels.status_line import StatusLine
-from ProGiDiffSlicerLib.parameters import AcceptMode, Parameters
+from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
+from ProGiDiffSlicerLib.parameters import Plane
+from ProGiDiffSlicerLib.scene.accept import Accepted, AcceptMode
+from ProGiDiffSlicerLib.scene.editing import Editing, begin_edit
+from ProGiDiffSlicerLib.scene.examples import remember_volume
+from ProGiDiffSlicerLib.scene.labelmaps import segments_of
+from ProGiDiffSlicerLib.scene.nodes import is_own
+from ProGiDiffSlicerLib.scene.provenance import Provenance, earlier_provenance, read_provenance
 from ProGiDiffSlicerLib.services import Services
 
 
-class ReviewPanel:
+class ReviewPanel(Panel):
     """What becomes of a proposal.
 
     The segment in the combo box is the one that is edited, described, replaced or added to; after an accept it is the
     accepted one.
 
     Attributes:
-        widget: the panel, to be placed in a layout.
         curating: the panel in it that saves training examples.
     """
 
@@ -40,26 +36,23 @@ class ReviewPanel:
         self, services: Services, status: StatusLine, scope: Any, selection: Callable[[], tuple[str, Row] | None]
     ) -> None:
         """``scope``: the widget within which the undo keys work. ``selection``: target and row of what is selected."""
-        self.widget, self.ui = load_panel("ReviewPanel")
+        super().__init__("ReviewPanel")
         self._acceptance = services.acceptance
         self._session = services.session
-        self._workflow = services.workflow
         self._exporting = services.exporting
         self._status = status
         self._selection = selection
-        self._binding = Binding(self.widget, self._on_parameters)
         self._segmentation: Any = None
         self._segmentation_tags: list[tuple[Any, int]] = []
         self._segment_ids: list[str] = []
         self._editing: Editing | None = None
-        self._shortcuts = Shortcuts()
-        self._shortcuts.add(scope, "Ctrl+Z", self.undo)
-        self._shortcuts.add(scope, "Ctrl+Y", self.redo)
+        self.keys.add(scope, "Ctrl+Z", self.undo)
+        self.keys.add(scope, "Ctrl+Y", self.redo)
         self.ui.segmentEditor.setSegmentationNodeSelectorVisible(False)
         self.ui.segmentEditor.setSourceVolumeNodeSelectorVisible(False)
         self.curating = CuratingPanel(services, status, self._chosen, self._complete)
         self.ui.examplesSection.layout().addWidget(self.curating.widget)
-        self._connections = (
+        self.listen(
             (self.ui.acceptButton, "clicked()", self.accept),
             (self.ui.editButton, "clicked()", self.edit),
             (self.ui.undoButton, "clicked()", self.undo),
@@ -67,58 +60,45 @@ class ReviewPanel:
             (self.ui.exportButton, "clicked()", self.export),
             (self.ui.segmentComboBox, "currentIndexChanged(int)", self._on_segment),
             (self.ui.editorSection, "contentsCollapsed(bool)", self._on_editor_collapsed),
+            (self._acceptance.undo.changed, self.refresh),
+            (self._exporting.changed, self.refresh),
+            (self._exporting.told, status.say),
         )
-        for widget, signature, slot in self._connections:
-            widget.connect(signature, slot)
-        self._acceptance.undo.changed.connect(self.refresh)
-        self._exporting.changed.connect(self.refresh)
-        self._exporting.told.connect(status.say)
         self._acceptance.save_editor_state = self._save_editor_state
         self.refresh()
 
     # The module's life ----------------------------------------------------------------------------------------------------
-
-    def connectGui(self, parameters: Parameters) -> None:
-        """Show parameters and keep them as the user changes them."""
-        self._binding.bind(parameters)
 
     def disconnectGui(self) -> None:
         """Let go of the parameters; editing ends."""
         self.end_edit()
         self.ui.segmentEditor.setMRMLSegmentEditorNode(None)
         self._observe(None)
-        self._binding.release()
+        super().disconnectGui()
 
     def enter(self) -> None:
         """The module is shown: its keys work."""
-        self._shortcuts.install()
+        super().enter()
         self.curating.activate(True)
         self.refresh()
 
     def exit(self) -> None:
         """Another module is shown: no effect of the editor stays active behind it."""
-        self._shortcuts.remove()
+        super().exit()
         self.curating.activate(False)
         self.end_edit()
 
     def cleanup(self) -> None:
         """Let go of everything outside the panel."""
-        self.exit()
-        self.disconnectGui()
-        for widget, signature, slot in self._connections:
-            widget.disconnect(signature, slot)
-        self._acceptance.undo.changed.disconnect(self.refresh)
-        self._exporting.changed.disconnect(self.refresh)
-        self._exporting.told.disconnect(self._status.say)
+        super().cleanup()
         self._acceptance.save_editor_state = None
         self.curating.cleanup()
-        self.widget.setMRMLScene(None)
 
     # What the user does ---------------------------------------------------------------------------------------------------
 
     def accept(self) -> Accepted | None:
         """Make the selected proposal a segment; what stands in the way is told in the status line."""
-        parameters, chosen = self._binding.parameters, self._selection()
+        parameters, chosen = self.parameters, self._selection()
         if parameters is None:
             return None
         if chosen is None:
@@ -127,13 +107,14 @@ class ReviewPanel:
         target, row = chosen
         self.end_edit()
         try:
-            accepted = self._workflow.accept(
+            accepted = self._acceptance.accept_proposal(
+                self._session.store,
                 target,
                 row,
                 parameters.targetSegmentation,
-                parameters.acceptMode.value,
+                parameters.acceptMode,
                 parameters.targetSegment or None,
-                parameters.overwrite.value,
+                parameters.overwrite,
             )
         except ProGiDiffError as error:
             self._status.say(str(error))
@@ -151,7 +132,7 @@ class ReviewPanel:
 
     def edit(self) -> None:
         """Open the chosen segment in the editor."""
-        parameters = self._binding.parameters
+        parameters = self.parameters
         segment = self._segment()
         if parameters is None or segment is None:
             self._status.say(_("Accept a proposal, or choose a segmentation with a segment to edit."))
@@ -162,7 +143,7 @@ class ReviewPanel:
             parameters.targetSegment,
             parameters.inputVolume,
             self.ui.segmentEditor,
-            parameters.overwrite.value,
+            parameters.overwrite,
             self._on_edited,
         )
         self.ui.editorSection.collapsed = False
@@ -200,8 +181,8 @@ class ReviewPanel:
         before = _segments()
         label = step()
         come = [pair for pair in _segments() if pair not in before]
-        if come and self._binding.parameters is not None:
-            self._binding.parameters.targetSegmentation, self._binding.parameters.targetSegment = come[-1]
+        if come and self.parameters is not None:
+            self.parameters.targetSegmentation, self.parameters.targetSegment = come[-1]
         self.refresh()
         return label
 
@@ -210,7 +191,7 @@ class ReviewPanel:
     def refresh(self) -> None:
         """Show what can be done now, and where the chosen segment comes from."""
         self._fill_segments()
-        is_new = self._binding.parameters is None or self._binding.parameters.acceptMode is AcceptMode.NEW
+        is_new = self.parameters is None or self.parameters.acceptMode is AcceptMode.NEW
         undo = self._acceptance.undo
         self.ui.acceptButton.setEnabled(self._selection() is not None)
         self.ui.acceptButton.setText(_("Accept") if is_new else _("Accept into segment"))
@@ -239,21 +220,20 @@ class ReviewPanel:
         self._segment_ids = [identifier for identifier, _segment in segments]
         names = [segment.GetName() for _identifier, segment in segments]
         box = self.ui.segmentComboBox
-        chosen = "" if self._binding.parameters is None else self._binding.parameters.targetSegment
-        blocked = box.blockSignals(True)
-        box.clear()
-        box.addItems(names)
-        if self._segment_ids:
-            box.setCurrentIndex(self._segment_ids.index(chosen) if chosen in self._segment_ids else len(names) - 1)
-        box.blockSignals(blocked)
-        if self._binding.parameters is not None:
+        chosen = "" if self.parameters is None else self.parameters.targetSegment
+        with blocked(box):
+            box.clear()
+            box.addItems(names)
+            if self._segment_ids:
+                box.setCurrentIndex(self._segment_ids.index(chosen) if chosen in self._segment_ids else len(names) - 1)
+        if self.parameters is not None:
             self._on_segment(box.currentIndex)
 
     def _segment(self) -> Any:
         """The chosen vtkSegment, or ``None``."""
-        if self._segmentation is None or self._binding.parameters is None:
+        if self._segmentation is None or self.parameters is None:
             return None
-        return self._segmentation.GetSegmentation().GetSegment(self._binding.parameters.targetSegment)
+        return self._segmentation.GetSegmentation().GetSegment(self.parameters.targetSegment)
 
     def _observe(self, node: Any) -> None:
         for observed, tag in self._segmentation_tags:
@@ -267,9 +247,9 @@ class ReviewPanel:
 
     # What happens ---------------------------------------------------------------------------------------------------------
 
-    def _on_parameters(self) -> None:
-        if self._binding.parameters is not None:
-            node = self._binding.parameters.targetSegmentation
+    def on_parameters(self) -> None:
+        if self.parameters is not None:
+            node = self.parameters.targetSegmentation
             if node is not self._segmentation:
                 self._observe(node)
             self.refresh()
@@ -279,8 +259,8 @@ class ReviewPanel:
 
     def _on_segment(self, index: int) -> None:
         identifier = self._segment_ids[index] if 0 <= index < len(self._segment_ids) else ""
-        if self._binding.parameters is not None and identifier != self._binding.parameters.targetSegment:
-            self._binding.parameters.targetSegment = identifier
+        if self.parameters is not None and identifier != self.parameters.targetSegment:
+            self.parameters.targetSegment = identifier
 
     def _on_editor_collapsed(self, collapsed: bool) -> None:
         if collapsed:
@@ -290,7 +270,7 @@ class ReviewPanel:
 
     def _chosen(self) -> Chosen:
         """What would be saved as a training example."""
-        parameters = self._binding.parameters
+        parameters = self.parameters
         if parameters is None:
             return Chosen(None, "", None)
         return Chosen(self._segmentation, parameters.targetSegment, parameters.inputVolume, parameters.plane.value)
@@ -330,3 +310,47 @@ def _segments() -> list[tuple[Any, str]]:
 
 def _tip(text: str, step: str, otherwise: str) -> str:
     return text.format(step=step) if step else otherwise
+
+
+def describe_segment(segment: Any) -> str:
+    """Lines about a vtkSegment's origin; "" for a segment that was not accepted from a proposal."""
+    facts = read_provenance(segment)
+    if facts is None:
+        return ""
+    lines = [_first_line(facts), _run_line(facts), _state_line(facts)]
+    earlier = len(earlier_provenance(segment))
+    if earlier:
+        lines.append(_("Added to {count} earlier accepted ones.").format(count=earlier))
+    return "\n".join(lines)
+
+
+def _first_line(facts: Provenance) -> str:
+    name = row_name(facts.ensemble or facts.proposal)
+    if facts.rank is None or facts.score is None:
+        return _("{proposal} of {count} for “{prompt}”").format(proposal=name, count=facts.proposals, prompt=facts.prompt)
+    return _("{proposal} of {count} for “{prompt}”, rank {rank}, score {score:.2f}").format(
+        proposal=name, count=facts.proposals, prompt=facts.prompt, rank=facts.rank, score=facts.score
+    )
+
+
+def _run_line(facts: Provenance) -> str:
+    line = _("Model {model}, seed {seed}, {steps} steps").format(
+        model=facts.model_id or _("unknown"), seed=facts.seed, steps=facts.steps
+    )
+    if facts.adapter_id:
+        line += ", " + _("adapter {adapter}").format(adapter=facts.adapter_id)
+    if facts.plane:
+        line += ", " + {each.value: each.label().lower() for each in Plane}.get(facts.plane, facts.plane)
+    if facts.corrected:
+        line += ", " + _("values corrected")
+    if facts.slices:
+        line += ", " + _("slices {slices}").format(slices=facts.slices)
+    return line
+
+
+def _state_line(facts: Provenance) -> str:
+    if not facts.edited:
+        return _("Not edited since it was accepted")
+    if facts.dice_to_proposal is None:
+        return _("Edited")
+    return _("Edited, Dice to the proposal {dice:.3f}").format(dice=facts.dice_to_proposal)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 
-from ProGiDiffSlicerLib.panels.loading import load_panel
-from ProGiDiffSlicerLib.panels.setup_tables import model_text, show_accuracy, show_packages
-from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, Trial
-from ProGiDiffSlicerLib.setup.downloads import Remover
-from ProGiDiffSlicerLib.setup.install import Installer
-from ProGiDiffSlicerLib.setup.outcome import Outcome
-from ProGiDiffSlicerLib.setup.readiness import Readiness, readiness
+from ProGiDiffSlicerLib.panels.panel import Panel
+from ProGiDiffSlicerLib.setup.card import Card, Figure
+from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, Readiness, Trial, readiness
+from ProGiDiffSlicerLib.setup.install import Installer, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import DEVICES, WORKER_KINDS, Settings
-from ProGiDiffSlicerLib.setup.status import PythonHome
-from ProGiDiffSlicerLib.setup.tools import SlicerTools, Tools
+from ProGiDiffSlicerLib.setup.status import Package, PythonHome, Status
+from ProGiDiffSlicerLib.setup.tools import Tools
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 
 
-class SetupPanel:
+class SetupPanel(Panel):
     """Shows how the setup stands, and changes it.
 
     The section around it closes by itself when everything becomes ready, and opens when something comes to be missing.
 
     Attributes:
-        widget: the panel, to be placed in a layout.
         readyChanged: Signal(bool).
         workerMustStop: packages are about to change; a worker that runs has to be stopped in the slot.
     """
@@ -40,12 +38,12 @@ class SetupPanel:
         home: PythonHome | None = None,
     ) -> None:
         """``section`` is the collapsible button that holds the panel; the others are Slicer's own by default."""
-        self.widget, self.ui = load_panel("SetupPanel")
+        super().__init__("SetupPanel")
         self.readyChanged = Signal()
         self.workerMustStop = Signal()
         self._section = section
         self._settings = settings
-        self._tools = SlicerTools() if tools is None else tools
+        self._tools = Tools() if tools is None else tools
         self._home = PythonHome() if home is None else home
         self._installer = Installer(settings, self._tools, self._home)
         self._remover = Remover(settings, self._tools, self._home)
@@ -57,8 +55,10 @@ class SetupPanel:
         self.ui.deviceComboBox.addItems([_("Automatic"), _("CPU"), _("Graphics card (CUDA)")])
         self.ui.restartButton.setVisible(False)
         self._say("")
+        self._complete = False
+        self._show_settings()
         # an emptied path line tells its validity only: currentPathChanged is for paths that are not empty
-        self._connections = (
+        self.listen(
             (self.ui.workerKindComboBox, "currentIndexChanged(int)", self._on_kind),
             (self.ui.deviceComboBox, "currentIndexChanged(int)", self._on_device),
             (self.ui.pythonPathEdit, "currentPathChanged(QString)", self._on_python),
@@ -73,6 +73,7 @@ class SetupPanel:
             (self.ui.testButton, "clicked()", self._on_test),
             (self.ui.removeButton, "clicked()", self._on_remove),
             (self.ui.restartButton, "clicked()", self._on_restart),
+            (settings.changed, self._on_changed),
         )
         self._test.ended.connect(self._on_tested)
         self._installer.step.connect(self._say)
@@ -80,42 +81,20 @@ class SetupPanel:
             change.starting.connect(self.workerMustStop.emit)
             change.line.connect(self._on_line)
             change.ended.connect(self._on_ended)
-        self._connected = False
-        self._complete = False
 
     @property
     def ready(self) -> bool:
         """Whether everything is in place, as of the last look."""
         return self._readiness is not None and self._readiness.ready
 
-    def connectGui(self) -> None:
-        """Show the settings and follow what the user changes."""
-        self.disconnectGui()
-        self._show_settings()
-        for widget, signal, slot in self._connections:
-            widget.connect(signal, slot)
-        self._settings.changed.connect(self._on_changed)
-        self._connected = True
-        self.refresh()
-
-    def disconnectGui(self) -> None:
-        """Follow the user no more."""
-        if not self._connected:
-            return
-        for widget, signal, slot in self._connections:
-            widget.disconnect(signal, slot)
-        self._settings.changed.disconnect(self._on_changed)
-        self._connected = False
-
     def cleanup(self) -> None:
         """Let go of everything outside the panel; a test that runs is ended."""
-        self.disconnectGui()
+        super().cleanup()
         self._test.cleanup()
         self._installer.abandon()
         self._remover.abandon()
         self.readyChanged.clear()
         self.workerMustStop.clear()
-        self.widget.setMRMLScene(None)
 
     def refresh(self) -> None:
         """Look again at what is installed; starts nothing and imports nothing."""
@@ -242,3 +221,55 @@ class SetupPanel:
         self.ui.logText.setPlainText("")
         self._remover.start()
         self._show_controls()
+
+
+def show_packages(table: Any, status: Status) -> None:
+    """One row per package that the worker needs."""
+    rows = [(each.need.name, each.installed, each.need.window, _state_text(each)) for each in status.packages]
+    _fill(table, [_("Package"), _("Installed"), _("Needed"), _("State")], rows)
+
+
+def show_accuracy(table: Any, card: Card) -> None:
+    """One row per data set and target, one column per metric."""
+    metrics = list(dict.fromkeys(figure.metric for figure in card.accuracy))
+    lines: dict[tuple[str, str], dict[str, Figure]] = {}
+    for figure in card.accuracy:
+        lines.setdefault((figure.data_set, figure.target), {})[figure.metric] = figure
+    rows = []
+    for (data_set, target), figures in lines.items():
+        patients = max(figure.patients for figure in figures.values())
+        values = [f"{figures[metric].value:.2f}" if metric in figures else "" for metric in metrics]
+        rows.append((f"{data_set}, n={patients}", target, *values))
+    _fill(table, [_("Patients of"), _("Target"), *metrics], rows)
+
+
+def model_text(card: Card, bundled: bool) -> str:
+    """What the model is, in a few lines."""
+    lines = [
+        _("Bundled model: {name}").format(name=card.name) if bundled else card.name,
+        _("Images: {modalities}. Licence: {licence}.").format(modalities=", ".join(card.modalities), licence=card.licence),
+        _("Knows: {vocabulary}.").format(vocabulary=", ".join(card.vocabulary) or _("nothing yet, it is not trained")),
+    ]
+    return "\n".join([*lines, card.notes] if card.notes else lines)
+
+
+def _state_text(package: Package) -> str:
+    return {
+        "ok": _("ready"),
+        "missing": _("not installed"),
+        "unfit": _("wrong version"),
+        "damaged": _("damaged"),
+    }[package.state]
+
+
+def _fill(table: Any, titles: list[str], rows: Sequence[tuple[str, ...]]) -> None:
+    table.setColumnCount(len(titles))
+    table.setHorizontalHeaderLabels(titles)
+    table.setRowCount(len(rows))
+    for row, cells in enumerate(rows):
+        for column, text in enumerate(cells):
+            table.setItem(row, column, qt.QTableWidgetItem(text))
+    table.verticalHeader().setVisible(False)
+    table.resizeColumnsToContents()
+    table.resizeRowsToContents()
+    table.horizontalHeader().setStretchLastSection(True)

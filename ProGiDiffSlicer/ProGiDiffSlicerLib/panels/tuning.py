@@ -6,39 +6,34 @@ from collections.abc import Callable
 from typing import Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import target_for
-from ProGiDiffSlicerLib.logic.adapters import (
+from ProGiDiffSlicerLib.learning.adapters import (
     Adapter,
     base_hash,
     delete_adapter,
     list_adapters,
     restore_adapter,
 )
-from ProGiDiffSlicerLib.logic.curating import Contents
+from ProGiDiffSlicerLib.learning.curating import Contents
+from ProGiDiffSlicerLib.logic.next_case import NextCase, NextItem
 from ProGiDiffSlicerLib.logic.tuning import Tuning, TuningOptions
-from ProGiDiffSlicerLib.panels.binding import Binding
-from ProGiDiffSlicerLib.panels.curve import curve
-from ProGiDiffSlicerLib.panels.loading import load_panel
-from ProGiDiffSlicerLib.panels.next_case import NextCasePart
-from ProGiDiffSlicerLib.panels.progress import remaining
-from ProGiDiffSlicerLib.panels.status_line import StatusLine
-from ProGiDiffSlicerLib.panels.thumbnails import pixmap
-from ProGiDiffSlicerLib.parameters import Parameters
+from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
+from ProGiDiffSlicerLib.panels.pictures import curve, pixmap
 from ProGiDiffSlicerLib.services import Services
+from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.lines import LineProcess
 
-_PROGRESS_STEPS = 1000
 _PICTURE_WIDTH = 360
 
 
-class TuningPanel:
+class TuningPanel(Panel):
     """Adapter chooser, tuning with its curve and pictures, and the search for the next case.
 
     Attributes:
-        widget: the panel, to be placed in a layout.
         tuning: the training in its process.
         next: the part that looks for the next case.
     """
@@ -47,7 +42,7 @@ class TuningPanel:
         self, services: Services, status: StatusLine, contents: Callable[[], Contents | None], prompt: Callable[[], str]
     ) -> None:
         """``contents`` says what the curated set holds, ``prompt`` what is typed under Prompt."""
-        self.widget, self.ui = load_panel("TuningPanel")
+        super().__init__("TuningPanel")
         self._settings = services.settings
         self._session = services.session
         self._status = status
@@ -56,11 +51,10 @@ class TuningPanel:
         self._targets: list[str] = []
         self._deleted: list[tuple[str, str]] = []
         self._pictures: Any = None
-        self._binding = Binding(self.widget, self.refresh)
         self.tuning = Tuning(services.settings, LineProcess(services.owner))
-        self.next = NextCasePart(self.ui, services, status, prompt, self._chosen)
+        self.next = NextCasePart(self, services, status, prompt, self._chosen)
         self.ui.adaptersFolderEdit.setCurrentPath(self._settings.adaptersFolder)
-        self._connections = (
+        self.listen(
             (self.ui.adaptersFolderEdit, "currentPathChanged(QString)", self._on_folder),
             (self.ui.adaptersFolderEdit, "validInputChanged(bool)", self._on_folder),
             (self.ui.adapterComboBox, "currentIndexChanged(int)", self._on_adapter),
@@ -69,35 +63,27 @@ class TuningPanel:
             (self.ui.undoDeleteButton, "clicked()", self.undo_delete),
             (self.ui.tuneButton, "clicked()", self._on_button),
             (self.ui.pictureComboBox, "currentIndexChanged(int)", self._show_picture),
+            (self.tuning.changed, self._show_tuning),
+            (self.tuning.finished, self._on_finished),
+            (self.tuning.failed, self._on_failed),
         )
-        for widget, signature, slot in self._connections:
-            widget.connect(signature, slot)
-        self.tuning.changed.connect(self._show_tuning)
-        self.tuning.finished.connect(self._on_finished)
-        self.tuning.failed.connect(self._on_failed)
         self.look()
         self._show_tuning()
 
-    def connectGui(self, parameters: Parameters) -> None:
-        """Show parameters and keep them as the user changes them."""
-        self._binding.bind(parameters)
-
-    def disconnectGui(self) -> None:
-        """Let go of the parameters."""
-        self._binding.release()
+    def on_parameters(self) -> None:
+        """Another adapter is chosen."""
+        self.refresh()
 
     def enter(self) -> None:
-        """The module is shown."""
+        """The module is shown: adapters may have come or gone."""
+        super().enter()
         self.look()
 
     def cleanup(self) -> None:
         """Let go of everything outside the panel; a training ends, its checkpoint stays."""
-        self.disconnectGui()
-        for widget, signature, slot in self._connections:
-            widget.disconnect(signature, slot)
+        super().cleanup()
         self.next.cleanup()
         self.tuning.close()
-        self.widget.setMRMLScene(None)
 
     # The adapter that is used ---------------------------------------------------------------------------------------------
 
@@ -106,39 +92,36 @@ class TuningPanel:
         self._adapters = list_adapters(self._settings.adaptersFolder) if self._settings.adaptersFolder else []
         base = base_hash(self._settings.modelFolder or None)
         box = self.ui.adapterComboBox
-        blocked = box.blockSignals(True)
-        box.clear()
-        box.addItem(_("Base model (no adapter)"))
-        for number, adapter in enumerate(self._adapters, 1):
-            note = _("another model's") if adapter.misfit(base) else "" if adapter.better else _("not shown to be better")
-            box.addItem(f"{adapter.name} ({note})" if note else adapter.name)
-            box.setItemData(number, adapter.summary, qt.Qt.ToolTipRole)
-        box.blockSignals(blocked)
+        with blocked(box):
+            box.clear()
+            box.addItem(_("Base model (no adapter)"))
+            for number, adapter in enumerate(self._adapters, 1):
+                note = "" if adapter.better else _("not shown to be better")
+                note = _("another model's") if adapter.misfit(base) else note
+                box.addItem(f"{adapter.name} ({note})" if note else adapter.name)
+                box.setItemData(number, adapter.summary, qt.Qt.ToolTipRole)
         self.refresh()
 
     def use(self, folder: str, even_if_worse: bool = False) -> None:
         """Let the next run use an adapter; "" for the base model."""
-        parameters = self._binding.parameters
+        parameters = self.parameters
         if parameters is not None:
             parameters.adapterEvenIfWorse = even_if_worse
             parameters.adapterFolder = folder
 
     def refresh(self) -> None:
         """Show which adapter is chosen, and what the training examples are."""
-        parameters = self._binding.parameters
+        parameters = self.parameters
         folder = "" if parameters is None else parameters.adapterFolder
         number = next((n for n, adapter in enumerate(self._adapters, 1) if adapter.folder == folder), 0)
-        box = self.ui.adapterComboBox
-        blocked = box.blockSignals(True)
-        box.setCurrentIndex(number)
-        box.blockSignals(blocked)
+        with blocked(self.ui.adapterComboBox):
+            self.ui.adapterComboBox.setCurrentIndex(number)
         adapter = self._adapters[number - 1] if number else None
         self.ui.adapterLabel.setText(self._adapter_text(adapter, folder))
         self.ui.adapterLabel.setVisible(bool(self.ui.adapterLabel.text))
         check = self.ui.worseCheckBox
-        blocked = check.blockSignals(True)
-        check.setChecked(parameters is not None and parameters.adapterEvenIfWorse)
-        check.blockSignals(blocked)
+        with blocked(check):
+            check.setChecked(parameters is not None and parameters.adapterEvenIfWorse)
         check.setVisible(adapter is not None and not adapter.better)
         self.ui.deleteAdapterButton.setEnabled(adapter is not None)
         self.ui.undoDeleteButton.setEnabled(bool(self._deleted))
@@ -178,7 +161,7 @@ class TuningPanel:
         return self._adapters[number - 1] if 0 < number <= len(self._adapters) else None
 
     def _chosen(self) -> tuple[str, bool]:
-        parameters = self._binding.parameters
+        parameters = self.parameters
         return ("", False) if parameters is None else (parameters.adapterFolder, parameters.adapterEvenIfWorse)
 
     def _adapter_text(self, adapter: Adapter | None, folder: str) -> str:
@@ -193,8 +176,8 @@ class TuningPanel:
         self.refresh()
 
     def _on_worse(self, checked: bool) -> None:
-        if self._binding.parameters is not None:
-            self._binding.parameters.adapterEvenIfWorse = checked
+        if self.parameters is not None:
+            self.parameters.adapterEvenIfWorse = checked
 
     def _on_folder(self, _told: str | bool) -> None:
         self._settings.adaptersFolder = self.ui.adaptersFolderEdit.currentPath
@@ -249,9 +232,7 @@ class TuningPanel:
         self.ui.tuneButton.setText(text)
         bar = self.ui.tuningProgressBar
         bar.setVisible(running)
-        bar.setValue(int(tuning.fraction * _PROGRESS_STEPS))
-        left = remaining(tuning.eta_s)
-        bar.setFormat(left or "%p%")
+        show_progress(bar, tuning.fraction, remaining(tuning.eta_s) or "%p%")
         self.ui.tuningLabel.setText(tuning.message)
         self.ui.tuningLabel.setVisible(bool(tuning.message))
         has_curve = bool(tuning.losses or tuning.dices)
@@ -264,12 +245,11 @@ class TuningPanel:
 
     def _list_pictures(self) -> None:
         box = self.ui.pictureComboBox
-        blocked = box.blockSignals(True)
-        box.clear()
-        for picture in self.tuning.pictures:
-            name = target_for(picture.target).name("en")
-            box.addItem(f"{name}  {picture.before:.2f} → {picture.after:.2f}")
-        box.blockSignals(blocked)
+        with blocked(box):
+            box.clear()
+            for picture in self.tuning.pictures:
+                name = target_for(picture.target).name("en")
+                box.addItem(f"{name}  {picture.before:.2f} → {picture.after:.2f}")
         for widget in (box, self.ui.pictureLabel):
             widget.setVisible(bool(self.tuning.pictures))
         self._show_picture(0)
@@ -292,3 +272,114 @@ class TuningPanel:
 
     def _on_failed(self, sentence: str) -> None:
         self._status.say(sentence, self.tuning.log_text)
+
+
+class NextCasePart:
+    """Folder, search, and the list of volumes.
+
+    Attributes:
+        search: the search in its process.
+        loaded: Signal(volume node): the user has loaded a volume of the list.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        services: Services,
+        status: StatusLine,
+        prompt: Callable[[], str],
+        adapter: Callable[[], tuple[str, bool]],
+    ) -> None:
+        """``prompt`` says what to look for, ``adapter`` with which adapter (folder, even if it is worse)."""
+        self.ui = ui = panel.ui
+        self.search = NextCase(services.settings, LineProcess(services.owner))
+        self.loaded = Signal()
+        self._status = status
+        self._prompt = prompt
+        self._adapter = adapter
+        self._shown: list[NextItem] = []
+        table = ui.nextTable
+        table.setColumnCount(3)
+        table.setHorizontalHeaderLabels([_("Volume"), _("Target"), _("Disagreement")])
+        table.verticalHeader().setVisible(False)
+        table.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
+        table.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+        panel.listen(
+            (ui.nextButton, "clicked()", self._on_button),
+            (ui.loadNextButton, "clicked()", self.load),
+            (table, "cellDoubleClicked(int,int)", self._on_double_click),
+            (table, "itemSelectionChanged()", self._on_selection),
+            (self.search.changed, self.refresh),
+        )
+        self.refresh()
+
+    def start(self) -> None:
+        """Search the chosen folder for the prompt."""
+        folder, even_if_worse = self._adapter()
+        try:
+            self.search.start(self.ui.nextFolderEdit.currentPath, self._prompt(), folder, even_if_worse)
+        except ProGiDiffError as error:
+            self._status.say(str(error))
+
+    def load(self) -> None:
+        """Load the selected volume and go to the place that the proposals disagree on most."""
+        item = self._selected()
+        if item is None:
+            return
+        try:
+            volume = slicer.util.loadVolume(item.path, {})
+        except Exception as error:  # the readers of Slicer raise bare RuntimeError and others
+            text = _("{volume} could not be loaded ({reason}); load it with Add Data or the DICOM module.")
+            self._status.say(text.format(volume=item.label, reason=error))
+            return
+        if item.ras is not None:
+            slicer.modules.markups.logic().JumpSlicesToLocation(*item.ras, True)
+        self.loaded.emit(volume)
+
+    def refresh(self) -> None:
+        """Show the search and its list."""
+        search = self.search
+        self.ui.nextButton.setText(_("Stop") if search.running else _("Find the next case"))
+        self.ui.nextLabel.setText(search.message)
+        self.ui.nextLabel.setVisible(bool(search.message))
+        bar = self.ui.nextProgressBar
+        bar.setVisible(search.running)
+        done = search.done / search.volumes if search.volumes else 0.0
+        show_progress(bar, done, remaining(search.eta_s) or "%p%")
+        table = self.ui.nextTable
+        chosen = self._selected()
+        self._shown = list(search.items)
+        table.setRowCount(len(search.items))
+        for row, item in enumerate(search.items):
+            label = f"{item.label} *" if item.notes else item.label
+            cells = (label, target_for(item.target).name("en"), f"{item.disagreement:.3f}")
+            for column, text in enumerate(cells):
+                cell = qt.QTableWidgetItem(text)
+                cell.setToolTip("\n".join(item.notes))
+                table.setItem(row, column, cell)
+            if chosen is not None and item.path == chosen.path:
+                table.selectRow(row)
+        table.setVisible(bool(search.items))
+        table.horizontalHeader().setStretchLastSection(True)
+        self._on_selection()
+
+    def cleanup(self) -> None:
+        """Let go of everything outside; a search ends, what it has measured stays."""
+        self.search.close()
+        self.loaded.clear()
+
+    def _selected(self) -> NextItem | None:
+        row = self.ui.nextTable.currentRow()
+        return self._shown[row] if 0 <= row < len(self._shown) else None
+
+    def _on_selection(self) -> None:
+        self.ui.loadNextButton.setEnabled(self._selected() is not None)
+
+    def _on_button(self) -> None:
+        if self.search.running:
+            self.search.stop()
+        else:
+            self.start()
+
+    def _on_double_click(self, _row: int, _column: int) -> None:
+        self.load()

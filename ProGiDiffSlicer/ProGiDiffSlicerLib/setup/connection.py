@@ -1,4 +1,4 @@
-"""Trying the worker that the settings speak of: it has to answer and to load the model."""
+"""Whether a proposal can be asked for right now, and trying the worker that the settings speak of."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from progidiff import __version__
-from progidiff.errors import ModelError
+from progidiff.errors import InputError, ModelError
 from progidiff.protocol import Loaded
-from ProGiDiffSlicerLib.setup.card import Card, card_of
+from ProGiDiffSlicerLib.setup.card import Card, card_of, read_card
 from ProGiDiffSlicerLib.setup.settings import Settings
+from ProGiDiffSlicerLib.setup.status import Status
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
@@ -20,6 +21,47 @@ from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 ClientFactory = Callable[[Callable[[], WorkerCommand]], WorkerClient]
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """How the setup stands.
+
+    Attributes:
+        ready: whether everything is in place.
+        worker: sentence about the worker.
+        model: why the model cannot be used, or "".
+        card: of the model, where it lies on this computer.
+    """
+
+    ready: bool
+    worker: str
+    model: str
+    card: Card | None
+
+
+def readiness(settings: Settings, status: Status) -> Readiness:
+    """Judge the settings; ``status`` is that of Slicer's own Python."""
+    worker_ready, worker = _worker(settings, status)
+    if settings.workerKind == "command" and settings.modelFolder:
+        return Readiness(worker_ready, worker, "", None)  # a folder of the other machine
+    try:
+        card = read_card(settings.modelFolder)
+    except ModelError as error:
+        return Readiness(False, worker, str(error), None)
+    return Readiness(worker_ready, worker, "", card)
+
+
+def _worker(settings: Settings, status: Status) -> tuple[bool, str]:
+    if settings.workerKind == "this":
+        return status.ready, status.sentence()
+    try:
+        settings.command()
+    except InputError as error:
+        return False, str(error)
+    if settings.testedWorker == settings.worker_key():
+        return True, _("The connection was tested with these settings.")
+    return False, _("Press Test connection to see whether this worker answers.")
 
 
 @dataclass(frozen=True)

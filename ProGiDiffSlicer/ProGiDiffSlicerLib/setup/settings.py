@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any, Protocol, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import slicer
 
@@ -17,16 +17,30 @@ DEVICES: tuple[Device, ...] = get_args(Device)
 WORKER_KINDS = ("this", "python", "command")
 # A worker started before one of these changed is not the one that the settings speak of.
 WORKER_SETTINGS = frozenset({"workerKind", "pythonPath", "commandText"})
+Text = TypeVar("Text", bound=str)
 
 
-class Store(Protocol):
-    """The part of QSettings that is used."""
+class Setting(Generic[Text]):
+    """One setting, as an attribute of :class:`Settings`: a text without spaces around it, or one of some choices.
 
-    def value(self, key: str, default: Any = None) -> Any: ...
+    Where something else is stored than a choice, it is the first of them.
+    """
 
-    def setValue(self, key: str, value: Any) -> None: ...
+    def __init__(self, *choices: Text) -> None:
+        self._choices = choices
+        self._name = ""
 
-    def remove(self, key: str) -> None: ...
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, settings: Settings, _owner: type | None = None) -> Text:
+        stored: Any = settings.read(self._name)
+        return stored if not self._choices or stored in self._choices else self._choices[0]
+
+    def __set__(self, settings: Settings, value: Text) -> None:
+        if self._choices and value not in self._choices:
+            raise ValueError(f"{self._name} cannot be {value}")
+        settings.write(self._name, value.strip())
 
 
 class Settings:
@@ -36,90 +50,31 @@ class Settings:
 
     Attributes:
         changed: emitted with the name of a setting after its value has changed.
+        modelFolder: model folder on the machine where the worker runs; "" for the bundled model.
+        device: one of :data:`DEVICES`.
+        workerKind: ``"this"`` Slicer's own Python, another ``"python"``, or a whole ``"command"`` such as ssh.
+        pythonPath: the other Python's executable.
+        commandText: the command as it was typed, e.g. ``ssh gpu-host python -m progidiff worker``.
+        wheelFolder: folder of wheels to install from without any network; "" to install from the network.
+        curatedFolder: folder of the set of training examples; "" as long as none was chosen.
+        adaptersFolder: folder of the adapters that were tuned here; "" as long as none was chosen.
+        testedWorker: the :meth:`worker_key` with which the connection was last tested with success.
     """
 
-    def __init__(self, store: Store | None = None) -> None:
-        """``store`` is Slicer's user settings unless another one is given."""
+    modelFolder = Setting[str]()
+    device = Setting(*DEVICES)
+    workerKind = Setting(*WORKER_KINDS)
+    pythonPath = Setting[str]()
+    commandText = Setting[str]()
+    wheelFolder = Setting[str]()
+    curatedFolder = Setting[str]()
+    adaptersFolder = Setting[str]()
+    testedWorker = Setting[str]()
+
+    def __init__(self, store: Any = None) -> None:
+        """``store`` is a QSettings, by default Slicer's user settings."""
         self._store = slicer.app.userSettings() if store is None else store
         self.changed = Signal()
-
-    @property
-    def modelFolder(self) -> str:
-        """Model folder on the machine where the worker runs; "" for the bundled model."""
-        return self._text("modelFolder")
-
-    @modelFolder.setter
-    def modelFolder(self, folder: str) -> None:
-        self._set("modelFolder", folder.strip())
-
-    @property
-    def device(self) -> Device:
-        """One of :data:`DEVICES`."""
-        stored = self._text("device")
-        return next((device for device in DEVICES if device == stored), DEVICES[0])
-
-    @device.setter
-    def device(self, device: Device) -> None:
-        if device not in DEVICES:
-            raise ValueError(f"not a device: {device}")
-        self._set("device", device)
-
-    @property
-    def workerKind(self) -> str:
-        """``"this"`` Slicer's own Python, another ``"python"``, or a whole ``"command"`` such as ssh."""
-        kind = self._text("workerKind")
-        return kind if kind in WORKER_KINDS else WORKER_KINDS[0]
-
-    @workerKind.setter
-    def workerKind(self, kind: str) -> None:
-        if kind not in WORKER_KINDS:
-            raise ValueError(f"not a kind of worker: {kind}")
-        self._set("workerKind", kind)
-
-    @property
-    def pythonPath(self) -> str:
-        """The other Python's executable."""
-        return self._text("pythonPath")
-
-    @pythonPath.setter
-    def pythonPath(self, path: str) -> None:
-        self._set("pythonPath", path.strip())
-
-    @property
-    def commandText(self) -> str:
-        """The command as it was typed, e.g. ``ssh gpu-host python -m progidiff worker``."""
-        return self._text("commandText")
-
-    @commandText.setter
-    def commandText(self, text: str) -> None:
-        self._set("commandText", text.strip())
-
-    @property
-    def wheelFolder(self) -> str:
-        """Folder of wheels to install from without any network; "" to install from the network."""
-        return self._text("wheelFolder")
-
-    @wheelFolder.setter
-    def wheelFolder(self, folder: str) -> None:
-        self._set("wheelFolder", folder.strip())
-
-    @property
-    def curatedFolder(self) -> str:
-        """Folder of the set of training examples; "" as long as none was chosen."""
-        return self._text("curatedFolder")
-
-    @curatedFolder.setter
-    def curatedFolder(self, folder: str) -> None:
-        self._set("curatedFolder", folder.strip())
-
-    @property
-    def adaptersFolder(self) -> str:
-        """Folder of the adapters that were tuned here; "" as long as none was chosen."""
-        return self._text("adaptersFolder")
-
-    @adaptersFolder.setter
-    def adaptersFolder(self, folder: str) -> None:
-        self._set("adaptersFolder", folder.strip())
 
     @property
     def annotatorId(self) -> str:
@@ -148,38 +103,31 @@ class Settings:
         of_kind = {"this": "", "python": self.pythonPath, "command": self.commandText}[self.workerKind]
         return json.dumps([self.workerKind, of_kind, self.modelFolder, self.device])
 
-    @property
-    def testedWorker(self) -> str:
-        """The :meth:`worker_key` with which the connection was last tested with success."""
-        return self._text("testedWorker")
-
-    @testedWorker.setter
-    def testedWorker(self, key: str) -> None:
-        self._set("testedWorker", key)
-
     def read_record(self, name: str) -> dict[str, Any]:
         """A JSON object that was stored by :meth:`write_record`; empty where there is none."""
         try:
-            record = json.loads(self._text(name) or "{}")
+            record = json.loads(self.read(name) or "{}")
         except ValueError:  # edited by hand
             return {}
         return record if isinstance(record, dict) else {}
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Store a JSON object; an empty one removes the entry."""
-        self._set(name, json.dumps(record, sort_keys=True) if record else "")
+        self.write(name, json.dumps(record, sort_keys=True) if record else "")
 
     def _random(self, name: str, size: int) -> str:
-        if not self._text(name):
-            self._set(name, secrets.token_hex(size))
-        return self._text(name)
+        if not self.read(name):
+            self.write(name, secrets.token_hex(size))
+        return self.read(name)
 
-    def _text(self, name: str) -> str:
+    def read(self, name: str) -> str:
+        """The text that is stored under a name, or ""."""
         value = self._store.value(PREFIX + name, "")
         return value if isinstance(value, str) else ""
 
-    def _set(self, name: str, value: str) -> None:
-        if value == self._text(name):
+    def write(self, name: str, value: str) -> None:
+        """Store a text under a name; an empty one removes the entry."""
+        if value == self.read(name):
             return
         if value:
             self._store.setValue(PREFIX + name, value)

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from subprocess import CalledProcessError
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import slicer
 
@@ -19,36 +19,8 @@ OnLine = Callable[[str], None]
 OnEnd = Callable[[int], None]
 
 
-class Tools(Protocol):
-    """What an installation needs; tests put their own in its place."""
-
-    def ask(self, title: str, text: str, details: str) -> bool:
-        """One question; whether the answer was yes."""
-
-    def pip_install(self, arguments: list[str], on_line: OnLine, on_end: OnEnd) -> None:
-        """Run ``pip install`` and tell its lines and exit code, at once or later; raises nothing."""
-
-    def pip_uninstall(self, names: list[str], on_line: OnLine, on_end: OnEnd) -> None:
-        """Run ``pip uninstall`` in the same manner."""
-
-    def torch_extension_loaded(self) -> bool:
-        """Whether the PyTorch extension can be called."""
-
-    def torch_extension_waits(self) -> bool:
-        """Whether it is installed and only a restart is missing."""
-
-    def install_torch_extension(self) -> bool:
-        """Install it from Slicer's extension server; whether that worked. It is there after a restart."""
-
-    def install_torch(self, window: str, on_line: OnLine) -> None:
-        """Let it install torch in a version of ``window``; blocks, and raises whatever it raises."""
-
-    def restart(self) -> None:
-        """Restart Slicer."""
-
-
-class SlicerTools:
-    """The tools of the running Slicer: 5.12 and later by ``slicer.packaging``, 5.10 by ``slicer.util``."""
+class Tools:
+    """What changes packages in the running Slicer: 5.12 and later by ``slicer.packaging``, 5.10 by ``slicer.util``."""
 
     def __init__(self) -> None:
         try:
@@ -58,6 +30,7 @@ class SlicerTools:
         self._packaging: Any = packaging
 
     def ask(self, title: str, text: str, details: str) -> bool:
+        """One question; whether the answer was yes."""
         if slicer.app.testingEnabled():
             # Slicer's dialogs answer "yes" for nobody there, and a test run must not change its Python.
             logging.info("Testing mode is enabled: nothing is installed or removed")
@@ -65,9 +38,11 @@ class SlicerTools:
         return bool(slicer.util.confirmOkCancelDisplay(text, title, detailedText=details))
 
     def pip_install(self, arguments: list[str], on_line: OnLine, on_end: OnEnd) -> None:
+        """Run ``pip install`` and tell its lines and exit code, at once or later; raises nothing."""
         self._pip("pip_install", arguments, on_line, on_end, show_progress=False)
 
     def pip_uninstall(self, names: list[str], on_line: OnLine, on_end: OnEnd) -> None:
+        """Run ``pip uninstall`` in the same manner."""
         self._pip("pip_uninstall", names, on_line, on_end)
 
     def _pip(self, function: str, arguments: list[str], on_line: OnLine, on_end: OnEnd, **options: Any) -> None:
@@ -88,14 +63,17 @@ class SlicerTools:
             on_end(0)
 
     def torch_extension_loaded(self) -> bool:
+        """Whether the PyTorch extension can be called."""
         # Slicer has loaded its modules by itself, and find_spec stumbles over one that was loaded without a spec.
         return "PyTorchUtils" in sys.modules or importlib.util.find_spec("PyTorchUtils") is not None
 
     def torch_extension_waits(self) -> bool:
+        """Whether it is installed and only a restart is missing."""
         model = self._extensions()
         return model is not None and bool(model.isExtensionInstalled(TORCH_EXTENSION))
 
     def install_torch_extension(self) -> bool:
+        """Install it from Slicer's extension server; whether that worked. It is there after a restart."""
         model = self._extensions()
         if model is None:
             return False
@@ -107,12 +85,14 @@ class SlicerTools:
             model.interactive = was_interactive
 
     def install_torch(self, window: str, on_line: OnLine) -> None:
+        """Let it install torch in a version of ``window``; blocks, and raises whatever it raises."""
         from PyTorchUtils import PyTorchUtilsLogic
 
         with lines_of_stdout(on_line):
             PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=window)
 
     def restart(self) -> None:
+        """Restart Slicer."""
         slicer.util.restart()
 
     def _extensions(self) -> Any:

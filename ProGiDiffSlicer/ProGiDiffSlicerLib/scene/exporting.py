@@ -18,9 +18,9 @@ from slicer.i18n import tr as _
 from progidiff.errors import InputError
 from progidiff.protocol import SegmentFacts, SegWritten, WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.curating_example import Slices, examine, mask_on_volume, stamp, volume_of
-from ProGiDiffSlicerLib.logic.labelmaps import segment_labelmap, segments_of, values_of
-from ProGiDiffSlicerLib.logic.provenance import PROVENANCE_TAGS, get_tag
+from ProGiDiffSlicerLib.scene.examples import Slices, examine, mask_on_volume, stamp, volume_of
+from ProGiDiffSlicerLib.scene.labelmaps import segment_labelmap, segments_of, values_of
+from ProGiDiffSlicerLib.scene.provenance import PROVENANCE_TAGS, get_tag
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient

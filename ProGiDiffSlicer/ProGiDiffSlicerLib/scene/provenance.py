@@ -13,7 +13,7 @@ import numpy as np
 import vtk
 
 from progidiff.outputs.tags import escape_tag, unescape_tag
-from ProGiDiffSlicerLib.logic.labelmaps import Index, MaskCrop, overlap, segment_mask, tight
+from ProGiDiffSlicerLib.scene.labelmaps import Index, MaskCrop, overlap, segment_mask, tight
 
 PREFIX = "ProGiDiff."
 

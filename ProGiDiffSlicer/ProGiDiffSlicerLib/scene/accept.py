@@ -10,36 +10,52 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from progidiff.targets import Target
-from ProGiDiffSlicerLib.logic.editing import EditTracker
-from ProGiDiffSlicerLib.logic.hierarchy import place_beside
-from ProGiDiffSlicerLib.logic.labelmaps import (
+from progidiff.targets import Target, target_for
+from ProGiDiffSlicerLib.logic.rows import Row
+from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.editing import EditTracker
+from ProGiDiffSlicerLib.scene.labelmaps import (
     LABELMAP,
     Index,
     MaskCrop,
+    Overwrite,
     between_nodes,
+    on_grid_of,
     overlap,
+    reference_grid,
     segment_mask,
     segments_of,
     tight,
+    write_segment,
 )
-from ProGiDiffSlicerLib.logic.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
-from ProGiDiffSlicerLib.logic.sequences import frames, record_segmentation
-from ProGiDiffSlicerLib.logic.undo import UndoStack
-from ProGiDiffSlicerLib.logic.writing import Overwrite, on_grid_of, reference_grid, write_segment
+from ProGiDiffSlicerLib.scene.nodes import ROLE_ACCEPTED, ROLE_ATTRIBUTE, ROLE_PROPOSALS, place_beside
+from ProGiDiffSlicerLib.scene.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
+from ProGiDiffSlicerLib.scene.undo import UndoStack
+from ProGiDiffSlicerLib.scene.volumes import frames, record_segmentation, still_same
 
-Mode = Literal["new", "replace", "add"]
 
-ROLE_ATTRIBUTE = "ProGiDiff.Role"
-ROLE_ACCEPTED = "accepted"
-ROLE_PROPOSALS = "proposals"
+class AcceptMode(StrEnum):
+    """Where an accepted proposal goes."""
+
+    NEW = "new"
+    REPLACE = "replace"
+    ADD = "add"
+
+    def label(self) -> str:
+        """The choice's text in a combo box."""
+        return {
+            AcceptMode.NEW: _("New segment"),
+            AcceptMode.REPLACE: _("Replace a segment"),
+            AcceptMode.ADD: _("Add to a segment"),
+        }[self]
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,33 @@ class Acceptance:
         self.tracker = tracker or EditTracker(scene)
         self.save_editor_state = save_editor_state
 
+    def accept_proposal(
+        self,
+        store: ProposalStore | None,
+        target: str,
+        row: Row,
+        segmentation_node: Any | None = None,
+        mode: AcceptMode = AcceptMode.NEW,
+        segment_id: str | None = None,
+        overwrite: Overwrite = Overwrite.NONE,
+    ) -> Accepted:
+        """Make a proposal or an ensemble of a store a segment, with every fact of the run that made it.
+
+        Raises:
+            InputError: there is nothing to accept, the volume has changed since, or the mask cannot go there.
+        """
+        if store is None or store.request is None:
+            raise InputError(_("There is nothing to accept: ask for proposals first."))
+        volume = self._scene.GetNodeByID(store.volume_id)
+        if volume is None or still_same(self._scene, store.fingerprint) is not None:
+            text = _("{name} was changed after these proposals were made; ask for them again.")
+            raise InputError(text.format(name=store.volume_name))
+        if row.empty:
+            raise InputError(_("This proposal is empty; select another one."))
+        facts = _facts(store, target, row)
+        crop = store.masks(target, row.index)
+        return self.accept(crop, volume, target_for(target), facts, segmentation_node, mode, segment_id, overwrite)
+
     def accept(
         self,
         crop: MaskCrop,
@@ -91,9 +134,9 @@ class Acceptance:
         target: Target,
         facts: Provenance,
         segmentation_node: Any | None = None,
-        mode: Mode = "new",
+        mode: AcceptMode = AcceptMode.NEW,
         segment_id: str | None = None,
-        overwrite: Overwrite = "none",
+        overwrite: Overwrite = Overwrite.NONE,
     ) -> Accepted:
         """Write a mask into a segment.
 
@@ -104,7 +147,7 @@ class Acceptance:
             facts: where the mask comes from; an empty ``created`` becomes the present time.
             segmentation_node: where to; a new segmentation of the volume's geometry where it is ``None``, which changes with
                 the volume's frames if a sequence browser plays it.
-            mode: ``"new"`` adds a segment; ``"replace"`` makes ``segment_id`` exactly the mask; ``"add"`` adds the mask
+            mode: ``NEW`` adds a segment; ``REPLACE`` makes ``segment_id`` exactly the mask; ``ADD`` adds the mask
                 to it. A segment that a user named or coded keeps name, code and colour.
             segment_id: the segment to replace or add to.
             overwrite: which other segments lose the voxels under the mask: none, the visible ones, or all.
@@ -134,7 +177,7 @@ class Acceptance:
                 segment_id, segment = _new_segment(segmentation_node, target)
             image, resampled = on_grid_of(segment, mask, origin, volume_node, segmentation_node)
             before = segment_mask(segment)
-            lost = write_segment(image, segmentation_node, segment_id, mode == "replace", overwrite)
+            lost = write_segment(image, segmentation_node, segment_id, mode == AcceptMode.REPLACE, overwrite)
             _describe(segment, target, facts, mode)
             self.tracker.remember(segmentation_node, segment_id)
             changed = _difference(before, segment_mask(segment))
@@ -161,10 +204,10 @@ def _check_mask(mask: np.ndarray, origin: Index, volume_node: Any) -> None:
         raise InputError(_("The volume is not the one the proposal was made for; propose again."))
 
 
-def _check_place(scene: Any, node: Any | None, mode: Mode, segment_id: str | None) -> Any | None:
+def _check_place(scene: Any, node: Any | None, mode: AcceptMode, segment_id: str | None) -> Any | None:
     """The segment to write into; ``None`` for a new one."""
     if node is None:
-        if mode == "new":
+        if mode == AcceptMode.NEW:
             return None
         raise InputError(_("There is no segmentation to change; choose one, or accept as a new segment."))
     if not scene.IsNodePresent(node):
@@ -181,7 +224,7 @@ def _check_place(scene: Any, node: Any | None, mode: Mode, segment_id: str | Non
                 "or accept into a new segmentation."
             ).format(name=node.GetName())
         )
-    if mode == "new":
+    if mode == AcceptMode.NEW:
         return None
     segment = segmentation.GetSegment(segment_id) if segment_id else None
     if segment is None:
@@ -226,10 +269,10 @@ def _name_after(segment: Any, target: Target, taken: set[str]) -> None:
     segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), target.terminology_entry)
 
 
-def _describe(segment: Any, target: Target, facts: Provenance, mode: Mode) -> None:
-    if mode != "new" and _nobody_named(segment):
+def _describe(segment: Any, target: Target, facts: Provenance, mode: AcceptMode) -> None:
+    if mode != AcceptMode.NEW and _nobody_named(segment):
         _name_after(segment, target, set())
-    if mode == "add":
+    if mode == AcceptMode.ADD:
         keep_earlier(segment)
     else:
         segment.RemoveTag(EARLIER_TAG)
@@ -249,11 +292,11 @@ def _difference(before: tuple[np.ndarray, Index], after: tuple[np.ndarray, Index
     return int(np.count_nonzero(before[0])) + int(np.count_nonzero(after[0])) - 2 * overlap(before, after)
 
 
-def _label(mode: Mode, target: Target) -> str:
+def _label(mode: AcceptMode, target: Target) -> str:
     name = target.name("en")
-    if mode == "replace":
+    if mode == AcceptMode.REPLACE:
         return str(_("Replace by {name}").format(name=name))
-    return str((_("Add {name}") if mode == "add" else _("Accept {name}")).format(name=name))
+    return str((_("Add {name}") if mode == AcceptMode.ADD else _("Accept {name}")).format(name=name))
 
 
 def _note(resampled: bool, segment: Any, target: Target) -> str:
@@ -264,3 +307,27 @@ def _note(resampled: bool, segment: Any, target: Target) -> str:
         text = _("The segment is still called {name} and keeps its code; it was asked for as {target}.")
         notes.append(text.format(name=segment.GetName(), target=target.name("en")))
     return " ".join(notes)
+
+
+def _facts(store: ProposalStore, target: str, row: Row) -> Provenance:
+    request = store.request
+    assert request is not None
+    is_whole = len(store.slices) == store.plan.count
+    return Provenance(
+        prompt=request.prompt,
+        target=target,
+        seed=request.seed,
+        proposal=row.index if isinstance(row.index, int) else -1,
+        rank=row.rank,
+        score=row.score,
+        proposals=store.count(target),
+        steps=request.steps,
+        scheduler=request.scheduler,
+        everywhere=request.everywhere,
+        model_id=store.model_id,
+        adapter_id=store.adapter_id,
+        plane=store.plan.plane,
+        corrected=request.correct_values,
+        slices="" if is_whole else f"{store.slices.start + 1}-{store.slices.stop}",
+        ensemble=row.index if isinstance(row.index, str) else "",
+    )

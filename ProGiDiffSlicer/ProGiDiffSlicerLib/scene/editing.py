@@ -12,8 +12,8 @@ import qt
 import slicer
 import vtk
 
-from ProGiDiffSlicerLib.logic.labelmaps import Index, segment_labelmap, segment_mask, segments_of
-from ProGiDiffSlicerLib.logic.provenance import MASK_TAG, Provenance, get_tag, mask_identity, set_tag, update_after_edit
+from ProGiDiffSlicerLib.scene.labelmaps import Index, Overwrite, segment_labelmap, segment_mask, segments_of
+from ProGiDiffSlicerLib.scene.provenance import MASK_TAG, Provenance, get_tag, mask_identity, set_tag, update_after_edit
 
 EDITOR_TAG = "ProGiDiff"
 UPDATE_DELAY_MS = 700
@@ -219,7 +219,7 @@ def begin_edit(
     segment_id: str,
     volume_node: Any,
     editor_widget: Any | None = None,
-    overwrite: str = "none",
+    overwrite: Overwrite = Overwrite.NONE,
     ended: Callable[[], None] = lambda: None,
 ) -> Editing:
     """Make a Segment Editor ready to edit a segment.
@@ -229,7 +229,7 @@ def begin_edit(
         segment_id: the segment to select.
         volume_node: the source volume.
         editor_widget: the qMRMLSegmentEditorWidget to use; without one only the parameter node is made ready.
-        overwrite: which other segments editing may change: ``"none"``, ``"visible"`` or ``"all"``.
+        overwrite: which other segments editing may change.
         ended: called when editing ends, e.g. ``EditTracker.update_all``.
     """
     scene = segmentation_node.GetScene()
@@ -239,9 +239,9 @@ def begin_edit(
         editor_node.SetSingletonTag(EDITOR_TAG)
         editor_node = scene.AddNode(editor_node)
     modes = {
-        "none": editor_node.OverwriteNone,
-        "visible": editor_node.OverwriteVisibleSegments,
-        "all": editor_node.OverwriteAllSegments,
+        Overwrite.NONE: editor_node.OverwriteNone,
+        Overwrite.VISIBLE: editor_node.OverwriteVisibleSegments,
+        Overwrite.ALL: editor_node.OverwriteAllSegments,
     }
     # The node comes from the scene, perhaps with the effect that was active when that was saved: the widget activates it at
     # once, and that of Slicer 5.10 crashes where there is no segmentation yet.

@@ -1,4 +1,4 @@
-"""The segmentation of proposals: every voxel where the volume has it, in any orientation and under transforms."""
+"""What shows proposals: every voxel where the volume has it, in any orientation; the map of agreement."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import slicer
+import vtk
 
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation, proposal_color
 from ProGiDiffSlicerLib.logic.store import MAJORITY, ProposalStore
-from ProGiDiffSlicerLib.logic.volumes import volume_image
+from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, ProposalSegmentation, most_uncertain_slice, proposal_color
+from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented
 from .session_support import (
@@ -30,11 +31,20 @@ from .session_support import (
 Spin = Callable[..., None]
 
 
-def store_of(node: Any, masks: np.ndarray, prompt: str = "liver") -> ProposalStore:
+PLACES = {
+    **{name: (geometry, None) for name, geometry in GEOMETRIES.items()},
+    "rotated": (GEOMETRIES["LPS"], np.block([[oblique_rotation(), np.c_[[5.0, -8.5, 21.0]]], [np.zeros((1, 3)), 1.0]])),
+    "mirrored": (oblique(), np.diag([-1.0, 1.0, 1.0, 1.0])),
+    "scaled": (GEOMETRIES["PSR"], np.diag([1.5, 1.5, 1.5, 1.0])),
+}
+
+
+def store_of(node: Any, masks: np.ndarray, prompt: str = "liver", ranked: bool = True) -> ProposalStore:
     store = ProposalStore(volume_image(node), ("liver",), prompt)
     for index in range(store.plan.count):
         store.add(slice_event(masks, store.plan, index))
-    store.rank(ranking_event(masks, store.geometry))
+    if ranked:
+        store.rank(ranking_event(masks, store.geometry))
     return store
 
 
@@ -49,14 +59,6 @@ def show(proposals: ProposalSegmentation, spin: Spin, *arguments: Any) -> Any:
     proposals.show(*arguments)
     spin(lambda: not proposals.busy)
     return proposals.node
-
-
-PLACES = {
-    **{name: (geometry, None) for name, geometry in GEOMETRIES.items()},
-    "rotated": (GEOMETRIES["LPS"], np.block([[oblique_rotation(), np.c_[[5.0, -8.5, 21.0]]], [np.zeros((1, 3)), 1.0]])),
-    "mirrored": (oblique(), np.diag([-1.0, 1.0, 1.0, 1.0])),
-    "scaled": (GEOMETRIES["PSR"], np.diag([1.5, 1.5, 1.5, 1.0])),
-}
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -246,3 +248,165 @@ def test_many_proposals_of_a_larger_volume(scene: Any, spin: Spin, proposals: Pr
     assert node.GetSegmentation().GetNumberOfSegments() == 50
     for number in (0, 17, 49):
         np.testing.assert_array_equal(segment_array(node, proposals.segment_id(number), geometry.shape_kji), masks[number])
+
+
+@pytest.fixture
+def overlay(scene: Any) -> Iterator[AgreementOverlay]:
+    shown = AgreementOverlay(scene, IdleQueue())
+    yield shown
+    shown.forget()
+
+
+def add_composite(scene: Any, name: str) -> Any:
+    node = slicer.vtkMRMLSliceCompositeNode()
+    node.SetLayoutName(name)
+    added = scene.AddNode(node)  # one of this name outlives the closing of a scene
+    added.SetForegroundVolumeID(None)
+    return added
+
+
+def show_map(overlay: AgreementOverlay, spin: Spin, *arguments: Any) -> Any:
+    done: list[bool] = []
+    overlay.filled.connect(lambda: done.append(True))
+    overlay.show(*arguments)
+    spin(lambda: bool(done))
+    return overlay.node
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_map_lies_on_the_volume(scene: Any, spin: Spin, overlay: AgreementOverlay, name: str) -> None:
+    geometry = GEOMETRIES[name]
+    volume = add_volume(scene, geometry, "肝 CT")
+    transform = add_transform(scene, np.diag([-1.0, 1.0, 1.0, 1.0]))
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    masks = random_masks(geometry, 5, share=0.6)
+    node = show_map(overlay, spin, store_of(volume, masks, ranked=False), "liver")
+    np.testing.assert_allclose(slicer.util.arrayFromVolume(node), 100 * masks.mean(0), atol=0.5)
+    found = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(found)
+    np.testing.assert_allclose(slicer.util.arrayFromVTKMatrix(found), geometry.affine, atol=1e-9)
+    assert node.GetTransformNodeID() == transform.GetID()
+    assert node.GetName() == "肝 CT agreement: liver"
+    assert not node.GetSaveWithScene()
+
+
+def test_where_all_agree_nothing_covers_the_image(scene: Any, spin: Spin, overlay: AgreementOverlay) -> None:
+    """The display pipeline of the slice views: certain voxels are transparent, uncertain ones coloured."""
+    geometry = GEOMETRIES["LPS"]
+    masks = np.zeros((4, *geometry.shape_kji), bool)
+    masks[:, 1:4] = True
+    masks[:2, 1:4, 2:5, 2:5] = False
+    node = show_map(overlay, spin, store_of(add_volume(scene, geometry), masks, ranked=False), "liver")
+    display = node.GetDisplayNode()
+    display.SetInputImageDataConnection(node.GetImageDataConnection())
+    display.UpdateImageDataPipeline()
+    display.GetOutputImageDataConnection().GetProducer().Update()
+    image = display.GetOutputImageData()
+    i, j, k = image.GetDimensions()
+    colours = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i, -1)
+    opaque = colours[..., 3] > 0
+    share = masks.mean(0)
+    np.testing.assert_array_equal(opaque, (share > 0) & (share < 1))
+    assert opaque.any()
+
+
+def test_it_is_the_foreground_and_the_former_one_comes_back(scene: Any, spin: Spin, overlay: AgreementOverlay) -> None:
+    volume, other, third = (add_volume(scene, oblique(), name) for name in ("CT", "PET", "later"))
+    red, yellow = add_composite(scene, "Red-test"), add_composite(scene, "Yellow-test")
+    red.SetForegroundVolumeID(other.GetID())
+    red.SetForegroundOpacity(0.25)
+    red.SetBackgroundVolumeID(volume.GetID())
+    node = show_map(overlay, spin, store_of(volume, random_masks(oblique(), 3), ranked=False), "liver", 0.4)
+    for composite in (red, yellow):
+        assert composite.GetForegroundVolumeID() == node.GetID()
+        assert composite.GetForegroundOpacity() == pytest.approx(0.4)
+    assert red.GetBackgroundVolumeID() == volume.GetID()
+    assert overlay.visible
+    overlay.set_opacity(0.8)
+    assert yellow.GetForegroundOpacity() == pytest.approx(0.8)
+    yellow.SetForegroundVolumeID(third.GetID())
+    overlay.hide()
+    assert not overlay.visible
+    assert red.GetForegroundVolumeID() == other.GetID()
+    assert red.GetForegroundOpacity() == pytest.approx(0.25)
+    assert yellow.GetForegroundVolumeID() == third.GetID(), "the user's own choice stays"
+
+
+def test_a_foreground_that_was_deleted_does_not_come_back(scene: Any, spin: Spin, overlay: AgreementOverlay) -> None:
+    volume, other = add_volume(scene, oblique(), "CT"), add_volume(scene, oblique(), "PET")
+    red = add_composite(scene, "Red-test")
+    red.SetForegroundVolumeID(other.GetID())
+    show_map(overlay, spin, store_of(volume, random_masks(oblique(), 3), ranked=False), "liver")
+    scene.RemoveNode(other)
+    overlay.hide()
+    assert not red.GetForegroundVolumeID()
+
+
+def test_clearing_leaves_nothing_of_the_map_in_the_scene(scene: Any, spin: Spin, overlay: AgreementOverlay) -> None:
+    volume = add_volume(scene, oblique())
+    add_composite(scene, "Red-test")
+    before = scene.GetNumberOfNodes()
+    show_map(overlay, spin, store_of(volume, random_masks(oblique(), 3), ranked=False), "liver")
+    overlay.clear()
+    assert scene.GetNumberOfNodes() == before
+    assert overlay.node is None
+
+
+def test_a_map_that_is_deleted_while_it_is_made(scene: Any, spin: Spin, overlay: AgreementOverlay) -> None:
+    store = store_of(add_volume(scene, oblique()), random_masks(oblique(), 3), ranked=False)
+    overlay.show(store, "liver")
+    scene.RemoveNode(overlay.node)
+    done: list[bool] = []
+    overlay.filled.connect(lambda: done.append(True))
+    spin(lambda: bool(done))
+    node = show_map(overlay, spin, store, "liver")
+    assert slicer.util.arrayFromVolume(node).any()
+
+
+@pytest.mark.parametrize("name", ["LPS", "PSR", "ARI", "oblique"])
+def test_the_most_uncertain_slice_is_found_and_shown(name: str) -> None:
+    scene = slicer.vtkMRMLScene()  # without the application's own views
+    geometry = GEOMETRIES[name]
+    masks = np.ones((4, *geometry.shape_kji), bool)
+    store = ProposalStore(volume_image(add_volume(scene, geometry)), ("liver",))
+    wanted = store.plan.count - 2
+    for index in range(store.plan.count):
+        here = masks.copy()
+        rows = np.moveaxis(here, store.plan.axis + 1, 1)[:, index]
+        rows[: 2 if index == wanted else 1, :2] = False
+        store.add(slice_event(here, store.plan, index))
+    assert most_uncertain_slice(store, "liver") == wanted
+    view = slicer.vtkMRMLSliceNode()
+    view.SetLayoutName("Test")
+    scene.AddNode(view)
+    along = geometry.affine[:3, 2 - store.plan.axis] / np.linalg.norm(geometry.affine[:3, 2 - store.plan.axis])
+    axes = np.linalg.svd(along[None])[2]
+    axes[0] = along
+    place = np.eye(4)
+    place[:3, :3] = np.stack([axes[1], np.cross(along, axes[1]), along], axis=1)
+    for row in range(4):
+        for column in range(4):
+            view.GetSliceToRAS().SetElement(row, column, float(place[row, column]))
+    view.UpdateMatrices()
+    AgreementOverlay(scene, IdleQueue()).jump_to_slice(store, wanted)
+    shown = np.array([view.GetSliceToRAS().GetElement(row, 3) for row in range(3)])
+    ijk = np.linalg.inv(geometry.affine) @ [*shown, 1.0]
+    assert ijk[2 - store.plan.axis] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_views_across_the_slices_stay_where_they_are() -> None:
+    scene = slicer.vtkMRMLScene()
+    geometry = GEOMETRIES["LPS"]
+    store = store_of(add_volume(scene, geometry), random_masks(geometry, 2), ranked=False)
+    view = slicer.vtkMRMLSliceNode()
+    view.SetLayoutName("Test")
+    scene.AddNode(view)
+    view.SetSliceToRASByNTP(1, 0, 0, 0, 1, 0, 12.0, 0, 0, 1)
+    before = view.GetSliceToRAS().GetElement(0, 3)
+    AgreementOverlay(scene, IdleQueue()).jump_to_slice(store, 3)
+    assert view.GetSliceToRAS().GetElement(0, 3) == before
+
+
+def test_proposals_that_are_all_alike_have_no_uncertain_slice(scene: Any) -> None:
+    masks = np.repeat(random_masks(oblique(), 1), 4, axis=0)
+    assert most_uncertain_slice(store_of(add_volume(scene, oblique()), masks, ranked=False), "liver") is None

@@ -1,0 +1,3 @@
+"""Training examples and adapters."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Segments, volumes and proposals as nodes of the scene: accepting, undo, editing, exporting."""
+
+from __future__ import annotations
