@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import highdicom
 import nibabel as nib
@@ -15,9 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from typer.testing import CliRunner, Result
 
-from progidiff.cli.app import app
 from progidiff.cli.gathering import Gathered, GatheredTarget, canonical_slice
 from progidiff.cli.pictures import choose_slices
 from progidiff.cli.proposing import understand
@@ -32,8 +26,7 @@ from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import extract_slice, plan_slices
 
 from ..volume_examples import oriented, write_dicom_series
-
-ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
+from .command_support import propose
 
 # Axis directions as columns (i, j, k) in RAS; spacing is 2, 2 and 5 mm along i, j and k.
 ORIENTATIONS = {
@@ -63,11 +56,6 @@ def image_file(path: Path, affine: np.ndarray | None = None, shape: tuple[int, i
     geometry = Geometry((i, j, k), affine_of(ORIENTATIONS["LPS"]) if affine is None else affine)
     write_volume(path, array, geometry)
     return path
-
-
-def propose(image: Path, out: Path, *arguments: str, **script: Any) -> Result:
-    command = shlex.join([sys.executable, str(ORGANS_WORKER), json.dumps(script)])
-    return CliRunner().invoke(app, ["propose", str(image), "--out", str(out), "--worker-command", command, *arguments])
 
 
 def segments_of(path: Path) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
