@@ -122,9 +122,7 @@ def test_regions_are_unions_of_values(tmp_path: Path) -> None:
     assert "right kidney" not in data.labelled_targets
 
 
-def test_an_organ_that_is_labelled_but_absent_has_an_empty_mask_and_an_unlabelled_one_none(
-    tmp_path: Path,
-) -> None:
+def test_an_organ_that_is_labelled_but_absent_has_an_empty_mask_and_an_unlabelled_one_none(tmp_path: Path) -> None:
     data = NnUNetDataset(dataset(tmp_path, {"background": 0, "liver": 1, "spleen": 9}))
     for found in data:
         assert found.labelled == {"liver", "spleen"} == set(found.labels)
@@ -217,8 +215,7 @@ def test_slices_with_ignored_voxels_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channel", "expected"),
-    [("CT", "CT"), ("ct", "CT"), ("MRI", "MR"), ("T2", "MR"), ("T1w", "MR"), ("MR-T2", "MR")],
+    ("channel", "expected"), [("CT", "CT"), ("ct", "CT"), ("MRI", "MR"), ("T2", "MR"), ("T1w", "MR"), ("MR-T2", "MR")]
 )
 def test_the_modality_is_the_channels_name(tmp_path: Path, channel: str, expected: str) -> None:
     assert NnUNetDataset(dataset(tmp_path, V2, channel_names={"0": channel})).modality == expected
@@ -262,10 +259,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         described('{"labels": {"liver": 0, "spleen": 1}}'),
         "gives 'liver' the value 0, which is the background",
     ),
-    "one value, two names": (
-        described('{"labels": {"liver": 1, "spleen": 1}}'),
-        "the value 1 to both 'liver' and 'spleen'",
-    ),
+    "one value, two names": (described('{"labels": {"liver": 1, "spleen": 1}}'), "the value 1 to both 'liver' and 'spleen'"),
     "one name twice": (described('{"labels": {"liver": 1, "spleen": 2, "liver": 3}}'), "gives 'liver' twice"),
     "no known organ": (described('{"labels": {"bg": 0, "widget": 1}}'), "No label of"),
     "no cases": (lambda folder: (folder / "labelsTr" / "case_a.nii.gz").unlink(), "holds no label maps"),

@@ -52,12 +52,7 @@ def test_a_slice_with_pixel_values(tmp_path: Path) -> None:
     assert set(found.labels) == found.labelled == data.labelled_targets == {"liver", "spleen"}
     assert np.array_equal(found.labels["liver"], VALUES == 1)
     assert np.array_equal(found.labels["spleen"], VALUES == 2)
-    assert (found.spacing_rc, found.patient, found.modality, found.window) == (
-        (0.8, 0.7),
-        "p1",
-        "CT",
-        "display",
-    )
+    assert (found.spacing_rc, found.patient, found.modality, found.window) == ((0.8, 0.7), "p1", "CT", "display")
     assert (found.second_labels, found.spacing_exact, data.patients) == (None, True, {"p1"})
 
 
@@ -135,10 +130,7 @@ def test_a_second_rater(tmp_path: Path) -> None:
 def test_a_slice_may_differ_from_its_folder(tmp_path: Path) -> None:
     found = only(
         folder_with(
-            tmp_path,
-            BASE | {"labelled": ["liver", "spleen"]},
-            modality="MR",
-            labels={"1": "pancreas", "2": "aorta"},
+            tmp_path, BASE | {"labelled": ["liver", "spleen"]}, modality="MR", labels={"1": "pancreas", "2": "aorta"}
         )
     )
     assert (found.modality, found.labelled) == ("MR", {"pancreas", "aorta"})

@@ -186,10 +186,6 @@ def test_the_doctor_itself_imports_nothing_heavy() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=Path(doctor.__file__).parents[1],
-        check=False,
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(doctor.__file__).parents[1], check=False
     )
     assert ran.returncode == 0, ran.stderr

@@ -57,11 +57,7 @@ def test_has_the_targets_of_an_abdominal_model(key: str) -> None:
             f"{DICOM}~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~SCT^51440002^Right and left",
             (185, 102, 83),
         ),
-        (
-            "pancreas",
-            f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^15776009^Pancreas~^^",
-            (249, 180, 111),
-        ),
+        ("pancreas", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^15776009^Pancreas~^^", (249, 180, 111)),
         ("bone", f"{GENERAL}~SCT^85756007^Tissue~SCT^272673000^Bone~^^", (241, 214, 145)),
         ("duodenum", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^38848004^Duodenum~^^", (255, 253, 229)),
         ("esophagus", f"{GENERAL}~SCT^123037004^Anatomical Structure~SCT^32849002^Esophagus~^^", (211, 171, 143)),
@@ -155,18 +151,7 @@ def test_finds_labels_of_data_sets(label: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "label",
-    [
-        "",
-        "background",
-        "prostate/uterus",
-        "liver tumor",
-        "kidney cyst",
-        "PZ",
-        "unknown",
-        "left",
-        "vertebra 3",
-    ],
+    "label", ["", "background", "prostate/uterus", "liver tumor", "kidney cyst", "PZ", "unknown", "left", "vertebra 3"]
 )
 def test_finds_nothing_for_other_labels(label: str) -> None:
     assert find_target(label) is None

@@ -317,24 +317,7 @@ def _outcome(text: str, vocabulary: list[str]) -> tuple[list[str], str]:
 def test_random_noise_is_refused_or_understood_but_never_fails_otherwise() -> None:
     draw = random.Random(31)
     names = [name for target in catalog().values() for name in target.all_names()]
-    signs = [
-        ";",
-        ",",
-        " and ",
-        " ",
-        "\n",
-        "&",
-        "left",
-        "rechts",
-        "both",
-        "'",
-        "\x00",
-        "💀",
-        "́",
-        "\ud800",
-        "ß",
-        "(",
-    ]
+    signs = [";", ",", " and ", " ", "\n", "&", "left", "rechts", "both", "'", "\x00", "💀", "́", "\ud800", "ß", "("]
     refused = 0
     for _ in range(300):
         parts = [

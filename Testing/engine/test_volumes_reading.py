@@ -188,13 +188,7 @@ def test_metaimage_says_its_modality(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [
-        ("a/ct.nii.gz", "ct"),
-        ("a/CT.NII", "CT"),
-        ("b/x.y.nrrd", "x.y"),
-        ("s.seg.nrrd", "s"),
-        ("dicom/", "dicom"),
-    ],
+    [("a/ct.nii.gz", "ct"), ("a/CT.NII", "CT"), ("b/x.y.nrrd", "x.y"), ("s.seg.nrrd", "s"), ("dicom/", "dicom")],
 )
 def test_volume_names(path: str, name: str) -> None:
     assert volume_name(Path(path)) == name
@@ -209,8 +203,7 @@ def real(shared_data: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [("example_ct_sm", (122, 101, 30)), ("example_ct", (122, 101, 112)), ("example_mr_sm", (117, 91, 20))],
+    ("name", "shape"), [("example_ct_sm", (122, 101, 30)), ("example_ct", (122, 101, 112)), ("example_mr_sm", (117, 91, 20))]
 )
 def test_real_scans(real: Callable[[str], Path], name: str, shape: tuple[int, int, int]) -> None:
     volume = read_volume(real(f"{name}.nii.gz"))

@@ -8,23 +8,13 @@ import pytest
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
-from progidiff.volumes.slicing import (
-    extract_slice,
-    insert_slice,
-    parse_slice_range,
-    plan_slices,
-    restore_slice,
-)
+from progidiff.volumes.slicing import extract_slice, insert_slice, parse_slice_range, plan_slices, restore_slice
 
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
 
 PLANES = ["axial", "coronal", "sagittal"]
 # RAS direction in which rows, columns must grow.
-VIEW = {
-    "axial": ((0, -1, 0), (-1, 0, 0)),
-    "coronal": ((0, 0, -1), (-1, 0, 0)),
-    "sagittal": ((0, 0, -1), (0, -1, 0)),
-}
+VIEW = {"axial": ((0, -1, 0), (-1, 0, 0)), "coronal": ((0, 0, -1), (-1, 0, 0)), "sagittal": ((0, 0, -1), (0, -1, 0))}
 
 
 def _positions(geometry: Geometry) -> np.ndarray:
@@ -115,11 +105,7 @@ def test_slices_share_the_arrays_memory() -> None:
     ],
 )
 def test_acquisition_axis(
-    codes: str,
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
-    plane: str,
-    axis: int,
+    codes: str, shape: tuple[int, int, int], spacing: tuple[float, float, float], plane: str, axis: int
 ) -> None:
     plan = plan_slices(oriented(codes, shape, spacing))
     assert (plan.plane, plan.axis) == (plane, axis)

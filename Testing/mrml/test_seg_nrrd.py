@@ -123,14 +123,7 @@ def test_mixture_of_shared_and_own_layers(tmp_path: Path) -> None:
 
 def test_names_colours_terminology_and_identifiers(tmp_path: Path) -> None:
     geometry = oblique()
-    names = [
-        "Leber (Rang 1, Größe 1,5 L)",
-        "foie | rang 2 : 0.91",
-        "肝臓 3",
-        "печень \\ 4",
-        "two\nlines",
-        "50 % sure %7C",
-    ]
+    names = ["Leber (Rang 1, Größe 1,5 L)", "foie | rang 2 : 0.91", "肝臓 3", "печень \\ 4", "two\nlines", "50 % sure %7C"]
     colors = [(221 / 255, 130 / 255, 101 / 255), (0.0, 1.0, 0.5), (1 / 3, 2 / 3, 1.0)] * 2
     segments = [
         Segment(name, mask, color, LIVER) for name, mask, color in zip(names, random_masks(geometry, 6), colors, strict=True)

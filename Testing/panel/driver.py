@@ -164,12 +164,7 @@ class Driver:
         self.click(self.panels.prompt.ui.proposeButton)
 
     def fill(
-        self,
-        prompt: str,
-        proposals: int = 8,
-        steps: int = 4,
-        seed: int | None = None,
-        slices: tuple[int, int] | None = None,
+        self, prompt: str, proposals: int = 8, steps: int = 4, seed: int | None = None, slices: tuple[int, int] | None = None
     ) -> None:
         """Fill in the prompt panel.
 
