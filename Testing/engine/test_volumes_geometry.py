@@ -1,4 +1,4 @@
-"""The grid of a volume: spacing, orientation, volume, comparison, SimpleITK."""
+"""The grid of a volume, and its canonical slices: spacing, orientation, comparison, SimpleITK; ranges of slices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from progidiff.errors import InputError
 from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.slicing import extract_slice, insert_slice, parse_slice_range, plan_slices, restore_slice
 
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
 
@@ -95,3 +97,173 @@ def test_nearest_axes_are_those_of_nibabel(seed: int) -> None:
     affine[:3, :3] = turned * rng.uniform(0.3, 5, 3)
     expected = [(int(ras), int(sign)) for ras, sign in nib.orientations.io_orientation(affine)]
     assert nearest_axes(affine) == expected
+
+
+PLANES = ["axial", "coronal", "sagittal"]
+# RAS direction in which rows, columns must grow.
+VIEW = {"axial": ((0, -1, 0), (-1, 0, 0)), "coronal": ((0, 0, -1), (-1, 0, 0)), "sagittal": ((0, 0, -1), (0, -1, 0))}
+
+
+def _positions(geometry: Geometry) -> np.ndarray:
+    """RAS position of each voxel, (K, J, I, 3)."""
+    k, j, i = np.meshgrid(*(np.arange(n) for n in geometry.shape_kji), indexing="ij")
+    ones = np.ones_like(i)
+    return np.stack([i, j, k, ones], axis=-1) @ geometry.affine.T[:, :3]
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", ["LPS", "RAS", "PSR", "ARI", "oblique", "anisotropic", "odd widths"])
+def test_rows_and_columns_grow_in_the_canonical_directions(name: str, plane: str) -> None:
+    geometry = GEOMETRIES[name]
+    plan = plan_slices(geometry, plane)
+    by_axis = [extract_slice(_positions(geometry)[..., n], plan, 1) for n in range(3)]
+    assert by_axis[0].shape == plan.shape_rc
+    steps = [np.stack([np.diff(a, axis=n).mean() for a in by_axis]) for n in (0, 1)]
+    for step, direction, spacing in zip(steps, VIEW[plane], plan.spacing_rc, strict=True):
+        assert np.linalg.norm(step) == pytest.approx(spacing)
+        # The nearest of the six anatomical directions is the wanted one.
+        assert np.argmax(np.abs(step)) == np.argmax(np.abs(direction))
+        assert step @ np.array(direction) > 0
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_slices_put_back_give_the_volume(name: str, plane: str) -> None:
+    geometry = GEOMETRIES[name]
+    plan = plan_slices(geometry, plane)
+    array = ramp(geometry)
+    rebuilt = np.zeros_like(array)
+    for index in range(plan.count):
+        insert_slice(rebuilt, plan, index, extract_slice(array, plan, index).copy())
+    np.testing.assert_array_equal(rebuilt, array)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_packed_mask_filled_by_slices_equals_the_array(name: str, plane: str) -> None:
+    geometry = GEOMETRIES[name]
+    plan = plan_slices(geometry, plane)
+    mask = np.random.default_rng(1).random(geometry.shape_kji) < 0.3
+    packed = PackedMask.from_array(np.ones(geometry.shape_kji, dtype=bool))  # earlier content must go
+    for index in range(plan.count):
+        packed.set_slice(plan, index, extract_slice(mask, plan, index))
+    np.testing.assert_array_equal(packed.to_array(), mask)
+    np.testing.assert_array_equal(packed.plane(geometry.shape_kji[0] - 1), mask[-1])
+    assert packed.count() == mask.sum()
+
+
+def test_packed_bounds_and_overlap() -> None:
+    mask = np.zeros((5, 6, 11), dtype=bool)
+    assert PackedMask.from_array(mask).bounds() is None
+    mask[1:3, 4, 2:10] = True
+    other = np.zeros_like(mask)
+    other[3, 4, 2:10] = True
+    packed, beside = PackedMask.from_array(mask), PackedMask.from_array(other)
+    assert packed.bounds() == ((1, 2), (4, 4), (2, 9))
+    assert not packed.overlaps(beside)
+    other[2, 4, 9] = True
+    assert packed.overlaps(PackedMask.from_array(other))
+
+
+def test_slices_share_the_arrays_memory() -> None:
+    array = ramp(GEOMETRIES["PSR"])
+    plan = plan_slices(GEOMETRIES["PSR"])
+    assert np.shares_memory(extract_slice(array, plan, 0), array)
+    canonical = np.zeros(plan.shape_rc)
+    assert np.shares_memory(restore_slice(canonical, plan), canonical)
+
+
+@pytest.mark.parametrize(
+    ("codes", "shape", "spacing", "plane", "axis"),
+    [
+        ("LPS", (9, 8, 6), (0.7, 0.7, 5.0), "axial", 0),
+        ("LPS", (9, 8, 6), (0.7, 4.0, 0.7), "coronal", 1),
+        ("PSR", (9, 8, 6), (0.7, 0.7, 4.0), "sagittal", 0),
+        ("PSR", (9, 8, 6), (1.0, 1.0, 1.0), "axial", 1),  # isotropic
+        ("RAS", (9, 8, 6), (1.05, 1.05, 1.0), "axial", 0),  # as good as isotropic
+        ("RAS", (9, 8, 6), (3.0, 3.0, 2.2), "axial", 0),  # slices closer together than pixels are large
+        ("LPS", (9, 8, 6), (0.8, 0.8, 0.5), "axial", 0),
+        ("RAS", (9, 8, 6), (3.0, 3.0, 1.0), "axial", 0),  # thick both ways: neither is clear
+        ("LPS", (9, 8, 6), (1.0, 1.45, 1.0), "axial", 0),
+        ("LPS", (9, 8, 6), (1.0, 1.5, 1.0), "coronal", 1),
+        ("LPS", (9, 8, 6), (1.0, 1.5, 1.2), "axial", 0),
+        ("LPS", (9, 8, 1), (3.0, 3.0, 1.0), "axial", 0),  # one slice, however thin
+        ("LPS", (1, 8, 9), (1.0, 3.0, 3.0), "sagittal", 2),
+    ],
+)
+def test_acquisition_axis(
+    codes: str, shape: tuple[int, int, int], spacing: tuple[float, float, float], plane: str, axis: int
+) -> None:
+    plan = plan_slices(oriented(codes, shape, spacing))
+    assert (plan.plane, plan.axis) == (plane, axis)
+    assert plan.count == shape[2 - axis]
+    assert plan.slice_spacing == pytest.approx(spacing[2 - axis])
+
+
+@pytest.mark.parametrize(
+    ("known", "spacing", "plane"),
+    [
+        (("coronal",), (1.0, 1.0, 1.0), "coronal"),
+        (("coronal",), (1.0, 1.0, 1.4), "coronal"),
+        (("coronal", "axial"), (1.0, 1.0, 1.0), "coronal"),
+        (("coronal",), (1.0, 1.0, 5.0), "axial"),  # clearly acquired so, whatever the model knows
+        (("axial", "sagittal"), (4.0, 1.0, 1.0), "sagittal"),
+    ],
+)
+def test_a_model_gets_the_planes_of_its_card(
+    known: tuple[str, ...], spacing: tuple[float, float, float], plane: str
+) -> None:
+    assert plan_slices(oriented("LPS", (9, 8, 6), spacing), None, known).plane == plane
+    assert plan_slices(oriented("LPS", (9, 8, 6), spacing), "axial", known).plane == "axial"
+
+
+def test_plane_that_does_not_exist() -> None:
+    with pytest.raises(InputError, match="axial, coronal, sagittal"):
+        plan_slices(oblique(), "transversal")
+
+
+def test_slice_index_beyond_the_volume() -> None:
+    plan = plan_slices(oblique())
+    with pytest.raises(IndexError):
+        extract_slice(ramp(oblique()), plan, -1)
+    with pytest.raises(IndexError):
+        extract_slice(ramp(oblique()), plan, plan.count)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", range(112)),
+        (" ALL ", range(112)),
+        ("40", range(40, 41)),
+        ("30:50", range(30, 50)),
+        ("30 : 50", range(30, 50)),
+        (":5", range(5)),
+        ("110:", range(110, 112)),
+        ("0:112", range(112)),
+    ],
+)
+def test_slice_ranges(text: str, expected: range) -> None:
+    assert parse_slice_range(text, 112) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a range"),
+        ("-3", "not a range"),
+        ("a:b", "not a range"),
+        ("1:2:3", "not a range"),
+        ("4.5", "not a range"),
+        ("٣", "not a range"),
+        ("99999999999999999999", "not a range"),
+        ("112", "beyond"),
+        ("100:113", "beyond"),
+        ("50:30", "empty"),
+        ("7:7", "empty"),
+    ],
+)
+def test_nonsense_slice_ranges(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        parse_slice_range(text, 112)
+    assert "112 slices, 0 to 111" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Reading volumes: values and place are exactly those of the file, in every format."""
+"""Reading and writing volumes: values and place are exactly those of the file, in every format and library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from progidiff.errors import InputError
+from progidiff.errors import InputError, OutputError
+from progidiff.outputs.volumes_out import write_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume, volume_name
 
@@ -216,3 +217,44 @@ def test_real_label_atlas(shared_data: Path) -> None:
     volume = read_volume(shared_data / "permissive" / "spl_abdominal_atlas" / "seg.nrrd")
     assert volume.geometry.shape_ijk == (256, 256, 113)
     assert volume.geometry.spacing == pytest.approx((0.94, 0.94, 1.5), abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_written_volumes_come_back_on_the_same_grid(name: str, suffix: str, tmp_path: Path) -> None:
+    geometry = GEOMETRIES[name]
+    array = np.linspace(0, 1, ramp(geometry).size, dtype=np.float32).reshape(geometry.shape_kji)
+    write_volume(tmp_path / f"Übersicht{suffix}", array, geometry)
+    back = read_volume(tmp_path / f"Übersicht{suffix}")
+    np.testing.assert_array_equal(back.array, array)
+    assert back.array.dtype == np.float32
+    assert back.geometry.is_close(geometry, tolerance_mm=1e-3)
+
+
+@pytest.mark.parametrize("name", ["example_ct_sm", "example_mr_sm"])
+def test_result_has_the_real_inputs_affine_to_the_last_bit(name: str, shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "permissive" / "totalsegmentator_tests" / f"{name}.nii.gz"
+    volume = read_volume(source)
+    write_volume(tmp_path / "agreement.nii.gz", volume.array > 0, volume.geometry)
+    written = nib.load(tmp_path / "agreement.nii.gz")
+    np.testing.assert_array_equal(written.affine, nib.load(source).affine)
+    assert written.shape == nib.load(source).shape
+    assert written.get_data_dtype() == np.uint8
+
+
+def test_types_of_written_volumes(tmp_path: Path) -> None:
+    geometry = oblique()
+    for dtype, stored in ((bool, "uint8"), ("float64", "float32"), ("int16", "int16"), ("uint16", "uint16")):
+        array = np.abs(ramp(geometry)).astype(dtype)
+        write_volume(tmp_path / "a.nii.gz", array, geometry)
+        image = nib.load(tmp_path / "a.nii.gz")
+        assert image.get_data_dtype() == np.dtype(stored)
+        np.testing.assert_array_equal(np.asarray(image.dataobj).T, array)
+
+
+def test_refusals_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        write_volume(tmp_path / "a.nii.gz", np.zeros((2, 2, 2)), oblique())
+    with pytest.raises(OutputError, match=r"\.nii\.gz"):
+        write_volume(tmp_path / "a.png", ramp(oblique()), oblique())
+    assert list(tmp_path.iterdir()) == []
