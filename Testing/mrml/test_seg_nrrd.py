@@ -16,6 +16,7 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import Volume, read_volume
 
+from ..panel.accept_support import array_of, tag
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
@@ -53,7 +54,7 @@ def image_to_world(image: Any) -> np.ndarray:
 
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
-    return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+    return array_of(matrix)
 
 
 def mask_of(segment: Any, geometry: Geometry) -> np.ndarray:
@@ -69,13 +70,6 @@ def mask_of(segment: Any, geometry: Geometry) -> np.ndarray:
     values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
     full[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] = values == segment.GetLabelValue()
     return full
-
-
-def tag(segment: Any, key: str) -> str | None:
-    import vtk
-
-    value = vtk.reference("")
-    return str(value) if segment.GetTag(key, value) else None
 
 
 def random_masks(geometry: Geometry, count: int, share: float = 0.3) -> list[np.ndarray]:
@@ -256,7 +250,7 @@ def _assert_same_place(image: Path, segment: Any, volume: Volume) -> None:
     assert storage.ReadData(node) == 1
     matrix = vtk.vtkMatrix4x4()
     node.GetRASToIJKMatrix(matrix)
-    to_shown = np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+    to_shown = array_of(matrix)
     shown = vtk_to_numpy(node.GetImageData().GetPointData().GetScalars())
     shown = shown.reshape(node.GetImageData().GetDimensions()[::-1])
 
