@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from typer.testing import CliRunner, Result
 
 import progidiff
 from progidiff.cli.app import app
+
+from ..volume_examples import oriented, write_nifti
 
 ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
 #: For a Python of its own.
@@ -42,15 +43,10 @@ def propose(image: Path, out: Path, *arguments: object, **script: Any) -> Result
     return invoke("propose", image, "--out", out, *worker, *arguments)
 
 
-def nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    """Write (I, J, K), by default with voxels of 2 x 2 x 5 mm."""
-    nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0]) if affine is None else affine), path)
-    return path
-
-
 def ct(path: Path) -> Path:
     """Write a small CT of noise, 24 x 20 x 6 voxels."""
-    return nifti(path, np.random.default_rng(0).normal(40, 20, (24, 20, 6)).astype(np.float32))
+    array = np.random.default_rng(0).normal(40, 20, (6, 20, 24)).astype(np.float32)
+    return write_nifti(path, oriented("RAS", (24, 20, 6), (2.0, 2.0, 5.0)), array)
 
 
 def listing(folder: Path) -> list[str]:

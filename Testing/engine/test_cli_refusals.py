@@ -22,7 +22,8 @@ from progidiff.cli import writing
 from progidiff.cli.failures import one_line
 from progidiff.outputs.document import read_document
 
-from .command_support import ENVIRONMENT, ct, listing, nifti, organs, propose
+from ..volume_examples import oblique, write_nifti
+from .command_support import ENVIRONMENT, ct, listing, organs, propose
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def renamed_text(path: Path) -> None:
 
 
 def uniform(path: Path) -> None:
-    nifti(path, np.zeros((12, 10, 6), np.float32))
+    write_nifti(path, oblique(), np.zeros(oblique().shape_kji, np.float32))
 
 
 # All that can be wrong with an image is in test_volumes_bad_input.
