@@ -11,17 +11,9 @@ from progidiff.errors import PromptError
 from progidiff.targets import MAX_PROMPT_LENGTH, Target, catalog, complete, parse_prompt
 
 ABDOMEN = [
-    "liver",
-    "spleen",
-    "left kidney",
-    "right kidney",
-    "kidneys",
-    "pancreas",
-    "stomach",
-    "gallbladder",
-    "aorta",
-    "inferior vena cava",
-]
+    "liver", "spleen", "left kidney", "right kidney", "kidneys",
+    "pancreas", "stomach", "gallbladder", "aorta", "inferior vena cava",
+]  # fmt: skip
 SIDES_ONLY = [key for key in ABDOMEN if key != "kidneys"]
 PAIR_ONLY = [key for key in ABDOMEN if key not in ("left kidney", "right kidney")]
 EVERYTHING = list(catalog())

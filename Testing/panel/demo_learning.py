@@ -27,16 +27,9 @@ from .driver import Driver, qt, slicer
 
 #: What the labels 1, 2, ... of the label map beside the sample volume are, see Resources/SampleData/README.md.
 SAMPLE_LABELS = (
-    "liver",
-    "spleen",
-    "right kidney",
-    "left kidney",
-    "pancreas",
-    "stomach",
-    "gallbladder",
-    "aorta",
-    "inferior vena cava",
-)
+    "liver", "spleen", "right kidney", "left kidney", "pancreas",
+    "stomach", "gallbladder", "aorta", "inferior vena cava",
+)  # fmt: skip
 CORRECTED = 2
 EXAMPLES, ADAPTERS, ADAPTER = "training-examples", "adapters", "demo"
 # The second run is shorter than the first one: it is there to be compared.
