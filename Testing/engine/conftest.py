@@ -22,12 +22,7 @@ TINY_RUN: dict[str, Any] = {
     "steps": 2, "first_steps": 2, "images": 2, "prompts_per_image": 2, "device": "cpu", "validation_images": 2,
     "checkpoint_every": 1, "log_every": 1, "image_size": 32, "spacing_mm": 11.0,
 }  # fmt: skip
-TINY_ENCODER = {
-    "stem_patch": 2,
-    "block_out_channels": (8, 16, 16),
-    "feature_channels": 16,
-    "norm_num_groups": 4,
-}
+TINY_ENCODER = {"stem_patch": 2, "block_out_channels": (8, 16, 16), "feature_channels": 16, "norm_num_groups": 4}
 
 
 def write_clip_tokenizer(folder: Path) -> int:
@@ -40,12 +35,7 @@ def write_clip_tokenizer(folder: Path) -> int:
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    config = {
-        **special,
-        "pad_token": "<|endoftext|>",
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 16,
-    }
+    config = {**special, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer", "model_max_length": 16}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return len(words)
 
@@ -112,9 +102,7 @@ def write_tiny_sd(folder: Path, *, variant: str | None = None, **unet_settings: 
 def build_tiny(sd_folder: Path, out: Path, **settings: Any) -> ProGiDiffModel:
     """The tiny folder made into a ProGiDiff model."""
     return build_from_stable_diffusion(
-        sd_folder,
-        out,
-        **{"image_size": 32, "image_encoder": TINY_ENCODER, "vocabulary": ["liver"], **settings},
+        sd_folder, out, **{"image_size": 32, "image_encoder": TINY_ENCODER, "vocabulary": ["liver"], **settings}
     )
 
 

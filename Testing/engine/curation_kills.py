@@ -167,6 +167,7 @@ def killed_at_every_step(folder: Path, power_loss: bool = False, seed: int = 0) 
     With ``power_loss`` what was not written out is gone as well: contents, and any of the renames.
     """
     chance, tally = random.Random(seed), Tally()
+    kept: set[str] = set()  # files that the disk has had time to write out
     for fatal in range(1, 1000):
         note, told = folder.parent / "note", folder.parent / "told"
         for path in (note, told):
@@ -186,34 +187,23 @@ def killed_at_every_step(folder: Path, power_loss: bool = False, seed: int = 0) 
             break
         tally.kills += 1
         if power_loss:
-            _lose_power(folder, note, chance)
+            kept = _lose_power(folder, note, chance, kept)
     tally.judge(folder)
     return tally
 
 
-def _lose_power(folder: Path, note: Path, chance: random.Random) -> None:
+def _lose_power(folder: Path, note: Path, chance: random.Random, kept: set[str]) -> set[str]:
+    """Undo what was not written out, but for ``kept``, files of earlier writers; the files that are there then."""
     lines = [line.split("\t") for line in note.read_text().splitlines()]
     synced = {int(inode) for kind, inode, _rest in lines if kind == "synced"}
     for kind, source, place in reversed(lines):
         if kind == "rename" and chance.random() < 0.5 and Path(place).exists() and Path(source).parent.is_dir():
             os.rename(place, source)
     known = {str(p) for p in folder.rglob("*") if p.is_file() and p.stat().st_ino not in synced}
-    for path in known - _before(folder):
+    for path in known - kept:
         if chance.random() < 0.7:
             os.truncate(path, 0)
-    _remember(folder)
-
-
-_KEPT: dict[str, set[str]] = {}
-
-
-def _before(folder: Path) -> set[str]:
-    """Files that an earlier writer has left; the disk has had time to write them out."""
-    return _KEPT.get(str(folder), set())
-
-
-def _remember(folder: Path) -> None:
-    _KEPT[str(folder)] = {str(p) for p in folder.rglob("*") if p.is_file()}
+    return {str(p) for p in folder.rglob("*") if p.is_file()}
 
 
 def main() -> int:
@@ -224,12 +214,13 @@ def main() -> int:
     options = parser.parse_args()
     bad = 0
     with tempfile.TemporaryDirectory() as place:
-        runs: dict[str, Callable[[Path], Tally]] = {
-            "killed at random": lambda folder: random_kills(folder, options.kills, options.seed),
-            "killed at every step": lambda folder: killed_at_every_step(folder),
-            "power lost at every step": lambda folder: killed_at_every_step(folder, True, options.seed),
-        }
-        for number, (name, run) in enumerate(runs.items()):
+        for number, (name, run) in enumerate(
+            {
+                "killed at random": lambda folder: random_kills(folder, options.kills, options.seed),
+                "killed at every step": lambda folder: killed_at_every_step(folder),
+                "power lost at every step": lambda folder: killed_at_every_step(folder, True, options.seed),
+            }.items()
+        ):
             folder = Path(place) / str(number) / "set"
             folder.parent.mkdir()
             tally = run(folder)

@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import progidiff
-from progidiff.cli.app import app
 from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
 from progidiff.errors import InputError
 from progidiff.events import ProgressEvent
 from progidiff.model import build
-from progidiff.outputs.volumes_out import write_volume
-from progidiff.volumes.geometry import Geometry
 
-ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
-PACKAGE_HOME = str(Path(progidiff.__file__).parents[1])
+from .command_support import ENVIRONMENT, ct, invoke, organs
+
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "monai", "scipy")
 
 
 def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": PACKAGE_HOME, "PYTHONUTF8": "1"},
-        check=False,
-    )
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, check=False)
 
 
 def loaded_after(arguments: list[str], unwanted: tuple[str, ...]) -> str:
@@ -61,35 +48,32 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.slow
 def test_propose_imports_no_networks(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).normal(40, 20, (4, 20, 24)).astype(np.int16)
-    write_volume(tmp_path / "ct.nii.gz", array, Geometry((24, 20, 4), np.diag([-2.0, -2.0, 5.0, 1.0])))
-    worker = shlex.join([sys.executable, str(ORGANS_WORKER)])
-    arguments = ["propose", str(tmp_path / "ct.nii.gz"), "--prompt", "liver", "--out", str(tmp_path / "out")]
+    arguments = ["propose", str(ct(tmp_path / "ct.nii.gz")), "--prompt", "liver", "--out", str(tmp_path / "out")]
     heavy = tuple(name for name in HEAVY if name != "scipy")
-    assert loaded_after([*arguments, "--worker-command", worker], heavy) == "LOADED []"
+    assert loaded_after([*arguments, "--worker-command", organs()], heavy) == "LOADED []"
 
 
 def test_help_lists_every_command() -> None:
-    text = CliRunner().invoke(app, ["--help"]).stdout
+    text = invoke("--help").stdout
     for name in ("propose", "info", "doctor", "worker"):
         assert name in text
     assert "not a medical device" in " ".join(text.split())
 
 
 def test_version() -> None:
-    assert CliRunner().invoke(app, ["--version"]).stdout == f"progidiff {progidiff.__version__}\n"
+    assert invoke("--version").stdout == f"progidiff {progidiff.__version__}\n"
 
 
 def test_propose_needs_a_prompt_and_a_place() -> None:
     for arguments in (["x.nii.gz", "--out", "o"], ["x.nii.gz", "--prompt", "liver"]):
-        assert CliRunner().invoke(app, ["propose", *arguments]).exit_code == 2
+        assert invoke("propose", *arguments).exit_code == 2
 
 
 @pytest.mark.parametrize(
     "option", ["--proposals=0", "--top-k=0", "--steps=101", "--seed=-1", "--scheduler=euler", "--device=tpu"]
 )
 def test_numbers_out_of_range_are_refused(option: str) -> None:
-    ran = CliRunner().invoke(app, ["propose", "x.nii.gz", "--prompt", "liver", "--out", "o", option])
+    ran = invoke("propose", "x.nii.gz", "--prompt", "liver", "--out", "o", option)
     assert ran.exit_code == 2
     assert option.partition("=")[0] in ran.stderr
 
@@ -112,17 +96,17 @@ def test_info_prints_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"trainable_parameters": 367} if as_json else "a table"
 
     monkeypatch.setattr(build, "print_info", print_info)
-    assert CliRunner().invoke(app, ["info", "--config", "sd15"]).stdout == "a table\n"
-    ran = CliRunner().invoke(app, ["info", "--model", "some/folder", "--json"])
+    assert invoke("info", "--config", "sd15").stdout == "a table\n"
+    ran = invoke("info", "--model", "some/folder", "--json")
     assert json.loads(ran.stdout) == {"trainable_parameters": 367}
     assert asked == [("sd15", False), (Path("some/folder"), True)]
 
 
 def test_info_refuses_what_is_no_model(tmp_path: Path) -> None:
-    both = CliRunner().invoke(app, ["info", "--config", "sd15", "--model", str(tmp_path)])
+    both = invoke("info", "--config", "sd15", "--model", tmp_path)
     assert both.exit_code == 2
     assert len(both.stderr.splitlines()) == 1
-    nothing = CliRunner().invoke(app, ["info", "--model", str(tmp_path / "nowhere"), "--json"])
+    nothing = invoke("info", "--model", tmp_path / "nowhere", "--json")
     assert nothing.exit_code == 2
     assert json.loads(nothing.stdout)["error"]["code"] == "model"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -16,27 +15,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from typer.testing import CliRunner, Result
 
-import progidiff
 from progidiff.cli import proposing
-from progidiff.cli.app import app
 from progidiff.errors import OutputError
 from progidiff.evaluation.cases import cases_of_folder
 from progidiff.evaluation.evaluate import evaluate_cases
 from progidiff.evaluation.measuring import EvaluationSettings
 from progidiff.outputs.atomic import claimed
 from progidiff.outputs.document import read_document
-from progidiff.resources import resource_folders
+from progidiff.resources import sample_volume
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import open_dataset, stacks_of
 
-ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
-SAMPLE = next(folder for folder in resource_folders() if folder.is_dir()) / "SampleData" / "synthetic_abdomen_ct.nii.gz"
+from .command_support import ENVIRONMENT, invoke, organs
 
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+SAMPLE = sample_volume()
 
 
 def thin(source: Path, out: Path, pixel_mm: float = 3.0, slice_mm: float = 2.2) -> Path:
@@ -204,20 +197,8 @@ def test_training_says_values_once_and_corrects_them(tmp_path: Path) -> None:
 
 def test_next_notes_what_is_wrong_with_a_volume(responsive_folder: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "set", CORONAL, 1024)
-    options = (
-        "--prompt",
-        "liver",
-        "--model",
-        responsive_folder,
-        "--proposals",
-        2,
-        "--steps",
-        1,
-        "--slices",
-        1,
-        "--closer",
-        0,
-    )
+    counts = ("--proposals", 2, "--steps", 1, "--slices", 1, "--closer", 0)
+    options = ("--prompt", "liver", "--model", responsive_folder, *counts)
     where = ("next", "--folder", tmp_path / "set" / "imagesTr", "--out", tmp_path / "next.json", "--modality", "CT")
     ran = invoke(*where, *options, "--device", "cpu")
     assert ran.exit_code == 0, ran.output
@@ -293,7 +274,7 @@ def test_an_empty_prompt_or_name_is_no_empty_path() -> None:
 @pytest.mark.parametrize("command", ["propose", "next", "evaluate", "adapt", "train base", "train control"])
 def test_the_second_run_into_one_place_is_refused_at_its_start(command: str, tmp_path: Path) -> None:
     out, data = tmp_path / "results", write_set(tmp_path / "set", THIN)
-    worker = shlex.join([sys.executable, str(ORGANS_WORKER), json.dumps({"fail_load": "It was started."})])
+    worker = organs(fail_load="It was started.")
     arguments = {
         "propose": ("propose", SAMPLE, "--prompt", "liver", "--worker-command", worker),
         "next": ("next", "--folder", data, "--prompt", "liver"),
@@ -322,8 +303,7 @@ def test_a_run_that_was_killed_keeps_nobody_away(tmp_path: Path) -> None:
     out = tmp_path / "new" / "results"
     program = "import sys, time\nfrom pathlib import Path\nfrom progidiff.outputs.atomic import claimed\n"
     program += "with claimed(Path(sys.argv[1])):\n    print('claimed', flush=True)\n    time.sleep(60)\n"
-    environment = {**os.environ, "PYTHONPATH": str(Path(progidiff.__file__).parents[1])}
-    with subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, env=environment) as other:
+    with subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, env=ENVIRONMENT) as other:
         assert other.stdout is not None
         assert other.stdout.readline().strip() == b"claimed"
         with pytest.raises(OutputError, match="Another run"), claimed(out):

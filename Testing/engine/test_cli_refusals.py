@@ -14,210 +14,107 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-import progidiff
 from progidiff.cli import writing
-from progidiff.cli.app import app
 from progidiff.cli.failures import one_line
 from progidiff.outputs.document import read_document
 
-ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
-PACKAGE_HOME = str(Path(progidiff.__file__).parents[1])
+from ..volume_examples import oblique, write_nifti
+from .command_support import ENVIRONMENT, ct, listing, organs, propose
 
 
-def command(**script: Any) -> str:
-    return shlex.join([sys.executable, str(ORGANS_WORKER), json.dumps(script)])
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return ct(tmp_path / "ct.nii.gz")
 
 
-def propose(image: Path, out: Path, *arguments: str, prompt: str = "liver", **script: Any) -> Result:
-    options = ["--out", str(out), "--prompt", prompt, "--proposals", "2", "--worker-command", command(**script)]
-    return CliRunner().invoke(app, ["propose", str(image), *options, *arguments])
-
-
-def nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0]) if affine is None else affine), path)
-    return path
-
-
-def ct(shape: tuple[int, ...] = (24, 20, 6)) -> np.ndarray:
-    return np.random.default_rng(0).normal(40, 20, shape).astype(np.float32)
-
-
-def good(folder: Path) -> Path:
-    return nifti(folder / "ct.nii.gz", ct())
-
-
-def missing(folder: Path) -> Path:
-    return folder / "there is none.nii.gz"
-
-
-def empty(folder: Path) -> Path:
-    path = folder / "empty.nii.gz"
-    path.touch()
-    return path
-
-
-def not_a_number(folder: Path) -> Path:
-    array = ct()
-    array[3, 4, 5] = np.nan
-    return nifti(folder / "nan.nii.gz", array)
-
-
-def four_dimensional(folder: Path) -> Path:
-    return nifti(folder / "4d.nii.gz", ct((12, 10, 6, 3)))
-
-
-def colour(folder: Path) -> Path:
-    path = folder / "rgb.nrrd"
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 10, 12, 3), np.uint8), isVector=True), str(path))
-    return path
-
-
-def renamed_text(folder: Path) -> Path:
-    path = folder / "letter.nii.gz"
-    path.write_text("Dear colleague, please find the images attached.\n", encoding="utf-8")
-    return path
-
-
-def zero_spacing(folder: Path) -> Path:
-    path = nifti(folder / "flat.nii", ct())
-    header = bytearray(path.read_bytes())
-    header[80:92] = bytes(12)  # pixdim[1..3]
-    header[280:328] = bytes(48)  # the three rows of the sform
-    path.write_bytes(header)
-    return path
-
-
-def unknown_format(folder: Path) -> Path:
-    path = folder / "slide.pptx"
-    path.write_bytes(b"PK\x03\x04 something")
-    return path
-
-
-def uniform(folder: Path) -> Path:
-    return nifti(folder / "uniform.nii.gz", np.zeros((12, 10, 6), np.float32))
-
-
-BAD_IMAGES = [
-    missing,
-    empty,
-    not_a_number,
-    four_dimensional,
-    colour,
-    renamed_text,
-    zero_spacing,
-    unknown_format,
-    uniform,
-]
-
-
-def assert_refused(ran: Result, folder: Path, before: list[str], *, lines: int | None = 1) -> str:
-    """Exit code 2, one line (the last one where progress was shown before), nothing new on the disk; returns the line."""
+def refused(image: Path, *arguments: object, out: Path | None = None, lines: int | None = 1, **script: Any) -> Result:
+    """Exit code 2, one line at the end (the only one unless progress was shown before), nothing new on the disk."""
+    before = listing(image.parent)
+    options = () if "--prompt" in arguments else ("--prompt", "liver")
+    ran = propose(image, out or image.parent / "out", "--proposals", 2, *options, *arguments, **script)
     assert ran.exit_code == 2, (ran.output, ran.exception)
     said = ran.stderr.splitlines()
     assert lines is None or len(said) == lines
     assert said[-1].endswith((".", "]", "!"))
     assert "Traceback" not in ran.output
-    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) == before
-    return said[-1]
+    assert listing(image.parent) == before
+    return ran
 
 
-def listing(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+def sentence(ran: Result) -> str:
+    return ran.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("make", BAD_IMAGES)
-def test_a_bad_image_is_refused_in_one_line(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    image = make(tmp_path)
-    before = listing(tmp_path)
-    sentence = assert_refused(propose(image, tmp_path / "out"), tmp_path, before)
-    assert image.name in sentence or "image" in sentence.lower()
+def missing(path: Path) -> None:
+    path.unlink()
 
 
-def test_a_bad_image_with_json_gives_one_object(tmp_path: Path) -> None:
-    image = renamed_text(tmp_path)
-    ran = propose(image, tmp_path / "out", "--json")
-    assert ran.exit_code == 2
+def renamed_text(path: Path) -> None:
+    path.write_text("Dear colleague, please find the images attached.\n", encoding="utf-8")
+
+
+def uniform(path: Path) -> None:
+    write_nifti(path, oblique(), np.zeros(oblique().shape_kji, np.float32))
+
+
+# All that can be wrong with an image is in test_volumes_bad_input.
+@pytest.mark.parametrize("change", [missing, renamed_text, uniform])
+def test_a_bad_image_is_refused_in_one_line(change: Callable[[Path], None], image: Path) -> None:
+    change(image)
+    assert image.name in sentence(refused(image))
+
+
+def test_a_bad_image_with_json_gives_one_object(image: Path) -> None:
+    renamed_text(image)
+    ran = refused(image, "--json")
     assert json.loads(ran.stdout) == {"error": {"code": "input", "message": ran.stderr.strip()}}
 
 
-@pytest.mark.parametrize("slices", ["7:3", "99", "3:900", "some", "-1"])
-def test_bad_slices_are_refused_before_the_worker_starts(slices: str, tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    assert_refused(propose(image, tmp_path / "out", f"--slices={slices}", fail_load="not reached"), tmp_path, before)
+@pytest.mark.parametrize("slices", ["7:3", "99", "-1"])
+def test_bad_slices_are_refused_before_the_worker_starts(slices: str, image: Path) -> None:
+    assert "slices" in sentence(refused(image, f"--slices={slices}", fail_load="not reached"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["livver", "gallbladder", "  ", "the moon"])
-def test_a_prompt_that_names_nothing_known_is_refused(prompt: str, tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    sentence = assert_refused(propose(image, tmp_path / "out", prompt=prompt), tmp_path, before, lines=None)
-    assert "liver" in sentence
+def test_a_prompt_that_names_nothing_known_is_refused(prompt: str, image: Path) -> None:
+    assert "liver" in sentence(refused(image, "--prompt", prompt, lines=None))
 
 
-def test_a_model_that_does_not_load(tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    ran = propose(image, tmp_path / "out", "--json", fail_load="The model is damaged; copy it again.")
-    assert_refused(ran, tmp_path, before)
+def test_a_model_that_does_not_load(image: Path) -> None:
+    ran = refused(image, "--json", fail_load="The model is damaged; copy it again.")
     assert json.loads(ran.stdout)["error"] == {"code": "model", "message": "The model is damaged; copy it again."}
 
 
 @pytest.mark.parametrize(
     "worker", ["no-such-program-here", "'", "", shlex.join([sys.executable, "-c", "raise SystemExit('no torch here')"])]
 )
-def test_a_worker_that_does_not_start(worker: str, tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    ran = propose(image, tmp_path / "out", "--worker-command", worker)
-    sentence = assert_refused(ran, tmp_path, before)
-    assert "worker" in sentence
-    assert ("no torch here" in sentence) == ("SystemExit" in worker)
+def test_a_worker_that_does_not_start(worker: str, image: Path) -> None:
+    said = sentence(refused(image, "--worker-command", worker))
+    assert "worker" in said
+    assert ("no torch here" in said) == ("SystemExit" in worker)
 
 
-def test_a_worker_that_dies_half_way(tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    sentence = assert_refused(propose(image, tmp_path / "out", crash_after=3), tmp_path, before, lines=None)
-    assert "the scripted end" in sentence
-
-
-def test_a_worker_that_leaves_out_a_slice(tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    sentence = assert_refused(propose(image, tmp_path / "out", skip_slice=4), tmp_path, before, lines=None)
-    assert "left out" in sentence
+@pytest.mark.parametrize(("script", "says"), [({"crash_after": 3}, "the scripted end"), ({"skip_slice": 4}, "left out")])
+def test_a_worker_that_dies_or_leaves_out_a_slice(script: dict[str, Any], says: str, image: Path) -> None:
+    assert says in sentence(refused(image, lines=None, **script))
 
 
 def test_paths_and_names_may_hold_any_letters(tmp_path: Path) -> None:
     folder = tmp_path / "Größe 医学 ñ'\""
     folder.mkdir()
-    ran = propose(nifti(folder / "Müller 肝.nii.gz", ct()), folder / "Ergebnis ü")
+    ran = propose(ct(folder / "Müller 肝.nii.gz"), folder / "Ergebnis ü", "--prompt", "liver", "--proposals", 2)
     assert ran.exit_code == 0, ran.output
     assert read_document(folder / "Ergebnis ü" / "proposals.json").input.name == "Müller 肝.nii.gz"
 
 
-def test_output_below_a_file(tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    assert_refused(propose(image, image / "out", fail_load="not reached"), tmp_path, before)
-
-
-def test_output_that_is_a_folder_of_somebody_else(tmp_path: Path) -> None:
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    assert "already holds" in assert_refused(propose(image, tmp_path, fail_load="not reached"), tmp_path, before)
-
-
-def test_read_only_output(tmp_path: Path) -> None:
-    image = good(tmp_path)
+def test_places_that_cannot_be_written_to_are_refused_before_the_worker_starts(image: Path, tmp_path: Path) -> None:
+    refused(image, out=image / "out", fail_load="not reached")
+    assert "already holds" in sentence(refused(image, out=tmp_path, fail_load="not reached"))
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o500)
@@ -225,42 +122,32 @@ def test_read_only_output(tmp_path: Path) -> None:
         locked = Path("/sys")
         if not locked.is_dir():
             pytest.skip("no place is read-only for this user")
-    before = listing(tmp_path)
-    ran = propose(image, locked / "out", fail_load="not reached")
-    assert_refused(ran, tmp_path, before)
+    refused(image, out=locked / "out", fail_load="not reached")
     assert not (locked / "out").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_at_the_last_file(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_at_the_last_file(code: int, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(writing, "write_report", full)
-    image = good(tmp_path)
-    before = listing(tmp_path)
-    assert "space" in assert_refused(propose(image, tmp_path / "out"), tmp_path, before, lines=None)
+    assert "space" in sentence(refused(image, lines=None))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
 @pytest.mark.parametrize("limit", [0, 1000, 100_000])
-def test_files_that_the_system_cuts_off(limit: int, tmp_path: Path) -> None:
-    image = good(tmp_path)
+def test_files_that_the_system_cuts_off(limit: int, image: Path, tmp_path: Path) -> None:
     before = listing(tmp_path)
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "from progidiff.cli.app import main; main()"
     )
-    options = ["--out", str(tmp_path / "out"), "--prompt", "liver", "--worker-command", command()]
-    ran = subprocess.run(
-        [sys.executable, "-c", program, "propose", str(image), *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": PACKAGE_HOME, "PYTHONDONTWRITEBYTECODE": "1"},
-        check=False,
-    )
+    options = ["--out", str(tmp_path / "out"), "--prompt", "liver", "--worker-command", organs()]
+    command = [sys.executable, "-c", program, "propose", str(image), *options]
+    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert ran.returncode == 2, ran.stderr
     assert "space" in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
@@ -270,18 +157,16 @@ def test_files_that_the_system_cuts_off(limit: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_cancels_cleanly(number: signal.Signals, tmp_path: Path) -> None:
-    image, note = good(tmp_path), tmp_path / "note.txt"
+def test_ctrl_c_cancels_cleanly(number: signal.Signals, image: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
     options = ["--out", str(tmp_path / "out"), "--prompt", "liver", "--json"]
+    worker = ["--worker-command", organs(pause=0.5, note=str(note))]
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "progidiff", "propose", str(image), *options),
-            *("--worker-command", command(pause=0.5, note=str(note))),
-        ],
+        [sys.executable, "-m", "progidiff", "propose", str(image), *options, *worker],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": PACKAGE_HOME},
+        env=ENVIRONMENT,
     )
     try:
         deadline = time.monotonic() + 120

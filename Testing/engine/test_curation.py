@@ -111,22 +111,17 @@ DAMAGES: dict[str, tuple[Callable[[CuratedSet, str], object], str]] = {
     "label map gone": (lambda k, i: (k.folder / CT / "labelsTr" / f"{i}.nii.gz").unlink(), "label is missing"),
     "file no JSON": (lambda k, i: (k.folder / CT / "cases" / f"{i}.json").write_text("{"), "is damaged"),
     "infinite label": (lambda k, i: _change(k, i, labels={"liver": float("inf")}), "is damaged"),
-    "no plane": (lambda k, i: _drop(k, i, "plane"), "is damaged"),
-    "no shape": (lambda k, i: _drop(k, i, "shape_kji"), "is damaged"),
+    "no plane": (lambda k, i: _change(k, i, without="plane"), "is damaged"),
+    "no shape": (lambda k, i: _change(k, i, without="shape_kji"), "is damaged"),
     "a name in it": (lambda k, i: _change(k, i, patient_name="Jane"), "says more than a case may"),
     "another number": (lambda k, i: _change(k, i, labels={"liver": 77}), "not the set's"),
 }
 
 
-def _change(kept: CuratedSet, identifier: str, **changes: object) -> None:
+def _change(kept: CuratedSet, identifier: str, without: str = "", **changes: object) -> None:
     path = kept.folder / CT / "cases" / f"{identifier}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
-
-
-def _drop(kept: CuratedSet, identifier: str, field: str) -> None:
-    path = kept.folder / CT / "cases" / f"{identifier}.json"
-    facts = json.loads(path.read_text("utf-8"))
-    del facts[field]
+    facts = {**json.loads(path.read_text("utf-8")), **changes}
+    facts.pop(without, None)
     path.write_text(json.dumps(facts), "utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,7 @@ def test_regions_are_unions_of_values(tmp_path: Path) -> None:
     assert "right kidney" not in data.labelled_targets
 
 
-def test_an_organ_that_is_labelled_but_absent_has_an_empty_mask_and_an_unlabelled_one_none(
-    tmp_path: Path,
-) -> None:
+def test_an_organ_that_is_labelled_but_absent_has_an_empty_mask_and_an_unlabelled_one_none(tmp_path: Path) -> None:
     data = NnUNetDataset(dataset(tmp_path, {"background": 0, "liver": 1, "spleen": 9}))
     for found in data:
         assert found.labelled == {"liver", "spleen"} == set(found.labels)
@@ -216,8 +215,7 @@ def test_slices_with_ignored_voxels_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channel", "expected"),
-    [("CT", "CT"), ("ct", "CT"), ("MRI", "MR"), ("T2", "MR"), ("T1w", "MR"), ("MR-T2", "MR")],
+    ("channel", "expected"), [("CT", "CT"), ("ct", "CT"), ("MRI", "MR"), ("T2", "MR"), ("T1w", "MR"), ("MR-T2", "MR")]
 )
 def test_the_modality_is_the_channels_name(tmp_path: Path, channel: str, expected: str) -> None:
     assert NnUNetDataset(dataset(tmp_path, V2, channel_names={"0": channel})).modality == expected
@@ -242,66 +240,44 @@ def test_patients_and_other_planes(tmp_path: Path) -> None:
     assert {s.patient for s in slices} == {"p1", "p2"}
 
 
-def broken(folder: Path, how: str) -> None:
-    match how:
-        case "no description":
-            (folder / "dataset.json").unlink()
-        case "no json":
-            (folder / "dataset.json").write_text("{", "utf-8")
-        case "no labels":
-            (folder / "dataset.json").write_text('{"name": "x"}', "utf-8")
-        case "odd label":
-            (folder / "dataset.json").write_text('{"labels": {"liver": 1.5}, "channel_names": {"0": "CT"}}', "utf-8")
-        case "negative":
-            (folder / "dataset.json").write_text('{"labels": {"liver": -1}, "channel_names": {"0": "CT"}}', "utf-8")
-        case "negative, version 1":
-            (folder / "dataset.json").write_text('{"labels": {"-1": "liver"}, "channel_names": {"0": "CT"}}', "utf-8")
-        case "background with an organ's name":
-            (folder / "dataset.json").write_text('{"labels": {"liver": 0, "spleen": 1}}', "utf-8")
-        case "one value, two names":
-            (folder / "dataset.json").write_text('{"labels": {"liver": 1, "spleen": 1}}', "utf-8")
-        case "one name twice":
-            (folder / "dataset.json").write_text('{"labels": {"liver": 1, "spleen": 2, "liver": 3}}', "utf-8")
-        case "no known organ":
-            (folder / "dataset.json").write_text('{"labels": {"bg": 0, "widget": 1}}', "utf-8")
-        case "no cases":
-            (folder / "labelsTr" / "case_a.nii.gz").unlink()
-        case "no image":
-            (folder / "imagesTr" / "case_a_0000.nii.gz").unlink()
-        case "image is text":
-            (folder / "imagesTr" / "case_a_0000.nii.gz").write_text("not an image", "utf-8")
-        case "other grid":
-            save(folder / "labelsTr" / "case_a.nii.gz", volumes()[1][:, :, :3])
-        case "mirrored label":
-            save(folder / "labelsTr" / "case_a.nii.gz", volumes()[1], "LAS")
-        case "fractions":
-            save(folder / "labelsTr" / "case_a.nii.gz", volumes()[1].astype(np.float32) / 2)
+def described(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "dataset.json").write_text(text, "utf-8")
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("no description", "no dataset.json"),
-        ("no json", "JSON"),
-        ("no labels", "no table 'labels'"),
-        ("odd label", "neither a number nor a name"),
-        ("negative", "negative value -1"),
-        ("negative, version 1", "negative value -1"),
-        ("background with an organ's name", "gives 'liver' the value 0, which is the background"),
-        ("one value, two names", "the value 1 to both 'liver' and 'spleen'"),
-        ("one name twice", "gives 'liver' twice"),
-        ("no known organ", "No label of"),
-        ("no cases", "holds no label maps"),
-        ("no image", "case 'case_a' is missing"),
-        ("image is text", "In data set"),
-        ("other grid", "grid"),
-        ("mirrored label", "grid"),
-        ("fractions", "whole numbers"),
-    ],
-)
-def test_damaged_folders_end_in_one_sentence(tmp_path: Path, how: str, message: str) -> None:
+def labelled(array: np.ndarray, codes: str = "RAS") -> Callable[[Path], object]:
+    return lambda folder: save(folder / "labelsTr" / "case_a.nii.gz", array, codes)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no description": (lambda folder: (folder / "dataset.json").unlink(), "no dataset.json"),
+    "no json": (described("{"), "JSON"),
+    "no labels": (described('{"name": "x"}'), "no table 'labels'"),
+    "odd label": (described('{"labels": {"liver": 1.5}, "channel_names": {"0": "CT"}}'), "neither a number nor a name"),
+    "negative": (described('{"labels": {"liver": -1}, "channel_names": {"0": "CT"}}'), "negative value -1"),
+    "negative, version 1": (described('{"labels": {"-1": "liver"}, "channel_names": {"0": "CT"}}'), "negative value -1"),
+    "background with an organ's name": (
+        described('{"labels": {"liver": 0, "spleen": 1}}'),
+        "gives 'liver' the value 0, which is the background",
+    ),
+    "one value, two names": (described('{"labels": {"liver": 1, "spleen": 1}}'), "the value 1 to both 'liver' and 'spleen'"),
+    "one name twice": (described('{"labels": {"liver": 1, "spleen": 2, "liver": 3}}'), "gives 'liver' twice"),
+    "no known organ": (described('{"labels": {"bg": 0, "widget": 1}}'), "No label of"),
+    "no cases": (lambda folder: (folder / "labelsTr" / "case_a.nii.gz").unlink(), "holds no label maps"),
+    "image is text": (
+        lambda folder: (folder / "imagesTr" / "case_a_0000.nii.gz").write_text("not an image", "utf-8"),
+        "In data set",
+    ),
+    "other grid": (labelled(volumes()[1][:, :, :3]), "grid"),
+    "mirrored label": (labelled(volumes()[1], "LAS"), "grid"),
+    "fractions": (labelled(volumes()[1].astype(np.float32) / 2), "whole numbers"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_end_in_one_sentence(tmp_path: Path, damage: str) -> None:
     folder = dataset(tmp_path, V2)
-    broken(folder, how)
+    do, message = DAMAGES[damage]
+    do(folder)
     with pytest.raises(DatasetError, match=message) as caught:
         list(NnUNetDataset(folder))
     assert "\n" not in str(caught.value)

@@ -27,16 +27,13 @@ BASE: dict[str, Any] = {
 }
 
 
-def folder_with(
-    folder: Path,
-    settings: dict[str, Any],
-    image: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    **entry: Any,
-) -> SliceFolder:
-    Image.fromarray(GREY if image is None else image).save(folder / "image.png")
-    Image.fromarray(VALUES if mask is None else mask).save(folder / "mask.png")
-    row = {"image": "image.png", "mask": "mask.png", "patient": "p1"} | entry
+def folder_with(folder: Path, settings: dict[str, Any], **entry: Any) -> SliceFolder:
+    """A folder of one slice; ``image`` and ``mask`` are what is stored as a picture, or the name of a file that is there."""
+    row: dict[str, Any] = {"image": GREY, "mask": VALUES, "patient": "p1"} | entry
+    for name in ("image", "mask"):
+        if not isinstance(row[name], str):
+            Image.fromarray(row[name]).save(folder / f"{name}.png")
+            row[name] = f"{name}.png"
     (folder / "manifest.json").write_text(json.dumps(settings | {"slices": [row]}), "utf-8")
     return SliceFolder(folder)
 
@@ -55,12 +52,7 @@ def test_a_slice_with_pixel_values(tmp_path: Path) -> None:
     assert set(found.labels) == found.labelled == data.labelled_targets == {"liver", "spleen"}
     assert np.array_equal(found.labels["liver"], VALUES == 1)
     assert np.array_equal(found.labels["spleen"], VALUES == 2)
-    assert (found.spacing_rc, found.patient, found.modality, found.window) == (
-        (0.8, 0.7),
-        "p1",
-        "CT",
-        "display",
-    )
+    assert (found.spacing_rc, found.patient, found.modality, found.window) == ((0.8, 0.7), "p1", "CT", "display")
     assert (found.second_labels, found.spacing_exact, data.patients) == (None, True, {"p1"})
 
 
@@ -78,7 +70,8 @@ def test_turns_move_image_mask_and_spacing_together(
 
     turns = {"transpose": transpose, "flip_rows": flip_rows, "flip_cols": flip_cols}
     stored_spacing = [0.7, 0.8] if transpose else [0.8, 0.7]
-    found = only(folder_with(tmp_path, BASE | turns | {"spacing_mm": stored_spacing}, store(GREY), store(VALUES)))
+    settings = BASE | turns | {"spacing_mm": stored_spacing}
+    found = only(folder_with(tmp_path, settings, image=store(GREY), mask=store(VALUES)))
     assert np.allclose(found.image, GREY / 255.0)
     assert np.array_equal(found.labels["liver"], VALUES == 1)
     assert found.spacing_rc == (0.8, 0.7)
@@ -137,10 +130,7 @@ def test_a_second_rater(tmp_path: Path) -> None:
 def test_a_slice_may_differ_from_its_folder(tmp_path: Path) -> None:
     found = only(
         folder_with(
-            tmp_path,
-            BASE | {"labelled": ["liver", "spleen"]},
-            modality="MR",
-            labels={"1": "pancreas", "2": "aorta"},
+            tmp_path, BASE | {"labelled": ["liver", "spleen"]}, modality="MR", labels={"1": "pancreas", "2": "aorta"}
         )
     )
     assert (found.modality, found.labelled) == ("MR", {"pancreas", "aorta"})
@@ -150,13 +140,7 @@ def test_arrays_keep_hounsfield_units(tmp_path: Path) -> None:
     units = GREY.astype(np.int16) * 8 - 1024
     np.save(tmp_path / "image.npy", units)
     np.savez_compressed(tmp_path / "mask.npz", anything=VALUES.astype(np.int64))
-    data = folder_with(tmp_path, BASE | {"window": None}, image=GREY)
-    (tmp_path / "manifest.json").write_text(
-        (tmp_path / "manifest.json").read_text("utf-8").replace("image.png", "image.npy").replace("mask.png", "mask.npz"),
-        "utf-8",
-    )
-    data = SliceFolder(tmp_path)
-    found = only(data)
+    found = only(folder_with(tmp_path, BASE | {"window": None}, image="image.npy", mask="mask.npz"))
     assert np.array_equal(found.image, units.astype(np.float32))
     assert found.window is None
     assert np.array_equal(found.labels["spleen"], VALUES == 2)
@@ -192,7 +176,7 @@ def test_invalid_manifests_name_the_field(tmp_path: Path, change: dict[str, Any]
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/hosts", "a/../../b.png", "C:/x.png", "a\\b.png"])
 def test_paths_stay_inside_the_folder(tmp_path: Path, path: str) -> None:
     with pytest.raises(DatasetError, match="inside the folder"):
-        folder_with(tmp_path, BASE, image=None, mask=None, second_mask=path)
+        folder_with(tmp_path, BASE, second_mask=path)
 
 
 def test_missing_and_malformed_manifests(tmp_path: Path) -> None:
@@ -223,47 +207,40 @@ def test_a_byte_order_mark_is_no_damage_and_a_label_is_given_once(tmp_path: Path
         SliceFolder(folder)
 
 
-def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    cases: list[tuple[str, np.ndarray | bytes | None, str]] = [
+@pytest.mark.parametrize(
+    ("which", "content", "message"),
+    [
         ("image", np.dstack([GREY, GREY // 2, GREY]), "is in colour"),
-        ("image", np.zeros((3, 4, 5), dtype=np.uint8), "is in colour|2-D|differ in size"),
         ("mask", VALUES[:5], "differ in size"),
         ("mask", VALUES + 4, "does not explain"),
         ("mask", np.dstack([VALUES * 0, VALUES * 100, VALUES]), "is in colour"),
         ("mask", b"no picture", "cannot be read"),
         ("mask", None, "is missing"),
-    ]
-    for which, content, message in cases:
+    ],
+)
+def test_files_that_cannot_be_used_are_named(
+    which: str, content: np.ndarray | bytes | None, message: str, tmp_path: Path
+) -> None:
+    if isinstance(content, np.ndarray):
+        data = folder_with(tmp_path, BASE, **{which: content})
+    else:
         data = folder_with(tmp_path, BASE)
-        path = tmp_path / f"{which}.png"
-        path.unlink()
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif content is not None and content.shape[-1] != 5:
-            Image.fromarray(content).save(path)
-        elif content is not None:
-            path = tmp_path / "image.npy"
-            np.save(path, content)
-            text = (tmp_path / "manifest.json").read_text("utf-8").replace("image.png", "image.npy")
-            (tmp_path / "manifest.json").write_text(text, "utf-8")
-            data = SliceFolder(tmp_path)
-        with pytest.raises(DatasetError, match=message):
-            only(data)
+        (tmp_path / f"{which}.png").unlink()
+        if content is not None:
+            (tmp_path / f"{which}.png").write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        only(data)
 
 
-def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "image.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    folder_with(tmp_path, BASE)
-    text = (tmp_path / "manifest.json").read_text("utf-8").replace("image.png", "image.npy")
-    (tmp_path / "manifest.json").write_text(text, "utf-8")
-    with pytest.raises(DatasetError, match="cannot be read"):
-        only(SliceFolder(tmp_path))
-
-
-def test_display_images_must_lie_between_zero_and_one(tmp_path: Path) -> None:
-    np.save(tmp_path / "image.npy", np.full((R, C), 7.5))
-    folder_with(tmp_path, BASE)
-    text = (tmp_path / "manifest.json").read_text("utf-8").replace("image.png", "image.npy")
-    (tmp_path / "manifest.json").write_text(text, "utf-8")
-    with pytest.raises(DatasetError, match="leave"):
-        only(SliceFolder(tmp_path))
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 4, 5), dtype=np.uint8), "is in colour|2-D|differ in size"),
+        (np.array([{"a": 1}], dtype=object), "cannot be read"),  # pickled
+        (np.full((R, C), 7.5), "leave"),  # a picture of the screen lies between 0 and 1
+    ],
+)
+def test_arrays_that_cannot_be_used_are_named(array: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", array, allow_pickle=True)
+    with pytest.raises(DatasetError, match=message):
+        only(folder_with(tmp_path, BASE, image="image.npy"))

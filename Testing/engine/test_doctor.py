@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from progidiff import __version__, doctor
-from progidiff.cli.app import app
 from progidiff.model.card import ModelCard, Window, save_card
 
-ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
+from .command_support import invoke, organs
+
 PROBE = """print('a line of chatter')
 print('{"version": "2.9.0", "cuda_build": %s, "threads": 2, "cuda_devices": %s}')"""
-
-
-def worker(**script: Any) -> list[str]:
-    return [sys.executable, str(ORGANS_WORKER), json.dumps(script)]
 
 
 def probe(cuda_build: str, devices: str) -> list[str]:
@@ -58,7 +54,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str, **script: Any) -> Result:
-    return CliRunner().invoke(app, ["doctor", "--worker-command", shlex.join(worker(**script)), *arguments])
+    return invoke("doctor", "--worker-command", organs(**script), *arguments)
 
 
 @pytest.mark.usefixtures("quick_torch")
@@ -185,15 +181,11 @@ def test_the_doctor_itself_imports_nothing_heavy() -> None:
     program = (
         "import sys; from progidiff import doctor;"
         "doctor.check_torch = lambda: doctor.Check('torch devices', 'ok', 'asked elsewhere');"
-        f"doctor.examine(worker_command={worker()!r});"
+        f"doctor.examine(worker_command={shlex.split(organs())!r});"
         "heavy = {'torch', 'diffusers', 'transformers', 'SimpleITK', 'matplotlib'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=Path(doctor.__file__).parents[1],
-        check=False,
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(doctor.__file__).parents[1], check=False
     )
     assert ran.returncode == 0, ran.stderr

@@ -41,6 +41,12 @@ def patient_series(folder: Path, geometry: Geometry, **options: Any) -> Volume:
     return read_volume(folder)
 
 
+@pytest.fixture
+def thin(tmp_path: Path) -> Volume:
+    """A series of one patient with thin slices."""
+    return patient_series(tmp_path / "series", THIN)
+
+
 def two_organs(geometry: Geometry) -> list[Segment]:
     """Two segments that overlap and reach the first and the last voxel, and an empty one."""
     rng = np.random.default_rng(1)
@@ -140,10 +146,9 @@ def test_itk_reads_the_grid(geometry: Geometry, tmp_path: Path) -> None:
     np.testing.assert_array_equal(array if step[2, 2] > 0 else array[::-1], mask)
 
 
-def test_who_and_what_it_is_of_comes_from_the_images(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    seg = pydicom.dcmread(io.BytesIO(written(volume, two_organs(THIN))))
-    source = pydicom.dcmread(volume.dicom_files[0])
+def test_who_and_what_it_is_of_comes_from_the_images(thin: Volume) -> None:
+    seg = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN))))
+    source = pydicom.dcmread(thin.dicom_files[0])
     for keyword in (
         *("PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime"),
         *("AccessionNumber", "FrameOfReferenceUID"),
@@ -155,9 +160,8 @@ def test_who_and_what_it_is_of_comes_from_the_images(tmp_path: Path) -> None:
     assert seg.SeriesDescription == "ProGiDiff: left kidney, Leber/Rand"
 
 
-def test_segments_say_what_they_are_and_who_made_them(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    kidney, drawn = pydicom.dcmread(io.BytesIO(written(volume, two_organs(THIN)))).SegmentSequence
+def test_segments_say_what_they_are_and_who_made_them(thin: Volume) -> None:
+    kidney, drawn = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN)))).SegmentSequence
     target = target_for("left kidney")
     kind = kidney.SegmentedPropertyTypeCodeSequence[0]
     assert target.modifier is not None
@@ -177,18 +181,17 @@ def test_segments_say_what_they_are_and_who_made_them(tmp_path: Path) -> None:
     assert kidney.TrackingUID != drawn.TrackingUID
 
     # The same segment, chosen by a person, keeps its tracking UID in a new object.
-    again = pydicom.dcmread(io.BytesIO(written(volume, two_organs(THIN), by_hand=True)))
+    again = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN), by_hand=True)))
     assert again.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
     assert again.SegmentSequence[0].TrackingUID == kidney.TrackingUID
 
 
-def test_a_region_that_slicer_added_is_kept(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
+def test_a_region_that_slicer_added_is_kept(thin: Volume) -> None:
     entry = (
         "List~SCT^49755003^Morphologically Altered Structure~SCT^4147007^Mass~^^~Regions~SCT^10200004^Liver~SCT^7771000^Left"
     )
     mask = np.ones(THIN.shape_kji, bool)
-    segment = pydicom.dcmread(io.BytesIO(written(volume, [Segment("x" * 90, mask, (0, 1, 0), entry)]))).SegmentSequence[0]
+    segment = pydicom.dcmread(io.BytesIO(written(thin, [Segment("x" * 90, mask, (0, 1, 0), entry)]))).SegmentSequence[0]
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Mass"
     region = segment.AnatomicRegionSequence[0]
     assert (region.CodeMeaning, region.AnatomicRegionModifierSequence[0].CodeMeaning) == ("Liver", "Left")
@@ -202,16 +205,22 @@ def moved(geometry: Geometry, millimetres: float) -> Geometry:
 
 
 @pytest.mark.parametrize("millimetres", [0.6, 0.3, 12.0])
-def test_a_volume_that_left_its_images_is_refused(millimetres: float, tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
+def test_a_volume_that_left_its_images_is_refused(millimetres: float, thin: Volume) -> None:
     with pytest.raises(InputError, match="voxels are not those of its DICOM images"):
-        dicom_seg(two_organs(THIN), moved(volume.geometry, millimetres), read_headers(volume.dicom_files))
+        dicom_seg(two_organs(THIN), moved(thin.geometry, millimetres), read_headers(thin.dicom_files))
 
 
-def test_a_missing_image_is_refused(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
+def test_what_is_no_whole_series_is_refused(thin: Volume) -> None:
     with pytest.raises(InputError, match="an image is missing"):
-        dicom_seg(two_organs(THIN), volume.geometry, read_headers(volume.dicom_files[:-1]))
+        dicom_seg(two_organs(THIN), thin.geometry, read_headers(thin.dicom_files[:-1]))
+    with pytest.raises(InputError, match="Every segment is empty"):
+        written(thin, two_organs(THIN)[1:2])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_headers([*thin.dicom_files, io.BytesIO(b"no DICOM at all")])
+    heads = read_headers(thin.dicom_files)
+    heads[0].NumberOfFrames = 30
+    with pytest.raises(InputError, match="one multi-frame DICOM object"):
+        dicom_seg(two_organs(THIN), thin.geometry, heads)
 
 
 def test_images_that_belong_to_no_study_are_refused(tmp_path: Path) -> None:
@@ -220,35 +229,14 @@ def test_images_that_belong_to_no_study_are_refused(tmp_path: Path) -> None:
         written(volume, two_organs(volume.geometry))
 
 
-def test_a_multi_frame_image_is_refused(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    heads = read_headers(volume.dicom_files)
-    heads[0].NumberOfFrames = 30
-    with pytest.raises(InputError, match="one multi-frame DICOM object"):
-        dicom_seg(two_organs(THIN), volume.geometry, heads)
-
-
-def test_names_in_another_alphabet_are_kept(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    for file in volume.dicom_files:
+def test_names_in_another_alphabet_are_kept(thin: Volume) -> None:
+    for file in thin.dicom_files:
         image = pydicom.dcmread(file)
         image.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
         image.PatientName, image.StudyDescription = "Yamada^Tarou=山田^太郎", "腹部"
         image.save_as(file)
-    seg = pydicom.dcmread(io.BytesIO(written(volume, two_organs(THIN))))
+    seg = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN))))
     assert (str(seg.PatientName), seg.StudyDescription) == ("Yamada^Tarou=山田^太郎", "腹部")
-
-
-def test_nothing_is_written_of_nothing(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    with pytest.raises(InputError, match="Every segment is empty"):
-        written(volume, two_organs(THIN)[1:2])
-
-
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_headers([*volume.dicom_files, io.BytesIO(b"no DICOM at all")])
 
 
 def test_a_python_without_highdicom_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,15 +246,14 @@ def test_a_python_without_highdicom_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_of_the_patient_is_said(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    thin: Volume, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    volume = patient_series(tmp_path / "series", THIN)
-    for file in volume.dicom_files:
+    for file in thin.dicom_files:
         image = pydicom.dcmread(file)
         with pydicom.config.disable_value_validation():
             image.PatientID, image.PatientBirthDate = "Geheim" * 20, "born long ago"
             image.save_as(file)
-    seg = pydicom.dcmread(io.BytesIO(written(volume, two_organs(THIN))))
+    seg = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN))))
     told = "".join(capfd.readouterr()) + caplog.text + "".join(str(warning.message) for warning in recwarn)
     assert "Geheim" not in told
     assert "born" not in told

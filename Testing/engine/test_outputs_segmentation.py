@@ -103,26 +103,7 @@ def test_mask_of_another_grid(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-PIECES = [
-    "|",
-    ":",
-    "%",
-    "%7C",
-    "%3A",
-    "%25",
-    "%0D",
-    "\r",
-    "\n",
-    "\\",
-    "7C",
-    "25",
-    "a",
-    "é",
-    " ",
-    "3A",
-    "%2",
-    "5",
-]
+PIECES = ["|", ":", "%", "%7C", "%3A", "%25", "%0D", "\r", "\n", "\\", "7C", "25", "a", "é", " ", "3A", "%2", "5"]
 
 
 def test_escaped_tags_are_safe_and_come_back() -> None:

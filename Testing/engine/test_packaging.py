@@ -44,11 +44,7 @@ class Setup:
         return path
 
     def run(self, **environment: str) -> subprocess.CompletedProcess[str]:
-        known = {
-            "PATH": str(self.folder / "bin"),
-            "HOME": str(self.folder),
-            "CALLS": str(self.folder / "calls"),
-        }
+        known = {"PATH": str(self.folder / "bin"), "HOME": str(self.folder), "CALLS": str(self.folder / "calls")}
         script = [shutil.which("sh") or "sh", str(self.folder / "project/Utilities/setup.sh")]
         return subprocess.run(script, capture_output=True, text=True, env=known | environment, check=False)
 

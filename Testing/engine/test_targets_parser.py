@@ -11,17 +11,9 @@ from progidiff.errors import PromptError
 from progidiff.targets import MAX_PROMPT_LENGTH, Target, catalog, complete, parse_prompt
 
 ABDOMEN = [
-    "liver",
-    "spleen",
-    "left kidney",
-    "right kidney",
-    "kidneys",
-    "pancreas",
-    "stomach",
-    "gallbladder",
-    "aorta",
-    "inferior vena cava",
-]
+    "liver", "spleen", "left kidney", "right kidney", "kidneys",
+    "pancreas", "stomach", "gallbladder", "aorta", "inferior vena cava",
+]  # fmt: skip
 SIDES_ONLY = [key for key in ABDOMEN if key != "kidneys"]
 PAIR_ONLY = [key for key in ABDOMEN if key not in ("left kidney", "right kidney")]
 EVERYTHING = list(catalog())
@@ -317,24 +309,7 @@ def _outcome(text: str, vocabulary: list[str]) -> tuple[list[str], str]:
 def test_random_noise_is_refused_or_understood_but_never_fails_otherwise() -> None:
     draw = random.Random(31)
     names = [name for target in catalog().values() for name in target.all_names()]
-    signs = [
-        ";",
-        ",",
-        " and ",
-        " ",
-        "\n",
-        "&",
-        "left",
-        "rechts",
-        "both",
-        "'",
-        "\x00",
-        "💀",
-        "́",
-        "\ud800",
-        "ß",
-        "(",
-    ]
+    signs = [";", ",", " and ", " ", "\n", "&", "left", "rechts", "both", "'", "\x00", "💀", "́", "\ud800", "ß", "("]
     refused = 0
     for _ in range(300):
         parts = [

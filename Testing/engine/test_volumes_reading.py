@@ -1,4 +1,4 @@
-"""Reading volumes: values and place are exactly those of the file, in every format."""
+"""Reading and writing volumes: values and place are exactly those of the file, in every format and library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from progidiff.errors import InputError
+from progidiff.errors import InputError, OutputError
+from progidiff.outputs.volumes_out import write_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume, volume_name
 
@@ -98,18 +99,24 @@ def test_nifti_scaling_is_applied(tmp_path: Path) -> None:
     np.testing.assert_allclose(array.ravel(), stored * 0.5 - 1000.0)
 
 
-def _itk_affine(path: Path) -> np.ndarray:
-    return Geometry.from_sitk(sitk.ReadImage(str(path))).affine
+def two_places(
+    path: Path, qform: np.ndarray | None, qcode: int, sform: np.ndarray | None, scode: int, zooms: tuple[float, ...] = ()
+) -> Path:
+    """Write a NIfTI with these two matrices."""
+    image = nib.Nifti1Image(ramp(oblique()).T, None)
+    if zooms:
+        image.header.set_zooms(zooms)
+    image.set_qform(qform, code=qcode)
+    image.set_sform(sform, code=scode)
+    image.to_filename(path)
+    return path
 
 
 def test_nifti_with_only_a_qform(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(ramp(oblique()).T, None)
-    image.set_qform(oblique().affine, code=1)
-    image.set_sform(None, code=0)
-    image.to_filename(tmp_path / "q.nii")
-    volume = read_volume(tmp_path / "q.nii")
+    path = two_places(tmp_path / "q.nii", oblique().affine, 1, None, 0)
+    volume = read_volume(path)
     assert volume.geometry.is_close(oblique(), tolerance_mm=1e-4)
-    np.testing.assert_array_equal(volume.geometry.affine, nib.load(tmp_path / "q.nii").get_qform())
+    np.testing.assert_array_equal(volume.geometry.affine, nib.load(path).get_qform())
 
 
 def test_impossible_quaternion_beside_a_good_sform(tmp_path: Path) -> None:
@@ -124,13 +131,9 @@ def test_nifti_with_two_places_lies_where_slicer_shows_it(qcode: int, scode: int
     turned = np.eye(4)
     turned[:3, :3] = oblique_rotation() * np.array([2.0, 2.0, 3.0])
     plain = np.diag([-2.0, -2.0, 3.0, 1.0])
-    image = nib.Nifti1Image(ramp(oblique()).T, None)
-    image.header.set_zooms((2.0, 2.0, 3.0))
-    image.set_qform(plain, code=qcode)
-    image.set_sform(turned, code=scode)
-    image.to_filename(tmp_path / "both.nii")
-    volume = read_volume(tmp_path / "both.nii")
-    np.testing.assert_allclose(volume.geometry.affine, _itk_affine(tmp_path / "both.nii"), rtol=0, atol=1e-4)
+    path = two_places(tmp_path / "both.nii", plain, qcode, turned, scode, (2.0, 2.0, 3.0))
+    shown = Geometry.from_sitk(sitk.ReadImage(str(path))).affine
+    np.testing.assert_allclose(read_volume(path).geometry.affine, shown, rtol=0, atol=1e-4)
 
 
 def test_nifti_in_metres(tmp_path: Path) -> None:
@@ -141,11 +144,7 @@ def test_nifti_in_metres(tmp_path: Path) -> None:
 def test_slight_shear_that_itk_refuses_is_read(tmp_path: Path) -> None:
     affine = oblique().affine.copy()
     affine[:3, 1] += 4e-4 * affine[:3, 0]
-    path = tmp_path / "slight.nii"
-    image = nib.Nifti1Image(ramp(oblique()).T, None)
-    image.set_sform(affine, code=2)
-    image.set_qform(None, code=0)
-    image.to_filename(path)
+    path = two_places(tmp_path / "slight.nii", None, 0, affine, 2)
     np.testing.assert_array_equal(read_volume(path).geometry.affine, affine.astype(np.float32))
 
 
@@ -188,13 +187,7 @@ def test_metaimage_says_its_modality(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [
-        ("a/ct.nii.gz", "ct"),
-        ("a/CT.NII", "CT"),
-        ("b/x.y.nrrd", "x.y"),
-        ("s.seg.nrrd", "s"),
-        ("dicom/", "dicom"),
-    ],
+    [("a/ct.nii.gz", "ct"), ("a/CT.NII", "CT"), ("b/x.y.nrrd", "x.y"), ("s.seg.nrrd", "s"), ("dicom/", "dicom")],
 )
 def test_volume_names(path: str, name: str) -> None:
     assert volume_name(Path(path)) == name
@@ -209,8 +202,7 @@ def real(shared_data: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [("example_ct_sm", (122, 101, 30)), ("example_ct", (122, 101, 112)), ("example_mr_sm", (117, 91, 20))],
+    ("name", "shape"), [("example_ct_sm", (122, 101, 30)), ("example_ct", (122, 101, 112)), ("example_mr_sm", (117, 91, 20))]
 )
 def test_real_scans(real: Callable[[str], Path], name: str, shape: tuple[int, int, int]) -> None:
     volume = read_volume(real(f"{name}.nii.gz"))
@@ -221,14 +213,48 @@ def test_real_scans(real: Callable[[str], Path], name: str, shape: tuple[int, in
     np.testing.assert_array_equal(volume.geometry.affine, image.affine)
 
 
-def test_real_scan_and_its_labels_share_a_grid(real: Callable[[str], Path]) -> None:
-    scan = read_volume(real("example_ct_sm.nii.gz")).geometry
-    labels = read_volume(real("example_seg.nii.gz"))
-    assert scan.is_close(labels.geometry, tolerance_mm=0.01)
-    assert labels.array.dtype == np.int16
-
-
 def test_real_label_atlas(shared_data: Path) -> None:
     volume = read_volume(shared_data / "permissive" / "spl_abdominal_atlas" / "seg.nrrd")
     assert volume.geometry.shape_ijk == (256, 256, 113)
     assert volume.geometry.spacing == pytest.approx((0.94, 0.94, 1.5), abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_written_volumes_come_back_on_the_same_grid(name: str, suffix: str, tmp_path: Path) -> None:
+    geometry = GEOMETRIES[name]
+    array = np.linspace(0, 1, ramp(geometry).size, dtype=np.float32).reshape(geometry.shape_kji)
+    write_volume(tmp_path / f"Übersicht{suffix}", array, geometry)
+    back = read_volume(tmp_path / f"Übersicht{suffix}")
+    np.testing.assert_array_equal(back.array, array)
+    assert back.array.dtype == np.float32
+    assert back.geometry.is_close(geometry, tolerance_mm=1e-3)
+
+
+@pytest.mark.parametrize("name", ["example_ct_sm", "example_mr_sm"])
+def test_result_has_the_real_inputs_affine_to_the_last_bit(name: str, shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "permissive" / "totalsegmentator_tests" / f"{name}.nii.gz"
+    volume = read_volume(source)
+    write_volume(tmp_path / "agreement.nii.gz", volume.array > 0, volume.geometry)
+    written = nib.load(tmp_path / "agreement.nii.gz")
+    np.testing.assert_array_equal(written.affine, nib.load(source).affine)
+    assert written.shape == nib.load(source).shape
+    assert written.get_data_dtype() == np.uint8
+
+
+def test_types_of_written_volumes(tmp_path: Path) -> None:
+    geometry = oblique()
+    for dtype, stored in ((bool, "uint8"), ("float64", "float32"), ("int16", "int16"), ("uint16", "uint16")):
+        array = np.abs(ramp(geometry)).astype(dtype)
+        write_volume(tmp_path / "a.nii.gz", array, geometry)
+        image = nib.load(tmp_path / "a.nii.gz")
+        assert image.get_data_dtype() == np.dtype(stored)
+        np.testing.assert_array_equal(np.asarray(image.dataobj).T, array)
+
+
+def test_refusals_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        write_volume(tmp_path / "a.nii.gz", np.zeros((2, 2, 2)), oblique())
+    with pytest.raises(OutputError, match=r"\.nii\.gz"):
+        write_volume(tmp_path / "a.png", ramp(oblique()), oblique())
+    assert list(tmp_path.iterdir()) == []

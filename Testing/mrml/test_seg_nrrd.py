@@ -16,6 +16,7 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import Volume, read_volume
 
+from ..panel.accept_support import array_of, tag
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
@@ -53,7 +54,7 @@ def image_to_world(image: Any) -> np.ndarray:
 
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
-    return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+    return array_of(matrix)
 
 
 def mask_of(segment: Any, geometry: Geometry) -> np.ndarray:
@@ -69,13 +70,6 @@ def mask_of(segment: Any, geometry: Geometry) -> np.ndarray:
     values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
     full[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] = values == segment.GetLabelValue()
     return full
-
-
-def tag(segment: Any, key: str) -> str | None:
-    import vtk
-
-    value = vtk.reference("")
-    return str(value) if segment.GetTag(key, value) else None
 
 
 def random_masks(geometry: Geometry, count: int, share: float = 0.3) -> list[np.ndarray]:
@@ -123,14 +117,7 @@ def test_mixture_of_shared_and_own_layers(tmp_path: Path) -> None:
 
 def test_names_colours_terminology_and_identifiers(tmp_path: Path) -> None:
     geometry = oblique()
-    names = [
-        "Leber (Rang 1, Größe 1,5 L)",
-        "foie | rang 2 : 0.91",
-        "肝臓 3",
-        "печень \\ 4",
-        "two\nlines",
-        "50 % sure %7C",
-    ]
+    names = ["Leber (Rang 1, Größe 1,5 L)", "foie | rang 2 : 0.91", "肝臓 3", "печень \\ 4", "two\nlines", "50 % sure %7C"]
     colors = [(221 / 255, 130 / 255, 101 / 255), (0.0, 1.0, 0.5), (1 / 3, 2 / 3, 1.0)] * 2
     segments = [
         Segment(name, mask, color, LIVER) for name, mask, color in zip(names, random_masks(geometry, 6), colors, strict=True)
@@ -263,7 +250,7 @@ def _assert_same_place(image: Path, segment: Any, volume: Volume) -> None:
     assert storage.ReadData(node) == 1
     matrix = vtk.vtkMatrix4x4()
     node.GetRASToIJKMatrix(matrix)
-    to_shown = np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
+    to_shown = array_of(matrix)
     shown = vtk_to_numpy(node.GetImageData().GetPointData().GetScalars())
     shown = shown.reshape(node.GetImageData().GetDimensions()[::-1])
 

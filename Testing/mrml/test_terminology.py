@@ -31,10 +31,7 @@ def _triple(coded: Any) -> tuple[str, str, str]:
 def test_slicer_reads_the_entry_back(target: Target) -> None:
     parsed = _parsed(target.terminology_entry)
     assert parsed.GetTerminologyContextName() == target.terminology_list
-    for coded, code in (
-        (parsed.GetCategoryObject(), target.category),
-        (parsed.GetTypeObject(), target.type),
-    ):
+    for coded, code in ((parsed.GetCategoryObject(), target.category), (parsed.GetTypeObject(), target.type)):
         assert _triple(coded) == (code.scheme, code.value, code.meaning)
     modifier = parsed.GetTypeModifierObject()
     if target.modifier is None:

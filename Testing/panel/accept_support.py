@@ -64,37 +64,24 @@ def crop_of(mask: np.ndarray) -> Crop:
     return Crop(array, (k, j, i))
 
 
-def matrix_of(affine: np.ndarray) -> Any:
-    import vtk
-
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy([float(value) for value in np.asarray(affine).ravel()])
-    return matrix
-
-
 def array_of(matrix: Any) -> np.ndarray:
+    """A vtkMatrix4x4 as an array."""
     return np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
 
 
 def add_volume(scene: Any, geometry: Geometry | None = None, name: str = "CT Müller") -> Any:
     """A scalar volume of zeros."""
-    import vtk
+    from . import session_support
 
     geometry = geometry or oblique((SHAPE[2], SHAPE[1], SHAPE[0]))
-    image = vtk.vtkImageData()
-    image.SetDimensions(*geometry.shape_ijk)
-    image.AllocateScalars(vtk.VTK_SHORT, 1)
-    image.GetPointData().GetScalars().Fill(0)
-    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
-    node.SetIJKToRASMatrix(matrix_of(geometry.affine))
-    node.SetAndObserveImageData(image)
-    return node
+    return session_support.add_volume(scene, geometry, name, np.zeros(geometry.shape_kji, np.int16))
 
 
 def add_transform(scene: Any, affine: np.ndarray) -> Any:
-    node = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "registration")
-    node.SetMatrixTransformToParent(matrix_of(affine))
-    return node
+    """A linear transform node."""
+    from . import session_support
+
+    return session_support.add_transform(scene, affine)
 
 
 def add_segments(scene: Any, volume: Any, masks: Mapping[str, np.ndarray], shared: bool = True) -> Any:
@@ -136,7 +123,6 @@ def add_segments(scene: Any, volume: Any, masks: Mapping[str, np.ndarray], share
 def mask_in(node: Any, segment_id: str, volume: Any) -> np.ndarray:
     """A segment on the voxels of a volume (k, j, i), found through RAS: each voxel of the segment's grid is looked up in
     world coordinates, through the parent transforms of both. Fails where a voxel does not lie on one of the volume."""
-    import vtk
     from vtk.util.numpy_support import vtk_to_numpy
 
     segment = node.GetSegmentation().GetSegment(segment_id)
@@ -148,9 +134,8 @@ def mask_in(node: Any, segment_id: str, volume: Any) -> np.ndarray:
     values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
     k, j, i = np.nonzero(values == segment.GetLabelValue())
     points = np.stack([i + i0, j + j0, k + k0, np.ones_like(i)]).astype(float)
-    matrix = vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(matrix)
-    in_volume = np.linalg.inv(_to_world(volume) @ _volume_affine(volume)) @ _to_world(node) @ array_of(matrix) @ points
+    in_volume = np.linalg.inv(_to_world(volume) @ _affine(volume.GetIJKToRASMatrix)) @ _to_world(node)
+    in_volume = in_volume @ _affine(image.GetImageToWorldMatrix) @ points
     at = np.rint(in_volume[:3]).astype(int)
     np.testing.assert_allclose(in_volume[:3], at, rtol=0, atol=1e-3)
     found[at[2], at[1], at[0]] = True
@@ -158,21 +143,18 @@ def mask_in(node: Any, segment_id: str, volume: Any) -> np.ndarray:
     return found
 
 
-def _volume_affine(volume: Any) -> np.ndarray:
+def _affine(into: Callable[[Any], object]) -> np.ndarray:
+    """What a getter writes into a matrix."""
     import vtk
 
     matrix = vtk.vtkMatrix4x4()
-    volume.GetIJKToRASMatrix(matrix)
+    into(matrix)
     return array_of(matrix)
 
 
 def _to_world(node: Any) -> np.ndarray:
-    import vtk
-
-    matrix = vtk.vtkMatrix4x4()
-    if node.GetParentTransformNode() is not None:
-        assert node.GetParentTransformNode().GetMatrixTransformToWorld(matrix)
-    return array_of(matrix)
+    parent = node.GetParentTransformNode()
+    return np.eye(4) if parent is None else _affine(parent.GetMatrixTransformToWorld)
 
 
 def tag(segment: Any, name: str) -> str | None:

@@ -15,25 +15,115 @@ import argparse
 import shlex
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import psutil
 import SimpleITK as sitk
 
 from progidiff.resources import sample_volume
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.reading import Volume
 
-from .driver import ROOT, Driver, qt, slicer
-from .stall import StallWatch
+from .driver import VIEWS, Driver, qt
 
 LARGE_IJK = (512, 512, 100)
 AIM_MS = 50
-_ELLIPSOIDS = (
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from Testing.panel.bench_fifty import serve_ellipsoids as s; s()"
-)
+#: A tick of the timer that is later than this is looked at.
+LATE_S = 0.020
+_TICK_MS, _LOOK_S, _KEPT = 1, 0.004, 12
+
+
+@dataclass
+class Stall:
+    """A time in which no event was handled.
+
+    Attributes:
+        wall_s: how long.
+        work_s: processor time of the main thread in it; the rest was spent waiting, or the machine was busy elsewhere.
+        stacks: where the main thread was, innermost line last, each with the number of times that it was seen there.
+    """
+
+    wall_s: float
+    work_s: float
+    stacks: Counter[str]
+
+
+class StallWatch:
+    """A timer that ticks while the event loop is free, and a thread that looks at the main thread when a tick is late.
+
+    Attributes:
+        stalls: the ones with most work, most first.
+        longest_s: wall time of the longest one.
+        most_work_s: processor time of the main thread in the one with most of it.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+        self._main = threading.get_ident()
+        self._ending = threading.Event()
+        self._timer = qt.QTimer()
+        self._timer.setTimerType(qt.Qt.PreciseTimer)
+        self._timer.setInterval(_TICK_MS)
+        self._timer.connect("timeout()", self._tick)
+        self._timer.start()
+        self._thread = threading.Thread(target=self._look, name="stall watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer; calling it again changes nothing."""
+        if not self._ending.is_set():
+            self._tick()
+            self._timer.stop()
+            self._ending.set()
+            self._thread.join()
+
+    def restart(self) -> None:
+        """Forget what was seen so far."""
+        self.stalls: list[Stall] = []
+        self.longest_s = self.most_work_s = 0.0
+        self._begin()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out a time in which the watcher itself keeps the main thread busy, as with a picture."""
+        self._tick()
+        try:
+            yield
+        finally:
+            self._begin()
+
+    def report(self, most: int) -> str:
+        """The longest stalls with the lines in which they were spent."""
+        lines = []
+        for stall in self.stalls[:most]:
+            lines.append(f"{1000 * stall.wall_s:.0f} ms, of which {1000 * stall.work_s:.0f} ms of work")
+            for stack, count in stall.stacks.most_common(2):
+                lines += [f"  seen {count} times in", *(f"    {line}" for line in stack.splitlines())]
+        return "\n".join(lines)
+
+    def _begin(self) -> None:
+        self._last, self._worked, self._seen = time.perf_counter(), time.thread_time(), Counter[str]()
+
+    def _tick(self) -> None:
+        stall = Stall(time.perf_counter() - self._last, time.thread_time() - self._worked, self._seen)
+        self.longest_s, self.most_work_s = max(self.longest_s, stall.wall_s), max(self.most_work_s, stall.work_s)
+        if stall.wall_s > LATE_S:
+            self.stalls = sorted([*self.stalls, stall], key=lambda each: -each.work_s)[:_KEPT]
+        self._begin()
+
+    def _look(self) -> None:
+        while not self._ending.wait(_LOOK_S):
+            if time.perf_counter() - self._last > LATE_S:
+                entries = traceback.extract_stack(sys._current_frames()[self._main])[-6:]
+                lines = [f"{'/'.join(Path(e.filename).parts[-2:])}:{e.lineno} {e.name}" for e in entries]
+                self._seen["\n".join(lines)] += 1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,48 +133,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--proposals", type=int, default=8, help="of the real worker (8)")
     parser.add_argument("--steps", type=int, default=1, help="of the real worker (1: only the worker needs longer for more)")
     chosen = parser.parse_args(arguments)
-    if unknown := [case for case in chosen.cases if case not in _CASES]:
-        parser.error(f"there is no case {unknown[0]}, only {', '.join(_CASES)}")
+    cases: dict[str, Callable[[], StallWatch]] = {
+        "sample": lambda: propose(driver, "sample", chosen.proposals, chosen.steps),
+        "large": lambda: propose(driver, "large", chosen.proposals, chosen.steps),
+        "fifty": lambda: propose(driver, "fifty", 50, 1),
+        "save": lambda: save(driver),
+    }
+    if unknown := [case for case in chosen.cases if case not in cases]:
+        parser.error(f"there is no case {unknown[0]}, only {', '.join(cases)}")
     driver = Driver()
     print(
         f"{'case':<8}{'proposals':>10}{'time':>9}{'longest pause':>16}{'its work':>10}{'most work':>11}{'memory':>10}",
         flush=True,
     )
-    watches = []
     try:
-        for case in chosen.cases or _CASES:
-            watches.append((case, _CASES[case](driver, chosen)))
+        watches = {case: cases[case]() for case in chosen.cases or cases}
     finally:
         driver.close()
     print(f"\nWhere it was spent (the aim is below {AIM_MS} ms; work is processor time of the window's own thread):")
-    for case, watch in watches:
+    for case, watch in watches.items():
         print(f"{case}:\n{watch.report(3) or '  nothing took longer than 20 ms'}")
 
 
-def sample(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
-    """The bundled sample volume, as it is."""
-    driver.load(sample_volume(), "sample")
-    return _measure(driver, "sample", chosen.proposals, chosen.steps)
+def propose(driver: Driver, case: str, proposals: int, steps: int) -> StallWatch:
+    """From the click to the last segment shown; prints a line."""
+    if case == "sample":
+        driver.load(sample_volume(), "sample")
+    else:
+        driver.add(large_volume(), "large")
+    with ellipsoids(driver, case == "fifty"):
+        driver.set_window(400, 40)
+        for name in VIEWS:
+            driver.view(name)
+        driver.panels.proposals.ui.agreementCheckBox.setChecked(True)
+        driver.fill("liver", proposals, steps, seed=1)
+        driver.settle()
+        with measured(driver, case, proposals) as watch:
+            driver.propose()
+            driver.wait(lambda: driver.settled, 3600)
+        if not driver.complete:
+            sys.exit(f"The run did not finish: {driver.said}")
+    return watch
 
 
-def large(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
-    """The bundled sample volume with many more voxels."""
-    driver.choose(_large_volume())
-    return _measure(driver, "large", chosen.proposals, chosen.steps)
-
-
-def fifty(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
-    """Fifty proposals, faster than any model makes them."""
-    driver.choose(_large_volume())
-    with _ellipsoids(driver):
-        return _measure(driver, "fifty", 50, 1)
-
-
-def save(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
-    """A large volume saved whole as a training example."""
-    driver.choose(_large_volume())
+def save(driver: Driver) -> StallWatch:
+    """A large volume saved whole as a training example; prints a line."""
+    driver.add(large_volume(), "large")
     review = driver.panels.review
-    with _ellipsoids(driver), tempfile.TemporaryDirectory() as folder:
+    with ellipsoids(driver), tempfile.TemporaryDirectory() as folder:
         driver.ask("liver", 2, 1, seed=1)
         driver.wait(lambda: driver.settled)
         driver.press_in_table(qt.Qt.Key_Return)
@@ -94,93 +190,56 @@ def save(driver: Driver, chosen: argparse.Namespace) -> StallWatch:
         driver.wait(lambda: not review.curating.looking)
         ui.exampleSlicesComboBox.setCurrentIndex(ui.exampleSlicesComboBox.count - 1)
         driver.settle()
-        watch, me = StallWatch(), psutil.Process()
-        before, began = me.memory_info().rss, time.perf_counter()
-        driver.click(ui.saveExampleButton)
-        driver.wait(lambda: not curating.busy)
-        spent = time.perf_counter() - began
-        watch.stop()
+        with measured(driver, "save", 0) as watch:
+            driver.click(ui.saveExampleButton)
+            driver.wait(lambda: not curating.busy)
         if curating.contents is None or curating.contents.cases != 1:
             sys.exit(f"The example was not saved: {driver.said}")
         driver.services.settings.curatedFolder = ""
-    _print("save", 0, spent, watch, me.memory_info().rss - before)
     return watch
 
 
 @contextmanager
-def _ellipsoids(driver: Driver) -> Iterator[None]:
-    """The worker that is faster than any model, for a while."""
-    driver.open_sections("setup", "prompt", "proposals", "review")
-    ui = driver.panels.setup.ui
-    ui.workerKindComboBox.setCurrentIndex(2)
-    ui.commandEdit.setText(shlex.join([sys.executable, "-c", _ELLIPSOIDS]))
-    driver.press(ui.commandEdit, qt.Qt.Key_Return)
-    yield
-    ui.workerKindComboBox.setCurrentIndex(0)
-
-
-_CASES = {"sample": sample, "large": large, "fifty": fifty, "save": save}
-
-
-def _measure(driver: Driver, case: str, proposals: int, steps: int) -> StallWatch:
-    """From the click to the last segment shown; prints a line."""
-    driver.set_window(400, 40)
-    for name in ("Red", "Yellow", "Green"):
-        driver.view(name)
-    driver.panels.proposals.ui.agreementCheckBox.setChecked(True)
-    driver.fill("liver", proposals, steps, seed=1)
-    driver.settle()
-    me = psutil.Process()
-    before, most = me.memory_info().rss, [0]
-    watch = StallWatch()
-    began = time.perf_counter()
-    driver.propose()
-    sampled = [began]
-
-    def over() -> bool:
-        now = time.perf_counter()
-        if now - sampled[0] > 0.1:
-            sampled[0], most[0] = now, max(most[0], me.memory_info().rss)
-        return bool(driver.settled)
-
-    driver.wait(over, 3600)
+def measured(driver: Driver, case: str, proposals: int) -> Iterator[StallWatch]:
+    """Watch the window and its memory, and print a line of the table."""
+    me, most = psutil.Process(), [0]
+    before, began, watch, timer = me.memory_info().rss, time.perf_counter(), StallWatch(), qt.QTimer()
+    timer.connect("timeout()", lambda: most.append(me.memory_info().rss))
+    timer.start(100)
+    yield watch
     spent = time.perf_counter() - began
     watch.stop()
-    store = driver.session.store
-    if driver.session.failure is not None or store is None or not store.ranked("liver"):
-        sys.exit(f"The run did not finish: {driver.said}")
-    _print(case, store.count("liver"), spent, watch, max(most[0], me.memory_info().rss) - before)
-    return watch
-
-
-def _print(case: str, proposals: int, spent: float, watch: StallWatch, grown: float) -> None:
+    timer.stop()
     longest = max(watch.stalls, key=lambda stall: stall.wall_s, default=None)
     work = 0.0 if longest is None else longest.work_s
     print(
         f"{case:<8}{proposals:>10}{spent:>7.1f} s{1000 * watch.longest_s:>13.0f} ms{1000 * work:>7.0f} ms"
-        f"{1000 * watch.most_work_s:>8.0f} ms{grown / 2**20:>+6.0f} MiB",
+        f"{1000 * watch.most_work_s:>8.0f} ms{(max(*most, me.memory_info().rss) - before) / 2**20:>+6.0f} MiB",
         flush=True,
     )
 
 
-def _large_volume() -> Any:
-    """The sample volume resampled to ``LARGE_IJK``, in the scene."""
+@contextmanager
+def ellipsoids(driver: Driver, wanted: bool = True) -> Iterator[None]:
+    """The worker that is faster than any model, for a while."""
+    driver.open_sections("setup", "prompt", "proposals", "review")
+    ui = driver.panels.setup.ui
+    if wanted:
+        ui.workerKindComboBox.setCurrentIndex(2)
+        ui.commandEdit.setText(shlex.join([sys.executable, str(Path(__file__).with_name("bench_fifty.py"))]))
+        driver.press(ui.commandEdit, qt.Qt.Key_Return)
+    yield
+    ui.workerKindComboBox.setCurrentIndex(0)
+
+
+def large_volume() -> Volume:
+    """The sample volume resampled to ``LARGE_IJK``."""
     image = sitk.ReadImage(str(sample_volume()))
     spacing = [size * step / count for size, step, count in zip(image.GetSize(), image.GetSpacing(), LARGE_IJK, strict=True)]
     fine = sitk.Resample(
         image, LARGE_IJK, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing, image.GetDirection(), -1000
     )
-    direction = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(spacing)
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
-    affine[:3, 3] = np.array([-1.0, -1.0, 1.0]) * image.GetOrigin()
-    node = slicer.vtkMRMLScalarVolumeNode()
-    node.SetName("large")
-    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(affine))
-    slicer.util.updateVolumeFromArray(node, sitk.GetArrayFromImage(fine))
-    slicer.mrmlScene.AddNode(node)
-    node.CreateDefaultDisplayNodes()
-    return node
+    return Volume(sitk.GetArrayFromImage(fine), Geometry.from_sitk(fine), "CT", "large")
 
 
 if __name__ == "__main__":

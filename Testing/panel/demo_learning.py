@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -12,35 +13,30 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from PIL import Image
 
 from progidiff.errors import InputError
-from progidiff.events import ProgressEvent
 from progidiff.locations import ADAPTER_CARD_NAME
+from progidiff.outputs.colours import Outline
+from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
 from progidiff.resources import sample_volume
-from progidiff.volumes.reading import Volume, read_volume
-from progidiff.volumes.slicing import plan_slices
+from progidiff.volumes.reading import read_volume
+from progidiff.volumes.slicing import extract_slice
 
-from .demo_report import REPORT_NAME, Pair, write_page
 from .driver import Driver, qt, slicer
 
-#: What the label map beside the sample volume holds, see Resources/SampleData/README.md.
-SAMPLE_LABELS = {
-    "liver": 1,
-    "spleen": 2,
-    "right kidney": 3,
-    "left kidney": 4,
-    "pancreas": 5,
-    "stomach": 6,
-    "gallbladder": 7,
-    "aorta": 8,
-    "inferior vena cava": 9,
-}
+#: What the labels 1, 2, ... of the label map beside the sample volume are, see Resources/SampleData/README.md.
+SAMPLE_LABELS = (
+    "liver", "spleen", "right kidney", "left kidney", "pancreas",
+    "stomach", "gallbladder", "aorta", "inferior vena cava",
+)  # fmt: skip
 CORRECTED = 2
 EXAMPLES, ADAPTERS, ADAPTER = "training-examples", "adapters", "demo"
 # The second run is shorter than the first one: it is there to be compared.
 _PROPOSALS, _SLICES = 4, 10
 # Strokes of a person who cleans up without knowing better: this far, in voxels, holes and gaps are closed.
 _CLOSED = 2
+_STYLES = (Outline("#e69f00", "solid", "solid"), Outline("#ffffff", "dashed", "dashed"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +48,6 @@ class Correction:
         segment_id: the segment.
         before, after: bool (K, J, I), the accepted proposal and what was saved.
         strokes: how often the segment was painted or erased.
-        how: towards what it was edited.
     """
 
     target: str
@@ -60,12 +55,6 @@ class Correction:
     before: np.ndarray
     after: np.ndarray
     strokes: int
-    how: str
-
-    @property
-    def dice(self) -> float:
-        """Dice of the accepted proposal to the correction."""
-        return dice(self.before, self.after)
 
 
 class Learning:
@@ -76,58 +65,41 @@ class Learning:
         driver: Driver,
         source: Path,
         wait: Callable[[Callable[[], object]], None],
-        show: Callable[[ProgressEvent], None] = lambda event: None,
+        show: Callable[[float, str], None] = lambda fraction, text: None,
     ) -> None:
         """``source``: the file of the volume; ``wait``: runs the event loop until something holds; ``show``: progress."""
         self.driver = driver
-        self._show = show
         self._source = source
         self._wait = wait
+        self._show = show
 
-    def run(self, folder: Path, volume: Volume, accepted: dict[str, str], steps: int) -> dict[str, Any]:
+    def run(self, folder: Path, accepted: dict[str, str], steps: int) -> dict[str, Any]:
         """Correct, save, tune for some steps, and ask again; what is in summary.json.
 
         Args:
-            folder: where the set, the adapter and the page go.
-            volume: as the module sees it.
+            folder: where the set, the adapter and the pictures go.
             accepted: identifiers of accepted segments by target, not empty.
             steps: training steps.
         """
-        times = {}
-        began = time.monotonic()
-        origin = self.driver.services.session.store.request
+        origin, times = self.driver.services.session.store.request, [time.monotonic()]
         corrections = self.correct(accepted)
         shown = self.save(corrections, folder / EXAMPLES)
         self.driver.panel(folder / "panel-5-saved.png")
-        times["correct and save"] = time.monotonic() - began
-        began = time.monotonic()
+        times.append(time.monotonic())
         adapter = self.tune(folder / ADAPTERS, steps)
         self.driver.panel(folder / "panel-6-tuned.png")
-        times["tune"] = time.monotonic() - began
-        began = time.monotonic()
-        pairs = self.compare(corrections, origin.seed, origin.steps)
+        times.append(time.monotonic())
+        compared = self.compare(corrections, origin.seed, origin.steps, folder)
         self.driver.panel(folder / "panel-7-proposed-again.png")
-        times["propose again"] = time.monotonic() - began
-        facts = {
-            "training examples": shown,
-            "steps": str(adapter["steps"]),
-            "seconds": f"{adapter['seconds']:.0f}",
-            "held-out patients": "none" if not adapter["after"] else str(adapter["patients"]["validation"]),
-            "what its card says": adapter["reason"],
-        }
-        write_page(folder / REPORT_NAME, volume, pairs, facts)
+        times.append(time.monotonic())
+        phases = ("correct and save", "tune", "propose again")
         return {
-            "examples": [
-                {"target": each.target, "strokes": each.strokes, "how": each.how, "dice_of_the_proposal": each.dice}
-                for each in corrections
-            ],
+            "strokes": {each.target: each.strokes for each in corrections},
             "set": shown,
             "adapter": adapter,
             "note": "before and after are of the slices that were tuned on: they say nothing about other patients",
-            "dice_to_the_correction": [
-                {"target": pair.target, "before": pair.before, "after": pair.after} for pair in pairs
-            ],
-            "timing_s": {name: round(seconds, 1) for name, seconds in times.items()},
+            "dice_to_the_correction": compared,
+            "timing_s": {name: round(b - a, 1) for name, a, b in zip(phases, times, times[1:], strict=False)},
         }
 
     def tune(self, folder: Path, steps: int) -> dict[str, Any]:
@@ -141,31 +113,34 @@ class Learning:
         tuning = panel.tuning
 
         def show() -> None:
-            self._show(ProgressEvent(phase="tuning", fraction=tuning.fraction, eta_s=tuning.eta_s))
+            self._show(tuning.fraction, "tuning")
 
         tuning.changed.connect(show)
         self.driver.click(panel.ui.tuneButton)
         self._wait(lambda: not tuning.running)
         tuning.changed.disconnect(show)
         self.driver.settle()
-        if not panel.tuning.folder:
-            raise InputError(panel.tuning.message)
+        if not tuning.folder:
+            raise InputError(tuning.message)
         box = panel.ui.adapterComboBox
         names = [box.itemText(number) for number in range(box.count)]
         box.setCurrentIndex(next(number for number, name in enumerate(names) if name.startswith(ADAPTER)))
-        if not panel.tuning.better:
+        if not tuning.better:
             # With the examples of one volume nobody is held out, so nothing shows that it is better: that is up to the user.
             panel.ui.worseCheckBox.setChecked(True)
         self.driver.settle()
-        return dict(json.loads((Path(panel.tuning.folder) / ADAPTER_CARD_NAME).read_text(encoding="utf-8")))
+        return dict(json.loads((Path(tuning.folder) / ADAPTER_CARD_NAME).read_text(encoding="utf-8")))
 
-    def compare(self, corrections: list[Correction], seed: int, steps: int) -> list[Pair]:
-        """Ask for the corrected targets again, on the slices in the middle of what was corrected."""
+    def compare(self, corrections: list[Correction], seed: int, steps: int, folder: Path) -> list[dict[str, Any]]:
+        """Ask for the corrected targets again, on the slices in the middle of what was corrected.
+
+        Returns:
+            Dice to the correction of the first-ranked proposal before and after; pictures of both are in ``folder``.
+        """
         store = self.driver.session.store
-        plan = plan_slices(store.geometry)
-        others = tuple(axis for axis in range(3) if axis != plan.axis)
-        proposed = range(store.slices.start, store.slices.stop)
-        filled = [index for index in proposed if any(each.after.any(axis=others)[index] for each in corrections)]
+        axis = store.plan.axis
+        others = tuple(each for each in range(3) if each != axis)
+        filled = [n for n in store.slices if any(each.after.any(axis=others)[n] for each in corrections)]
         # Only where the base model was asked too.
         first = max(filled[0], filled[len(filled) // 2] - _SLICES // 2)
         stop = min(filled[-1] + 1, first + _SLICES)
@@ -179,12 +154,26 @@ class Learning:
         assert self.driver.services.client.hello.pid == worker, "the adapter goes into the worker that was running"
         assert store.adapter_id, "the proposals were made with the adapter"
         inside = np.zeros_like(corrections[0].after)
-        inside[(slice(None),) * plan.axis + (slice(first, stop),)] = True
-        pairs = []
+        inside[(slice(None),) * axis + (slice(first, stop),)] = True
+        values = slicer.util.arrayFromVolume(self.driver.volume)
+        compared = []
         for each in corrections:
-            base, tuned, wanted = (mask & inside for mask in (each.before, self.proposal(each.target), each.after))
-            pairs.append(Pair(each.target, wanted, base, tuned, dice(base, wanted), dice(tuned, wanted)))
-        return pairs
+            rank_one = next(row for row in store.rows(each.target) if row.rank == 1)
+            tuned, base, wanted = (
+                mask & inside for mask in (self.driver.proposal(each.target, rank_one.index), each.before, each.after)
+            )
+            compared.append({"target": each.target, "before": dice(base, wanted), "after": dice(tuned, wanted)})
+            changed = (base ^ tuned).sum(axis=others)
+            index = int(changed.argmax() if changed.any() else wanted.sum(axis=others).argmax())
+            window = display_window(values, None)
+            frame = Frame(windowed(extract_slice(values, store.plan, index), window), store.plan.spacing_rc)
+            pictures = []
+            for mask in (base, tuned):  # orange, with the correction in white
+                cuts = [extract_slice(array, store.plan, index) for array in (mask, wanted)]
+                pictures.append(np.asarray(Image.open(io.BytesIO(outlines_png(frame, cuts, _STYLES))).convert("RGB")))
+            name = f"{'-'.join(each.target.split())}-before-and-after.png"
+            Image.fromarray(np.hstack(pictures)).save(folder / name)
+        return compared
 
     def correct(self, accepted: dict[str, str]) -> list[Correction]:
         """Edit accepted segments, the first two of ``accepted`` (target: segment identifier)."""
@@ -205,47 +194,32 @@ class Learning:
         self._wait(lambda: not review.curating.looking)
         return str(ui.examplesLabel.text)
 
-    def mask(self, segment_id: str) -> np.ndarray:
-        """A segment on the voxels of the volume, bool (K, J, I)."""
-        node = self.driver.accepted()
-        return np.asarray(slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, self.driver.volume)) > 0
-
-    def proposal(self, target: str) -> np.ndarray:
-        """The first-ranked proposal of the run that is shown, bool (K, J, I)."""
-        store = self.driver.session.store
-        first = next(row for row in store.rows(target) if row.rank == 1)
-        return np.asarray(store_mask(store, target, first.index))
-
     def _correct(self, target: str, segment_id: str) -> Correction:
         self._choose(segment_id)
-        before = self.mask(segment_id)
-        wanted, how = self._wanted(target, before)
+        before = self.driver.mask(segment_id)
         self.driver.click(self.driver.panels.review.ui.editButton)
-        strokes = self._paint(segment_id, before, wanted)
+        strokes = self._paint(segment_id, before, self._wanted(target, before))
         self.driver.panels.review.ui.editorSection.collapsed = True
         self.driver.settle()
-        return Correction(target, segment_id, before, self.mask(segment_id), strokes, how)
+        return Correction(target, segment_id, before, self.driver.mask(segment_id), strokes)
 
     def _choose(self, segment_id: str) -> None:
-        box = self.driver.panels.review.ui.segmentComboBox
-        segmentation = self.driver.accepted().GetSegmentation()
-        ids = [segmentation.GetNthSegmentID(number) for number in range(segmentation.GetNumberOfSegments())]
-        box.setCurrentIndex(ids.index(segment_id))
+        self.driver.panels.review.ui.segmentComboBox.setCurrentIndex(self.driver.segment_ids().index(segment_id))
         self.driver.settle()
 
-    def _wanted(self, target: str, before: np.ndarray) -> tuple[np.ndarray, str]:
-        """What the segment is edited towards."""
+    def _wanted(self, target: str, before: np.ndarray) -> np.ndarray:
+        """What the segment is edited towards: the organ where it is known, else its largest island with its gaps closed."""
         if self._source != sample_volume() or target not in SAMPLE_LABELS:
-            return cleaned(before), "islands removed and gaps closed"
+            islands = sitk.RelabelComponent(sitk.ConnectedComponent(sitk.GetImageFromArray(before.astype(np.uint8))))
+            closed = sitk.BinaryMorphologicalClosing(islands == 1, [_CLOSED, _CLOSED, 0])
+            return np.asarray(sitk.GetArrayFromImage(closed)) > 0
         (labels,) = (self._source.parent / "labels").glob("*.nii.gz")
-        known = read_volume(labels).array == SAMPLE_LABELS[target]
         # Only in the slices that were proposed for, as the example holds no others.
         store = self.driver.session.store
-        place = [slice(None)] * 3
-        place[store.plan.axis] = slice(store.slices.start, store.slices.stop)
+        place = (slice(None),) * store.plan.axis + (slice(store.slices.start, store.slices.stop),)
         wanted = before.copy()
-        wanted[tuple(place)] = known[tuple(place)]
-        return wanted, "painted and erased towards the known organ"
+        wanted[place] = (read_volume(labels).array == SAMPLE_LABELS.index(target) + 1)[place]
+        return wanted
 
     def _paint(self, segment_id: str, before: np.ndarray, wanted: np.ndarray) -> int:
         """Paint and erase slice by slice with the logic of Slicer's Segment Editor; the number of strokes."""
@@ -266,23 +240,6 @@ class Learning:
                 strokes += 1
                 qt.QApplication.processEvents()
         return strokes
-
-
-def cleaned(mask: np.ndarray) -> np.ndarray:
-    """The largest island of a mask with its gaps closed."""
-    image = sitk.GetImageFromArray(mask.astype(np.uint8))
-    islands = sitk.RelabelComponent(sitk.ConnectedComponent(image))
-    closed = sitk.BinaryMorphologicalClosing(islands == 1, [_CLOSED, _CLOSED, 0])
-    return np.asarray(sitk.GetArrayFromImage(closed)) > 0
-
-
-def store_mask(store: Any, target: str, index: int) -> np.ndarray:
-    """A proposal on the voxels of the volume, bool (K, J, I)."""
-    crop = store.masks(target, index)
-    whole = np.zeros(store.geometry.shape_kji, bool)
-    place = tuple(slice(start, start + size) for start, size in zip(crop.origin_kji, crop.array.shape, strict=True))
-    whole[place] = np.asarray(crop.array) != 0
-    return whole
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -25,8 +25,6 @@ from progidiff.volumes.reading import Volume  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "ProGiDiffSlicer" / "ProGiDiffSlicer.py"
-# The window of soft tissue, in which abdominal CT is read.
-CT_WINDOW, CT_LEVEL = 400.0, 40.0
 PANEL_WIDTH = 460
 # By then the panel has begun to draw its thumbnails of another slice.
 FOLLOWS_S = 0.2
@@ -97,6 +95,12 @@ class Driver:
         services = self.services
         return not services.session.running and not services.idle.waiting and not services.session.proposals.busy
 
+    @property
+    def complete(self) -> bool:
+        """Whether the latest run ended well."""
+        store = self.session.store
+        return self.session.failure is None and store is not None and all(map(store.ranked, store.targets))
+
     def settle(self, timeout_s: float = 60) -> None:
         """Let everything that is queued happen."""
         host.spin(lambda: self.settled, timeout_s)
@@ -160,12 +164,7 @@ class Driver:
         self.click(self.panels.prompt.ui.proposeButton)
 
     def fill(
-        self,
-        prompt: str,
-        proposals: int = 8,
-        steps: int = 4,
-        seed: int | None = None,
-        slices: tuple[int, int] | None = None,
+        self, prompt: str, proposals: int = 8, steps: int = 4, seed: int | None = None, slices: tuple[int, int] | None = None
     ) -> None:
         """Fill in the prompt panel.
 
@@ -190,17 +189,26 @@ class Driver:
         host.spin()
 
     def choose_target(self, name: str) -> None:
-        """List the proposals of a target."""
-        box = self.panels.proposals.ui.targetComboBox
-        names = [box.itemText(number) for number in range(box.count)]
-        box.setCurrentIndex(names.index(name))
+        """List the proposals of a target; the box is empty where there is only one."""
+        if len(self.session.store.targets) > 1:
+            box = self.panels.proposals.ui.targetComboBox
+            box.setCurrentIndex([box.itemText(number) for number in range(box.count)].index(name))
         self.settle()
 
-    def clear_boxes(self) -> None:
-        """Clear the boxes of all proposals, so that none is outlined."""
+    def look_at(self, target: str) -> None:
+        """List the proposals of a target and show the selected one where it is largest, with the map of agreement."""
+        self.choose_target(target)
+        self.go_to_middle(target)
+        self.panels.proposals.ui.agreementCheckBox.setChecked(True)
+        self.settle()
+
+    def hide_proposals(self) -> None:
+        """Clear the boxes of all proposals, and the one of the map of agreement."""
+        self.panels.proposals.ui.agreementCheckBox.setChecked(False)
         table = self.panels.proposals.ui.proposalsTable
         for row in range(table.rowCount):
             table.item(row, 0).setCheckState(qt.Qt.Unchecked)
+        self.settle()
 
     def press_in_table(self, key: Any) -> None:
         """Press a key in the list of proposals."""
@@ -241,6 +249,24 @@ class Driver:
     def accepted(self) -> Any | None:
         """The segmentation into which was accepted."""
         return self.panels.review.ui.segmentationSelector.currentNode()
+
+    def segment_ids(self) -> list[str]:
+        """Identifiers of the accepted segments."""
+        node = self.accepted()
+        return [] if node is None else list(node.GetSegmentation().GetSegmentIDs())
+
+    def mask(self, segment_id: str) -> np.ndarray:
+        """An accepted segment on the voxels of the volume, bool (K, J, I)."""
+        return np.asarray(slicer.util.arrayFromSegmentBinaryLabelmap(self.accepted(), segment_id, self.volume)) > 0
+
+    def proposal(self, target: str, index: int) -> np.ndarray:
+        """A proposal on the voxels of the volume, bool (K, J, I)."""
+        store = self.session.store
+        crop = store.masks(target, index)
+        whole = np.zeros(store.geometry.shape_kji, bool)
+        place = tuple(slice(start, start + size) for start, size in zip(crop.origin_kji, crop.array.shape, strict=True))
+        whole[place] = np.asarray(crop.array) != 0
+        return whole
 
     def wait(self, until: Callable[[], object], timeout_s: float = 600) -> None:
         """Run the event loop until something holds."""
@@ -296,18 +322,12 @@ class Driver:
 
     def go_to_middle(self, target: str) -> None:
         """Show the selected proposal of the chosen target where it is largest."""
-        store, row = self.session.store, self.panels.proposals.selected
-        crop = store.masks(target, row.index)
-        array = np.asarray(crop.array) != 0
-        if not array.any():
-            return
-        axis = store.plan.axis
-        others = tuple(each for each in range(3) if each != axis)
-        index = int(array.sum(axis=others).argmax())
-        place = [0.0, 0.0, 0.0]
-        within = np.argwhere(array.take(index, axis=axis)).mean(axis=0)
-        place[axis] = index + crop.origin_kji[axis]
-        for number, each in enumerate(others):
-            place[each] = float(within[number]) + crop.origin_kji[each]
-        self.go_to((store.geometry.affine @ [*place[::-1], 1.0])[:3])
-        self.settle()
+        store = self.session.store
+        array = self.proposal(target, self.panels.proposals.selected.index)
+        if array.any():
+            axis = store.plan.axis
+            index = int(array.sum(axis=tuple(each for each in range(3) if each != axis)).argmax())
+            place = [float(value) for value in np.argwhere(array.take(index, axis=axis)).mean(axis=0)]
+            place.insert(axis, index)
+            self.go_to((store.geometry.affine @ [*place[::-1], 1.0])[:3])
+            self.settle()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from progidiff.errors import ProGiDiffError
 from progidiff.outputs.atomic import atomic_folder
@@ -24,13 +25,15 @@ from progidiff.resources import sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
 
-from .driver import CT_LEVEL, CT_WINDOW, ROOT, Driver, qt
+from .driver import ROOT, VIEWS, Driver, host, qt
 
 DATA = ROOT.parent / "shared" / "data"
 # Apache-2.0: pictures of it may be published.
 FREE_CT = DATA / "permissive/totalsegmentator_tests/example_ct_sm.nii.gz"
 # For looking only: pictures of it stay on this computer.
 RESEARCH_CT = DATA / "research/amos_ct_slices/amos_0001_slices61-70_img.nii.gz"
+# Window and level in which abdominal CT is read.
+SOFT_TISSUE = 400.0, 40.0
 PUBLISHED = ROOT / "Resources" / "Screenshots"
 LARGEST_BYTES = 400_000
 
@@ -60,21 +63,14 @@ class Screenshots:
         """From an empty panel to an edited segment."""
         free = FREE_CT.is_file()
         driver.load(FREE_CT if free else sample_volume(), "Abdomen CT")
-        driver.set_window(CT_WINDOW, CT_LEVEL)
+        driver.set_window(*SOFT_TISSUE)
         driver.fill("liver; left kidney; spleen", self.proposals, 4, seed=3)
         self.panel(driver, "2-ready")
         driver.propose()
         driver.wait(lambda: driver.session.store is not None and driver.session.store.received("liver") > 4)
         self.panel(driver, "3-proposing")
         driver.wait(lambda: driver.settled)
-        check_run(driver)
-        driver.panels.proposals.ui.agreementCheckBox.setChecked(True)
-        for target in driver.session.store.targets:
-            driver.choose_target(target)
-            driver.go_to_middle(target)
-            driver.save_views(self.out / f"slices-{'-'.join(target.split())}.png")
-        driver.choose_target("liver")
-        driver.go_to_middle("liver")
+        self.targets(driver, "slices")
         self.panel(driver, "4-proposals")
         driver.click(driver.panels.proposals.ui.uncertainButton)
         driver.settle()
@@ -91,9 +87,7 @@ class Screenshots:
             driver.choose_target(target)
             driver.press_in_table(qt.Qt.Key_Return)
             driver.settle()
-        driver.panels.proposals.ui.agreementCheckBox.setChecked(False)
-        driver.clear_boxes()
-        driver.settle()
+        driver.hide_proposals()
         self.panel(driver, "6-accepted")
         driver.save_views(self.out / "slices-accepted.png")
         self.published(driver, 3, driver.save_both)
@@ -121,18 +115,20 @@ class Screenshots:
         # The file's affine holds spacings only: i runs to the patient's left and j to the front.
         affine = np.diag([-1.0, 1.0, 1.0, 1.0]) @ np.diag([*volume.geometry.spacing, 1.0])
         driver.add(dataclasses.replace(volume, geometry=Geometry(volume.geometry.shape_ijk, affine)), "Clinical CT")
-        driver.set_window(CT_WINDOW, CT_LEVEL)
+        driver.set_window(*SOFT_TISSUE)
         driver.ask("liver; spleen; left kidney; pancreas", self.proposals, 4, seed=3, slices=(4, 6))
         driver.wait(lambda: driver.settled)
-        check_run(driver)
-        driver.panels.proposals.ui.agreementCheckBox.setChecked(True)
-        for target in driver.session.store.targets:
-            driver.choose_target(target)
-            driver.go_to_middle(target)
-            driver.save_views(self.out / f"clinical-{'-'.join(target.split())}.png", ("Red",))
-        driver.choose_target("liver")
-        driver.go_to_middle("liver")
+        self.targets(driver, "clinical", ("Red",))
         driver.save_both(self.out / "clinical-panel.png")
+
+    def targets(self, driver: Driver, name: str, views: Sequence[str] = VIEWS) -> None:
+        """Pictures of all targets, of the liver last; stop where the run did not end well."""
+        if not driver.complete:
+            raise ProGiDiffError(driver.said or "The run ended without proposals.")
+        for target in driver.session.store.targets:
+            driver.look_at(target)
+            driver.save_views(self.out / f"{name}-{'-'.join(target.split())}.png", views)
+        driver.look_at("liver")
 
     def panel(self, driver: Driver, name: str) -> None:
         """The panel as it is now."""
@@ -151,8 +147,6 @@ class Screenshots:
 @contextmanager
 def opened() -> Iterator[Driver]:
     """The module in an empty scene."""
-    from .. import slicer_host as host
-
     host.start()
     host.clear_scene()
     driver = Driver()
@@ -166,8 +160,6 @@ def opened() -> Iterator[Driver]:
 @contextmanager
 def without_packages() -> Iterator[None]:
     """A Slicer as it comes from its installer: with its own packages and none of the worker's."""
-    from .. import slicer_host as host
-
     host.install()
     Driver.find_library()
     from ProGiDiffSlicerLib.setup.status import Package, PythonHome, Status
@@ -186,21 +178,8 @@ def without_packages() -> Iterator[None]:
         PythonHome.status = looked  # type: ignore[method-assign]
 
 
-def check_run(driver: Driver) -> None:
-    """Stop where a run did not end well.
-
-    Raises:
-        ProGiDiffError: with what the panel says.
-    """
-    store = driver.session.store
-    if driver.session.failure is not None or store is None or not all(store.ranked(each) for each in store.targets):
-        raise ProGiDiffError(driver.said or "The run ended without proposals.")
-
-
 def smaller(path: Path) -> None:
     """Write a picture with as few bytes as its content needs, with 256 colours where it is still too large."""
-    from PIL import Image
-
     picture = Image.open(path).convert("RGB")
     picture.save(path, optimize=True)
     if path.stat().st_size > LARGEST_BYTES:

@@ -123,12 +123,13 @@ def segment_array(node: Any, segment_id: str, shape_kji: tuple[int, int, int]) -
 
 def segment_points(node: Any, segment_id: str) -> np.ndarray:
     """Where the voxels of a segment lie in the world, transforms included: float (n, 3) RAS in mm, sorted."""
-    image = node.GetSegmentation().GetSegment(segment_id).GetRepresentation(LABELMAP)
+    segment = node.GetSegmentation().GetSegment(segment_id)
+    image = segment.GetRepresentation(LABELMAP)
     i0, i1, j0, j1, k0, k1 = image.GetExtent()
     if i1 < i0:
         return np.zeros((0, 3))
     values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-    kji = np.argwhere(values > 0) + np.array([k0, j0, i0])
+    kji = np.argwhere(values == segment.GetLabelValue()) + np.array([k0, j0, i0])
     to_node = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(to_node)
     affine = slicer.util.arrayFromVTKMatrix(to_node)

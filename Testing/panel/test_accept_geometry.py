@@ -19,9 +19,11 @@ from .accept_support import (
     add_transform,
     add_volume,
     crop_of,
+    facts,
     mask_in,
     save_and_load_segmentation,
 )
+from .session_support import segment_points, sorted_points
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
 
@@ -41,12 +43,6 @@ def rigid() -> np.ndarray:
     return affine
 
 
-def facts() -> Any:
-    from ProGiDiffSlicerLib.scene.provenance import Provenance
-
-    return Provenance(prompt="liver", target="liver", seed=1, proposal=0)
-
-
 def some_mask(shape_kji: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     """No symmetry that would hide a flip, and touching every face of the grid."""
     mask = np.random.default_rng(seed).random(shape_kji) < 0.3
@@ -54,38 +50,8 @@ def some_mask(shape_kji: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return mask
 
 
-def world_points(node: Any, segment_id: str) -> np.ndarray:
-    """Sorted RAS positions (n, 3) of a segment's voxels, asked of Slicer's own labelmap export in world coordinates."""
-    import vtk
-    from vtk.util.numpy_support import vtk_to_numpy
-
-    segment = node.GetSegmentation().GetSegment(segment_id)
-    image = slicer.vtkOrientedImageData()
-    image.DeepCopy(segment.GetRepresentation("Binary labelmap"))
-    if node.GetParentTransformNode() is not None:
-        transform = vtk.vtkMatrix4x4()
-        assert node.GetParentTransformNode().GetMatrixTransformToWorld(transform)
-        local = vtk.vtkMatrix4x4()
-        image.GetImageToWorldMatrix(local)
-        vtk.vtkMatrix4x4.Multiply4x4(transform, local, transform)
-        image.SetGeometryFromImageToWorldMatrix(transform)
-    i0, i1, j0, j1, k0, k1 = image.GetExtent()
-    values = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-    k, j, i = np.nonzero(values == segment.GetLabelValue())
-    matrix = vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(matrix)
-    affine = np.array([[matrix.GetElement(r, c) for c in range(4)] for r in range(4)])
-    return ordered((affine @ np.stack([i + i0, j + j0, k + k0, np.ones_like(i)]))[:3].T)
-
-
 def expected_points(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    k, j, i = np.nonzero(mask)
-    return ordered((affine @ np.stack([i, j, k, np.ones_like(i)]))[:3].T)
-
-
-def ordered(points: np.ndarray) -> np.ndarray:
-    rounded = np.round(points, 4) + 0.0
-    return rounded[np.lexsort(rounded.T)]
+    return sorted_points(np.argwhere(mask), affine)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["plain", "transformed"])
@@ -103,7 +69,7 @@ def test_voxels_are_exact_in_ras(scene: Any, acceptance: Any, name: str, moved: 
     assert node.GetTransformNodeID() == volume.GetTransformNodeID()
     np.testing.assert_array_equal(mask_in(node, done.segment_id, volume), mask)
     expected = expected_points(to_world @ geometry.affine, mask)
-    np.testing.assert_allclose(world_points(node, done.segment_id), expected, atol=2e-4)
+    np.testing.assert_allclose(segment_points(node, done.segment_id), expected, atol=2e-4)
     # The reference geometry is the volume's own grid.
     converter = slicer.vtkSegmentationConverter
     image = slicer.vtkOrientedImageData()
@@ -113,7 +79,7 @@ def test_voxels_are_exact_in_ras(scene: Any, acceptance: Any, name: str, moved: 
     # What is written to disk is before the transform, as Slicer writes it.
     loaded = save_and_load_segmentation(node, tmp_path / "Lëber 肝.seg.nrrd")
     expected = expected_points(geometry.affine, mask)
-    np.testing.assert_allclose(world_points(loaded, done.segment_id), expected, atol=2e-4)
+    np.testing.assert_allclose(segment_points(loaded, done.segment_id), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("mode", ["new", "replace", "add"])
@@ -158,7 +124,7 @@ def test_volume_moved_and_segmentation_hardened_still_meet(scene: Any, acceptanc
     mask = some_mask(geometry.shape_kji, 2)
     done = acceptance.accept(crop_of(mask), volume, SPLEEN, facts(), node, mode, "mine")
     expected = expected_points(rigid() @ geometry.affine, mask | first if mode == "add" else mask)
-    np.testing.assert_allclose(world_points(node, done.segment_id), expected, atol=2e-4)
+    np.testing.assert_allclose(segment_points(node, done.segment_id), expected, atol=2e-4)
     assert "resampled" not in done.note
 
 
@@ -175,7 +141,7 @@ def test_shifted_and_turned_grids_share_voxels_without_resampling(scene: Any, ac
         mask = some_mask(part.shape_kji, 3)
         done = acceptance.accept(crop_of(mask), add_volume(scene, part, "part"), LIVER, facts(), node)
         np.testing.assert_allclose(
-            world_points(node, done.segment_id), expected_points(part.affine, mask), atol=2e-4, err_msg=str(shape)
+            segment_points(node, done.segment_id), expected_points(part.affine, mask), atol=2e-4, err_msg=str(shape)
         )
         assert done.note == ""
 

@@ -24,7 +24,6 @@ from ProGiDiffSlicerLib.logic.session import ProposalSession, SessionState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
 from ..volume_examples import GEOMETRIES, oriented
-from . import bench_fifty
 from .session_support import add_sequence, add_transform, add_volume, segment_array, segment_points, sorted_points
 from .worker_support import Client, gone, run_python, scripted, worker
 
@@ -332,11 +331,3 @@ def test_nothing_here_needs_torch() -> None:
         timeout=120,
     )
     assert result.stdout.strip().splitlines()[-1:] == ["[]"], result.stdout + result.stderr
-
-
-def test_the_benchmark_of_fifty_proposals_runs(scene: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_fifty.main(["--size", "48", "--slices", "6", "--proposals", "50"])
-    printed = capsys.readouterr().out
-    assert "50 proposals of 48 x 48 x 6 voxels" in printed
-    assert ", 50 proposals" in printed
-    assert "STAPLE" in printed
