@@ -11,10 +11,9 @@ from progidiff.errors import InputError
 from progidiff.targets import target_for
 from ProGiDiffSlicerLib.logic.accept import Acceptance, Accepted, Mode
 from ProGiDiffSlicerLib.logic.provenance import Provenance
-from ProGiDiffSlicerLib.logic.rows import Row
 from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import ProposalSession
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore, Row
 from ProGiDiffSlicerLib.logic.writing import Overwrite
 
 
@@ -79,7 +78,7 @@ class Workflow:
         if row.empty:
             raise InputError(_("This proposal is empty; select another one."))
         return self._acceptance.accept(
-            store.masks(target, row.index),
+            store[target].mask(row.index),
             volume,
             target_for(target),
             _facts(store, origin, target, row),
@@ -100,7 +99,7 @@ def _facts(store: ProposalStore, origin: Origin, target: str, row: Row) -> Prove
         proposal=row.index if isinstance(row.index, int) else -1,
         rank=row.rank,
         score=row.score,
-        proposals=store.count(target),
+        proposals=store[target].count,
         steps=request.steps,
         scheduler=request.scheduler,
         everywhere=request.everywhere,

@@ -37,7 +37,7 @@ SHARED = (
     "progidiff.locations",
     "progidiff.outputs.tags",
     "progidiff.protocol",
-    "progidiff.ranking",
+    "progidiff.proposals",
     "progidiff.remote",
     "progidiff.resources",
     "progidiff.targets",

@@ -147,9 +147,9 @@ def _measure(driver: Driver, case: str, proposals: int, steps: int) -> StallWatc
     spent = time.perf_counter() - began
     watch.stop()
     store = driver.session.store
-    if driver.session.failure is not None or store is None or not store.ranked("liver"):
+    if driver.session.failure is not None or store is None or not store["liver"].ranked:
         sys.exit(f"The run did not finish: {driver.said}")
-    _print(case, store.count("liver"), spent, watch, max(most[0], me.memory_info().rss) - before)
+    _print(case, store["liver"].count, spent, watch, max(most[0], me.memory_info().rss) - before)
     return watch
 
 

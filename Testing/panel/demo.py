@@ -129,7 +129,7 @@ class Demo:
             driver.panel(self.folder / "panel-2-proposing.png")
         self.wait(lambda: driver.settled)
         store = driver.session.store
-        if driver.session.failure is not None or store is None or not all(store.ranked(each) for each in store.targets):
+        if driver.session.failure is not None or store is None or not all(store[each].ranked for each in store.targets):
             raise RunFailedError(driver.said or "The run ended without proposals; run it again.")
 
     def review(self, number: int, target: str) -> dict[str, Any]:

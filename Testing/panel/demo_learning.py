@@ -278,7 +278,7 @@ def cleaned(mask: np.ndarray) -> np.ndarray:
 
 def store_mask(store: Any, target: str, index: int) -> np.ndarray:
     """A proposal on the voxels of the volume, bool (K, J, I)."""
-    crop = store.masks(target, index)
+    crop = store[target].mask(index)
     whole = np.zeros(store.geometry.shape_kji, bool)
     place = tuple(slice(start, start + size) for start, size in zip(crop.origin_kji, crop.array.shape, strict=True))
     whole[place] = np.asarray(crop.array) != 0

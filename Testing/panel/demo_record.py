@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from progidiff import __version__
-from progidiff.cli.gathering import Gathered
 from progidiff.cli.progress import ProgressView
 from progidiff.cli.proposing import understand
 from progidiff.cli.writing import Job, model_record, write_results
 from progidiff.events import Event, ProgressEvent, ProposeRequest, WarningEvent
+from progidiff.proposals.proposals import Gathered
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import plan_slices
 
@@ -83,7 +83,7 @@ class Recorder:
         self.mark("model loaded and volume sent")
         geometry = self._volume.geometry
         self._request = request
-        self._gathered = Gathered.start(request.targets, plan_slices(geometry), geometry.shape_kji)
+        self._gathered = Gathered(request.targets, plan_slices(geometry), request.slices)
         call = self._propose(request, prompt)
         call.event.connect(self._on_event)
         call.succeeded.connect(self._on_event)
@@ -98,7 +98,7 @@ class Recorder:
 
     def _take(self, event: Event) -> Any:
         assert self._gathered is not None
-        self._gathered.take(event)
+        self._gathered.add(event)
         yield
 
     def _on_preview(self, _target: str) -> None:

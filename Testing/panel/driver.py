@@ -297,7 +297,7 @@ class Driver:
     def go_to_middle(self, target: str) -> None:
         """Show the selected proposal of the chosen target where it is largest."""
         store, row = self.session.store, self.panels.proposals.selected
-        crop = store.masks(target, row.index)
+        crop = store[target].mask(row.index)
         array = np.asarray(crop.array) != 0
         if not array.any():
             return

@@ -11,12 +11,13 @@ import slicer
 import vtk
 
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay, most_uncertain_slice
+from ProGiDiffSlicerLib.logic.agreement import AgreementOverlay, agreement_percent, most_uncertain_slice
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.volumes import volume_image
 
+from ..proposal_examples import random_masks, slice_event
 from ..volume_examples import GEOMETRIES, oblique
-from .session_support import add_transform, add_volume, random_masks, slice_event
+from .session_support import add_transform, add_volume
 
 Spin = Callable[..., None]
 
@@ -188,3 +189,13 @@ def test_views_across_the_slices_stay_where_they_are() -> None:
 def test_proposals_that_are_all_alike_have_no_uncertain_slice(scene: Any) -> None:
     masks = np.repeat(random_masks(oblique(), 1), 4, axis=0)
     assert most_uncertain_slice(store_of(add_volume(scene, oblique()), masks), "liver") is None
+
+
+def test_nearly_unanimous_voxels_do_not_count_as_certain(scene: Any) -> None:
+    geometry = oblique()
+    masks = np.ones((300, *geometry.shape_kji), bool)
+    masks[0, 2, 3, 4] = False
+    masks[1:, 1, 1, 1] = False
+    proposals = store_of(add_volume(scene, geometry), masks)["liver"]
+    percent = [agreement_percent(proposals, index) for index in range(3)]
+    assert (percent[2][3, 4], percent[1][1, 1], percent[0][0, 0]) == (99, 1, 100)

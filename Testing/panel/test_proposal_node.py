@@ -9,23 +9,16 @@ import numpy as np
 import pytest
 import slicer
 
+from progidiff.proposals.proposals import MAJORITY
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.proposal_node import ProposalSegmentation, proposal_color
-from ProGiDiffSlicerLib.logic.store import MAJORITY, ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.logic.volumes import volume_image
 
+from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented
-from .session_support import (
-    add_transform,
-    add_volume,
-    random_masks,
-    ranking_event,
-    segment_array,
-    segment_points,
-    slice_event,
-    sorted_points,
-)
+from .session_support import add_transform, add_volume, segment_array, segment_points, sorted_points
 
 Spin = Callable[..., None]
 
@@ -34,7 +27,7 @@ def store_of(node: Any, masks: np.ndarray, prompt: str = "liver") -> ProposalSto
     store = ProposalStore(volume_image(node), ("liver",), prompt)
     for index in range(store.plan.count):
         store.add(slice_event(masks, store.plan, index))
-    store.rank(ranking_event(masks, store.geometry))
+    store.add(ranking_event(masks, store.geometry))
     return store
 
 

@@ -11,6 +11,8 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
+from progidiff.proposals.proposals import Proposals
+from progidiff.volumes.slicing import restore_slice
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
 from ProGiDiffSlicerLib.logic.hierarchy import place_beside, remove_with_display
 from ProGiDiffSlicerLib.logic.labelmaps import matrix_of
@@ -194,7 +196,7 @@ class AgreementOverlay:
 
     def _fill(self, store: ProposalStore, target: str) -> Generator[None, None, None]:
         for index in store.slices:
-            values = store.agreement_slice(target, index)
+            values = agreement_percent(store[target], index)
             node = self.node
             if node is None or node.GetImageData() is None:
                 return
@@ -210,9 +212,21 @@ class AgreementOverlay:
         self.filled.emit()
 
 
+def agreement_percent(proposals: Proposals, index: int) -> np.ndarray:
+    """Share of proposals that contain each voxel of a slice, in per cent, uint8, in the axis order of the volume's array.
+
+    Where some proposals do and others do not it lies from 1 to 99.
+    """
+    counts, count = proposals.votes(index)
+    percent = np.rint(counts * (100.0 / max(1, count))).astype(np.uint8)
+    some = (counts > 0) & (counts < count)
+    percent[some] = percent[some].clip(1, 99)
+    return restore_slice(percent, proposals.plan)
+
+
 def most_uncertain_slice(store: ProposalStore, target: str) -> int | None:
     """Index of the slice on which the proposals differ most, the first of equals; ``None`` where they are all alike."""
-    uncertainty = store.uncertainty(target)
+    uncertainty = store[target].uncertainty
     most = max(uncertainty.values(), default=0.0)
     return next((index for index, value in uncertainty.items() if value == most), None) if most > 0 else None
 

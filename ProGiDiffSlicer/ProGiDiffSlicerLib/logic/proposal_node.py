@@ -9,12 +9,12 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from progidiff.proposals.proposals import MaskKey
 from progidiff.targets import target_for
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
 from ProGiDiffSlicerLib.logic.hierarchy import place_beside, remove_with_display
 from ProGiDiffSlicerLib.logic.labelmaps import LABELMAP, image_of
-from ProGiDiffSlicerLib.logic.rows import RowKey, row_name
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore, row_name
 from ProGiDiffSlicerLib.signals import Signal
 
 ROLE_ATTRIBUTE, ROLE = "ProGiDiff.Role", "proposals"
@@ -36,7 +36,7 @@ _GOLDEN = 0.618034
 _ENSEMBLE_COLOR = (0.95, 0.95, 0.95)
 
 
-def proposal_color(index: RowKey) -> tuple[float, float, float]:
+def proposal_color(index: MaskKey) -> tuple[float, float, float]:
     """Colour of a proposal (by number) or an ensemble (by name), 0 to 1; the same in every run."""
     if isinstance(index, str):
         return _ENSEMBLE_COLOR
@@ -62,14 +62,14 @@ class ProposalSegmentation:
 
     def __init__(self, scene: Any, idle: IdleQueue) -> None:
         self.filled = Signal()
-        self.selected: RowKey | None = None
+        self.selected: MaskKey | None = None
         self._scene = scene
         self._idle = idle
         self._node_id = ""
         self._store: ProposalStore | None = None
         self._target = ""
-        self._revisions: dict[RowKey, int] = {}
-        self._shown: dict[RowKey, bool] = {}
+        self._revisions: dict[MaskKey, int] = {}
+        self._shown: dict[MaskKey, bool] = {}
         self._task: Task | None = None
         self._volume: Any = None
         self._volume_tag = 0
@@ -84,7 +84,7 @@ class ProposalSegmentation:
         """Whether voxels are still to come."""
         return self._task is not None and not self._task.done
 
-    def show(self, store: ProposalStore, target: str, indices: Iterable[RowKey], selected: RowKey | None = None) -> None:
+    def show(self, store: ProposalStore, target: str, indices: Iterable[MaskKey], selected: MaskKey | None = None) -> None:
         """Show these proposals or ensembles of a target, and no others.
 
         What is shown already and has not changed costs nothing.
@@ -103,12 +103,12 @@ class ProposalSegmentation:
             self._fill([*first, *(index for index in wanted if index != selected)]), self._on_filled
         )
 
-    def select(self, index: RowKey | None) -> None:
+    def select(self, index: MaskKey | None) -> None:
         """Fill this one, and show it if it is not shown."""
         if self._store is not None:
             self.show(self._store, self._target, [key for key, shown in self._shown.items() if shown], index)
 
-    def set_visible(self, index: RowKey, visible: bool) -> None:
+    def set_visible(self, index: MaskKey, visible: bool) -> None:
         """Show or hide one."""
         if self._store is None:
             return
@@ -116,11 +116,11 @@ class ProposalSegmentation:
         selected = None if index == self.selected and not visible else self.selected
         self.show(self._store, self._target, [*others, index] if visible else others, selected)
 
-    def is_visible(self, index: RowKey) -> bool:
+    def is_visible(self, index: MaskKey) -> bool:
         """Whether it is shown."""
         return self._shown.get(index, False)
 
-    def segment_id(self, index: RowKey) -> str | None:
+    def segment_id(self, index: MaskKey) -> str | None:
         """Identifier of its segment; ``None`` until it has voxels."""
         return _segment_id(index) if index in self._revisions and self.node is not None else None
 
@@ -183,7 +183,7 @@ class ProposalSegmentation:
         if node is not None and node.GetTransformNodeID() != volume.GetTransformNodeID():
             node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
 
-    def _fill(self, indices: list[RowKey]) -> Generator[None, None, None]:
+    def _fill(self, indices: list[MaskKey]) -> Generator[None, None, None]:
         store, target = self._store, self._target
         if store is None:
             return
@@ -191,7 +191,7 @@ class ProposalSegmentation:
             revision = store.revision
             if self._revisions.get(index) == revision:
                 continue
-            crop = store.masks(target, index)
+            crop = store[target].mask(index)
             yield
             image = image_of(crop.array, crop.origin_kji, store.local_affine)
             node = self.node
@@ -202,7 +202,7 @@ class ProposalSegmentation:
             self._apply_display()
             yield
 
-    def _put(self, node: Any, index: RowKey, image: Any) -> None:
+    def _put(self, node: Any, index: MaskKey, image: Any) -> None:
         """Give a segment its voxels.
 
         Each segment has a labelmap of its own, since proposals overlap. It is handed over as it is: a segment that is
@@ -242,5 +242,5 @@ class ProposalSegmentation:
         self.filled.emit()
 
 
-def _segment_id(index: RowKey) -> str:
+def _segment_id(index: MaskKey) -> str:
     return f"proposal_{index}"

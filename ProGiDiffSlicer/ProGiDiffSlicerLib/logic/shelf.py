@@ -78,11 +78,11 @@ class Shelf:
     def show(self, store: ProposalStore) -> None:
         """Show the best proposals of the first target, or the first ones where there is no ranking."""
         target = store.targets[0]
-        ranking = store.ranking(target)
+        ranking, count = store[target].ranking, store[target].count
         if ranking is not None:
             self._proposals.show(store, target, ranking.top_k, ranking.order[0])
-        elif store.count(target):
-            self._proposals.show(store, target, range(min(store.count(target), _LOOK_COUNT)), 0)
+        elif count:
+            self._proposals.show(store, target, range(min(count, _LOOK_COUNT)), 0)
 
     def _choose(self) -> None:
         chosen = next(iter(self.stores.values()), None)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from slicer.i18n import tr as _
 
-from ProGiDiffSlicerLib.logic.rows import Row, RowKey
+from progidiff.proposals.proposals import MaskKey
+from ProGiDiffSlicerLib.logic.store import Row
 
 # Outlined while there is no ranking that says which are the best.
 _SHOWN_EARLY = 3
@@ -32,12 +33,12 @@ class Line:
     shown: bool
 
     @property
-    def key(self) -> RowKey:
+    def key(self) -> MaskKey:
         """The same proposal or ensemble keeps its key when the order changes."""
         return self.row.index
 
 
-def list_lines(rows: Sequence[Row], rejected: Collection[RowKey], blinded: bool, seed: int) -> list[Line]:
+def list_lines(rows: Sequence[Row], rejected: Collection[MaskKey], blinded: bool, seed: int) -> list[Line]:
     """Lines in the order in which they are listed: best first, ensembles last.
 
     Blinded lines come in an order that only ``seed`` decides, without rank, score and agreement, without the ensembles

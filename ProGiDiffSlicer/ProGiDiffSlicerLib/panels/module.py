@@ -7,7 +7,7 @@ from typing import Any
 import qt
 import slicer
 
-from ProGiDiffSlicerLib.logic.rows import Row
+from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.loading import load_panel
 from ProGiDiffSlicerLib.panels.node_choices import OwnNodesHider
 from ProGiDiffSlicerLib.panels.prompt import PromptPanel

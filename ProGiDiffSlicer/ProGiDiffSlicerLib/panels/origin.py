@@ -7,7 +7,7 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from ProGiDiffSlicerLib.logic.provenance import Provenance, earlier_provenance, read_provenance
-from ProGiDiffSlicerLib.logic.rows import row_name
+from ProGiDiffSlicerLib.logic.store import row_name
 from ProGiDiffSlicerLib.parameters import Plane
 
 

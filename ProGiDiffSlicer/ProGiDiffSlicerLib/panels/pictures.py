@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from progidiff.proposals.proposals import MaskKey
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.rows import RowKey
 from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.panels.table import THUMBNAIL_PX, ProposalTable
 from ProGiDiffSlicerLib.panels.thumbnails import common_box, picture, pixmap
@@ -18,7 +18,7 @@ Colour = tuple[float, float, float]
 class Pictures:
     """Draws the thumbnails of a table; a new drawing takes the place of one that is under way."""
 
-    def __init__(self, table: ProposalTable, idle: IdleQueue, colour_of: Callable[[RowKey], Colour]) -> None:
+    def __init__(self, table: ProposalTable, idle: IdleQueue, colour_of: Callable[[MaskKey], Colour]) -> None:
         self._table = table
         self._idle = idle
         self._colour_of = colour_of
@@ -38,11 +38,11 @@ class Pictures:
             self._task = None
 
     def _steps(
-        self, store: ProposalStore, target: str, node: Any, slices: VolumeSlices, index: int, keys: Sequence[RowKey]
+        self, store: ProposalStore, target: str, node: Any, slices: VolumeSlices, index: int, keys: Sequence[MaskKey]
     ) -> Generator[None, None, None]:
         masks = []
         for key in keys:
-            masks.append(store.slice_mask(target, key, index))
+            masks.append(store[target].slice_mask(key, index))
             yield
         pixels = slices.pixels(index)
         levels = levels_of(node, pixels)

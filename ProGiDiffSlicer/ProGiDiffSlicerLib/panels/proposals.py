@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 import slicer
 from slicer.i18n import tr as _
 
+from progidiff.proposals.proposals import MaskKey
 from ProGiDiffSlicerLib.logic.proposal_node import proposal_color
-from ProGiDiffSlicerLib.logic.rows import Row, RowKey
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore, Row
 from ProGiDiffSlicerLib.panels.binding import Binding
 from ProGiDiffSlicerLib.panels.listing import Line, list_lines, summary
 from ProGiDiffSlicerLib.panels.loading import load_panel
@@ -32,9 +32,9 @@ _DIGITS = 9
 class _Look:
     """How the user looks at the proposals of one target: boxes ticked or cleared, lines rejected, the line selected."""
 
-    ticks: dict[RowKey, bool] = field(default_factory=dict)
-    rejected: set[RowKey] = field(default_factory=set)
-    selected: RowKey | None = None
+    ticks: dict[MaskKey, bool] = field(default_factory=dict)
+    rejected: set[MaskKey] = field(default_factory=set)
+    selected: MaskKey | None = None
 
 
 class ProposalsPanel:
@@ -153,7 +153,7 @@ class ProposalsPanel:
         text = _("No proposals yet: say what to outline and press Propose.")
         if store is not None and target is not None:
             rows = store.rows(target)
-            text = summary(rows, store.ranked(target), blinded, self._session.running)
+            text = summary(rows, store[target].ranked, blinded, self._session.running)
             origin = self._workflow.origin
             seed = 0 if origin is None else origin.request.seed
             lines = list_lines([*rows, *store.ensembles(target)], self._look.rejected, blinded, seed)
@@ -189,7 +189,7 @@ class ProposalsPanel:
     def _show_buttons(self) -> None:
         store, target, look = self._session.store, self.target, self._look
         lines = self._table.lines
-        ranked = store is not None and target is not None and store.ranked(target)
+        ranked = store is not None and target is not None and store[target].ranked
         self.ui.randomPickButton.setEnabled(any(line.row.random_pick for line in lines))
         self.ui.stapleButton.setEnabled(ranked and not self._blinded)
         self.ui.uncertainButton.setEnabled(bool(lines))
@@ -231,7 +231,7 @@ class ProposalsPanel:
         if store is not None and target is not None and slices is not None and self._session.stale() is None:
             # Where the slice that is looked at has no masks (yet), the nearest one that has.
             looked_at = slices.shown(slicer.mrmlScene)
-            index = min(store.uncertainty(target), key=lambda other: abs(other - looked_at), default=looked_at)
+            index = min(store[target].uncertainty, key=lambda other: abs(other - looked_at), default=looked_at)
             self._pictures.draw(store, target, node, slices, index)
 
     # What happens ---------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ class ProposalsPanel:
         self._show_outlines()
         self.selectionChanged.emit()
 
-    def _on_ticked(self, key: RowKey, shown: bool) -> None:
+    def _on_ticked(self, key: MaskKey, shown: bool) -> None:
         self._look.ticks[key] = shown
         self._show_outlines()
 
@@ -303,9 +303,9 @@ class ProposalsPanel:
     def _on_staple(self) -> None:
         store, target = self._session.store, self.target
         if store is not None and target is not None:
-            self._idle.submit(store.staple_steps(target), self._on_staple_done)
+            self._idle.submit(store[target].staple_steps(), self._on_staple_done)
 
-    def _on_staple_done(self, _row: Row) -> None:
+    def _on_staple_done(self, _result: Any) -> None:
         self.refresh()
 
     def _on_uncertain(self) -> None:

@@ -13,7 +13,7 @@ from ProGiDiffSlicerLib.logic.accept import Accepted
 from ProGiDiffSlicerLib.logic.curating_example import remember_volume
 from ProGiDiffSlicerLib.logic.editing import Editing, begin_edit
 from ProGiDiffSlicerLib.logic.labelmaps import segments_of
-from ProGiDiffSlicerLib.logic.rows import Row
+from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.binding import Binding
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.loading import load_panel

@@ -8,7 +8,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from ProGiDiffSlicerLib.logic.rows import RowKey
+from progidiff.proposals.proposals import MaskKey
 from ProGiDiffSlicerLib.panels.listing import Line
 from ProGiDiffSlicerLib.signals import Signal
 
@@ -22,7 +22,7 @@ class ProposalTable:
 
     Attributes:
         selected: Signal(): another line is selected, or none.
-        shownChanged: Signal(RowKey, bool): the user ticked or cleared a line's box.
+        shownChanged: Signal(MaskKey, bool): the user ticked or cleared a line's box.
         activated: Signal(): a line was double-clicked.
     """
 
@@ -60,7 +60,7 @@ class ProposalTable:
         row = self._table.currentRow()
         return self._lines[row] if 0 <= row < len(self._lines) else None
 
-    def set_lines(self, lines: Sequence[Line], selected: RowKey | None, blinded: bool) -> None:
+    def set_lines(self, lines: Sequence[Line], selected: MaskKey | None, blinded: bool) -> None:
         """Show these lines and select one of them, the first where ``selected`` is not among them."""
         blocked = self._table.blockSignals(True)
         before, self._lines = self._lines, list(lines)
@@ -86,13 +86,13 @@ class ProposalTable:
         if 0 <= position < len(self._lines):
             self._table.setCurrentCell(position, _TITLE)
 
-    def select_key(self, key: RowKey) -> None:
+    def select_key(self, key: MaskKey) -> None:
         """Select a proposal where it is listed."""
         keys = [line.key for line in self._lines]
         if key in keys:
             self.select(keys.index(key))
 
-    def set_shown(self, shown: set[RowKey]) -> None:
+    def set_shown(self, shown: set[MaskKey]) -> None:
         """Tick the boxes of these proposals and clear the others."""
         blocked = self._table.blockSignals(True)
         for row, line in enumerate(self._lines):
@@ -100,7 +100,7 @@ class ProposalTable:
             self._table.item(row, _SHOW).setCheckState(state)
         self._table.blockSignals(blocked)
 
-    def set_picture(self, key: RowKey, pixmap: Any) -> None:
+    def set_picture(self, key: MaskKey, pixmap: Any) -> None:
         """Put a thumbnail in a proposal's line, if it is still listed."""
         icon = qt.QIcon(pixmap)
         # The selected line's picture keeps its colours too.
