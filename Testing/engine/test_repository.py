@@ -43,6 +43,7 @@ SHARED = (
     "progidiff.targets",
     "progidiff.volumes.axes",
     "progidiff.volumes.geometry",
+    "progidiff.volumes.packed",
     "progidiff.volumes.slicing",
     "progidiff.volumes.values",
 )

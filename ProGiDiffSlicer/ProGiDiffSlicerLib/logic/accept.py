@@ -17,13 +17,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
+from progidiff.proposals.masks import Crop
 from progidiff.targets import Target
 from ProGiDiffSlicerLib.logic.editing import EditTracker
 from ProGiDiffSlicerLib.logic.hierarchy import place_beside
 from ProGiDiffSlicerLib.logic.labelmaps import (
     LABELMAP,
     Index,
-    MaskCrop,
     between_nodes,
     overlap,
     segment_mask,
@@ -86,7 +86,7 @@ class Acceptance:
 
     def accept(
         self,
-        crop: MaskCrop,
+        crop: Crop,
         volume_node: Any,
         target: Target,
         facts: Provenance,
