@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
@@ -24,12 +22,12 @@ def random_masks(geometry: Geometry, count: int, seed: int = 3, share: float = 0
 
 
 def slice_event(
-    masks: np.ndarray, plan: SlicePlan, index: int, target: str = "liver", first: int = 0, last: bool = True, **more: Any
+    masks: np.ndarray, plan: SlicePlan, index: int, target: str = "liver", first: int = 0, last: bool = True
 ) -> SliceEvent:
     """What a worker sends of masks, bool (N, K, J, I), from proposal ``first`` on; ``last`` as at the end of a block."""
     canonical = np.stack([extract_slice(mask, plan, index) for mask in masks])
     mean = canonical.mean(0, dtype=np.float32) if last else None
-    return SliceEvent(target, index, first, canonical[first:], mean, mean, **more)
+    return SliceEvent(target, index, first, canonical[first:], mean_probability=mean)
 
 
 def ranking_event(masks: np.ndarray, geometry: Geometry, target: str = "liver", top_k: int = 3) -> RankingEvent:

@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
             proposals.add(wrong)
     for event in (
         slice_event(np.concatenate([masks, masks]), proposals.plan, 0, first=4),
-        SliceEvent("liver", 0, 0, masks[:, 0], None, np.zeros((2, 2), np.float32)),
+        SliceEvent("liver", 0, 0, masks[:, 0], mean_probability=np.zeros((2, 2), np.float32)),
         ranking_event(masks[:2], geometry),
     ):
         with pytest.raises(ProtocolError, match=r"left out|does not belong"):
@@ -272,6 +272,6 @@ def test_fifty_proposals_of_an_organ_cost_less() -> None:
         reach = 1 - ((index - 20) / 18) ** 2
         masks = np.stack([(j - 120) ** 2 + (i - 100) ** 2 < reach * r**2 for r in np.linspace(40, 60, 50)])
         mean = masks.mean(0, dtype=np.float32)
-        proposals.add(SliceEvent("liver", index, 0, masks, mean, mean))
+        proposals.add(SliceEvent("liver", index, 0, masks, mean_probability=mean))
     assert proposals.count == 50
     assert proposals.memory_bytes < 4e6

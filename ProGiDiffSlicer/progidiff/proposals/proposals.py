@@ -17,7 +17,8 @@ from progidiff.proposals.ranking import ranking_event
 from progidiff.proposals.votes import Overlap, consensus_level, consensus_overlap, finished, grow_gram, staple_steps
 from progidiff.volumes.slicing import SlicePlan, insert_slice
 
-#: Ensembles: masks made of all proposals. The consensus is nearer to radiologists' outlines than the majority.
+#: Ensembles: masks made of all proposals. The consensus has the highest expected Dice (:func:`.votes.consensus_level`) and
+#: is nearer to radiologists' outlines than the majority.
 CONSENSUS, MEAN, MAJORITY, STAPLE = "consensus", "mean_probability", "majority", "staple"
 
 MaskKey = int | str
@@ -262,10 +263,6 @@ class Proposals:
     def slice_masks(self, index: int) -> np.ndarray:
         """All proposals on one slice in the canonical view, bool (N, rows, columns)."""
         return self._slices[index].masks((0, 0, *self.plan.shape_rc), 0, self.count)
-
-    def consensus(self) -> Crop:
-        """Voxels in enough proposals for the highest expected Dice, see :func:`.votes.consensus_level`."""
-        return self.mask(CONSENSUS)
 
     def _boxes(self, key: MaskKey, index: int | None = None) -> dict[int, Box | None]:
         """Of all slices, or of one."""
