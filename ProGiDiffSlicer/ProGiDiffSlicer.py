@@ -242,7 +242,7 @@ class ProGiDiffSlicerTest(ScriptedLoadableModuleTest):
         assert session.failure is None, panels.status.text
         store = session.store
         assert store is not None
-        assert store.ranked("liver")
+        assert store["liver"].ranked
         assert panels.proposals.selected.millilitres > 1
 
         self.delayDisplay("Accepting the best proposal")

@@ -30,9 +30,8 @@ from progidiff.model.adapter import ADAPTED, take_lora_off
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.outputs.atomic import atomic_file
-from progidiff.ranking.ensembles import consensus
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import consensus, gram_matrix
 from progidiff.training.batches import BatchSource, painted_batches
 from progidiff.training.datasets import DatasetBatches, MixedBatches
 from progidiff.training.stacks import Stack

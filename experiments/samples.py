@@ -19,13 +19,16 @@ from progidiff.evaluation.accuracy import MIN_AREA_MM2
 from progidiff.evaluation.presenting import as_volume
 from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.outputs.atomic import atomic_file
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import Ranking, rank
+from progidiff.proposals.masks import bounding_box
+from progidiff.proposals.proposals import mean_probability
+from progidiff.proposals.ranking import Ranking, rank
+from progidiff.proposals.votes import gram_matrix
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.sampling.image import load_image
 from progidiff.sampling.run import Run
-from progidiff.sampling.sampler import Pieces, Sampler
+from progidiff.sampling.sampler import Sampler
+from progidiff.volumes.slicing import SlicePlan
 
 #: Probability below which a pixel is not kept; far less than any threshold or bin that a table uses.
 _FAINT = 0.005
@@ -159,17 +162,18 @@ class SampleStore:
         seen = np.logical_or.reduce(masks)
         for probability in probabilities.values():
             seen = seen | (probability > _FAINT)
-        r0, r1 = _extent(np.any(seen, axis=1))
-        c0, c1 = _extent(np.any(seen, axis=0))
-        inside = [_coarse(p[r0:r1, c0:c1]) for p in probabilities.values()]
+        rows, columns = box = bounding_box(seen) or (slice(0, 0), slice(0, 0))
+        inside = [_coarse(p[box]) for p in probabilities.values()]
         buffer = BytesIO()
         np.savez_compressed(
             buffer,
-            bits=np.packbits(masks[:, r0:r1, c0:c1], axis=-1),
-            box=np.array([r0, r1, c0, c1]),
+            bits=np.packbits(masks[(slice(None), *box)], axis=-1),
+            box=np.array([rows.start, rows.stop, columns.start, columns.stop]),
             shape=np.array(masks.shape),
             counts=np.array(list(probabilities), dtype=np.int64),
-            probability=np.stack(inside) if inside else np.zeros((0, r1 - r0, c1 - c0), np.float16),
+            probability=np.stack(inside)
+            if inside
+            else np.zeros((0, rows.stop - rows.start, columns.stop - columns.start), np.float16),
             spacing=np.array(spacing_rc, dtype=np.float64),
         )
         if not self.folder.is_dir():
@@ -183,12 +187,6 @@ def _coarse(probability: np.ndarray) -> np.ndarray:
     """Probabilities in the middle of their level, float16: a third of the bytes, and the cut at one half is exact."""
     levels = np.ceil(np.asarray(probability, np.float64) * _LEVELS) - 0.5
     return np.where(probability > _FAINT, levels / _LEVELS, 0.0).astype(np.float16)
-
-
-def _extent(used: np.ndarray) -> tuple[int, int]:
-    """Half-open range of the true entries; (0, 0) for none."""
-    places = np.flatnonzero(used)
-    return (int(places[0]), int(places[-1]) + 1) if places.size else (0, 0)
 
 
 def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:
@@ -244,7 +242,7 @@ def propose_into(
             sampler = Sampler(engine.model, image, conditioner)
             with around(item):
                 for target in missing:
-                    masks, probabilities = _sampled(sampler, target, blocks, settings, batch)
+                    masks, probabilities = _sampled(sampler, image.plan, target, blocks, settings, batch)
                     store.put(item.slice_id, target, masks, probabilities, item.spacing_rc)
                     made += 1
         progress(done + 1)
@@ -252,17 +250,14 @@ def propose_into(
 
 
 def _sampled(
-    sampler: Sampler, target: str, blocks: Sequence[int], settings: SampleSettings, batch: int
+    sampler: Sampler, plan: SlicePlan, target: str, blocks: Sequence[int], settings: SampleSettings, batch: int
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Masks (N, H, W) of one target on the only slice, and the mean probability after each block."""
-    masks: list[np.ndarray] = []
     probabilities: dict[int, np.ndarray] = {}
 
     def collect(event: object) -> None:
-        if isinstance(event, SliceEvent):
-            masks.append(event.masks)
-            if event.mean_probability is not None:
-                probabilities[event.first_proposal + len(event.masks)] = event.mean_probability
+        if isinstance(event, SliceEvent) and (mean := mean_probability(event)) is not None:
+            probabilities[event.first_proposal + len(event.masks)] = mean
 
     request = ProposeRequest(
         (target,),
@@ -272,8 +267,7 @@ def _sampled(
         batch_size=batch,
         everywhere=settings.everywhere,
     )
-    run = Run(request, [0], batch, collect, lambda: False)
-    pieces: Pieces = {}
+    run = Run(request, plan, [0], batch, collect, lambda: False)
     for first, last in zip((0, *blocks[:-1]), blocks, strict=True):
-        sampler.stream(run, [0], {target: range(first, last)}, pieces)
-    return np.concatenate(masks), probabilities
+        sampler.stream(run, [0], {target: range(first, last)}, keep=True)
+    return run.proposals[target].slice_masks(0), probabilities

@@ -26,12 +26,11 @@ from progidiff.events import (
     ImageInfo,
     ProgressEvent,
     ProposeRequest,
-    RankingEvent,
     SliceEvent,
     WarningEvent,
 )
-from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
-from progidiff.ranking.ranking import rand_top_k, rank
+from progidiff.proposals.ranking import ranking_event
+from progidiff.proposals.votes import gram_matrix
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import plan_slices
 from progidiff.worker.server import serve
@@ -109,7 +108,9 @@ class OrganEngine:
                 if index != SCRIPT.get("skip_slice"):
                     self._emit_slice(target, index, masks[index], emit)
                 done += 1
-            emit(self._ranking(target, np.stack(list(masks.values()), axis=1), request))
+            gram = gram_matrix(np.stack(list(masks.values()), axis=1))
+            reason = f"All {request.proposals} proposals were sampled."
+            emit(ranking_event(target, gram, request, self.geometry.voxel_volume_ml, reason))
         emit(DoneEvent("organs-1", request.proposals, {"sampling": time.monotonic() - began}, 12.5))
 
     def _masks(self, target: str, index: int, slices: range, request: ProposeRequest) -> np.ndarray:
@@ -138,24 +139,6 @@ class OrganEngine:
             part = masks[first : first + block]
             mean = masks.mean(axis=0, dtype=np.float32) if first + block >= len(masks) else None
             emit(SliceEvent(target, index, first, part, mean, mean))
-
-    def _ranking(self, target: str, masks: np.ndarray, request: ProposeRequest) -> RankingEvent:
-        gram = gram_matrix(masks)
-        ranking = rank(gram, request.ranking)
-        best = rand_top_k(ranking, request.top_k, request.seed)
-        return RankingEvent(
-            target=target,
-            order=list(ranking.order),
-            scores=list(ranking.scores),
-            groups=[list(group) for group in ranking.groups],
-            top_k=list(best.best),
-            random_pick=best.pick,
-            millilitres=[float(size) * self.geometry.voxel_volume_ml for size in gram.diagonal()],
-            empty=list(ranking.empty),
-            empty_share=ranking.empty_share,
-            mean_pairwise_dice=mean_pairwise_dice(gram),
-            stop_reason=f"All {request.proposals} proposals were sampled.",
-        )
 
 
 if __name__ == "__main__":

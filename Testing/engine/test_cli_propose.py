@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 
 import highdicom
@@ -12,18 +11,15 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from progidiff.cli.gathering import Gathered, GatheredTarget, canonical_slice
 from progidiff.cli.pictures import choose_slices
 from progidiff.cli.proposing import understand
-from progidiff.errors import PromptError, ProtocolError
-from progidiff.events import DoneEvent, RankingEvent, SliceEvent
+from progidiff.cli.writing import volume_spread
+from progidiff.errors import PromptError
 from progidiff.outputs.document import ProposalsDocument, read_document
 from progidiff.outputs.volumes_out import write_volume
-from progidiff.ranking.ensembles import consensus, staple
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import read_volume
-from progidiff.volumes.slicing import extract_slice, plan_slices
+from progidiff.volumes.slicing import plan_slices
 
 from ..volume_examples import oriented, write_dicom_series, write_patient_series
 from .command_support import propose
@@ -290,92 +286,6 @@ def test_prompts_are_understood_once_each_in_their_order() -> None:
         understand([], ["liver"])
 
 
-class TestGathering:
-    """Packed collection of proposals."""
-
-    shape = (6, 20, 30)
-    plan = plan_slices(Geometry((30, 20, 6), np.diag([-1.0, -1.0, 3.0, 1.0])))
-
-    def masks(self, count: int = 5) -> np.ndarray:
-        return np.random.default_rng(3).random((count, *self.shape)) < 0.3
-
-    def gather(self, masks: np.ndarray, slices: range) -> GatheredTarget:
-        gathered = GatheredTarget(self.plan, self.shape)
-        for index in slices:
-            views = np.stack([extract_slice(mask, self.plan, index) for mask in masks])
-            for first in range(0, len(masks), 2):
-                mean = views.mean(axis=0, dtype=np.float32) if first + 2 >= len(masks) else None
-                gathered.add(SliceEvent("liver", index, first, views[first : first + 2], mean, mean))
-        return gathered
-
-    def ranking(self, count: int) -> RankingEvent:
-        return RankingEvent("liver", [0], [0.5] * count, [[0]], [0], 0, [1.0] * count, [False] * count, 0.0, 0.5, "")
-
-    def test_masks_votes_and_staple(self) -> None:
-        masks = self.masks()
-        gathered = self.gather(masks, range(6))
-        for number, mask in enumerate(masks):
-            np.testing.assert_array_equal(gathered.masks[number].to_array(), mask)
-        votes = gathered.votes()
-        np.testing.assert_allclose(votes.agreement, masks.mean(axis=0), atol=1e-6)
-        assert votes.majority_voxels == np.count_nonzero(masks.sum(axis=0) >= 3)
-        np.testing.assert_array_equal(gathered.ensemble.to_array(), masks.mean(axis=0) > 0.5)
-        np.testing.assert_array_equal(votes.consensus(), consensus(masks))
-        assert gathered.staple_voxels() == np.count_nonzero(staple(masks).mask)
-        masks[:3] = False
-        assert not self.gather(masks, range(6)).votes().consensus().any()
-
-    def test_incomplete_results_are_refused(self) -> None:
-        gathered = self.gather(self.masks(), range(5))
-        gathered.ranking = self.ranking(5)
-        assert gathered.check(range(5)) is gathered.ranking
-        for slices, ranking in ((range(6), self.ranking(5)), (range(5), self.ranking(4)), (range(5), None)):
-            gathered.ranking = ranking
-            with pytest.raises(ProtocolError, match="left out"):
-                gathered.check(slices)
-
-    def test_foreign_events_are_refused(self) -> None:
-        gathered = Gathered.start(["liver"], self.plan, self.shape)
-        with pytest.raises(ProtocolError, match="not asked for"):
-            gathered.take(SliceEvent("spleen", 0, 0, np.zeros((1, *self.plan.shape_rc), bool)))
-        for event in (
-            SliceEvent("liver", 6, 0, np.zeros((1, *self.plan.shape_rc), bool)),
-            SliceEvent("liver", 0, 0, np.zeros((1, 3, 3), bool)),
-        ):
-            with pytest.raises(ProtocolError, match="does not fit"):
-                gathered.take(event)
-        with pytest.raises(ProtocolError, match="without a result"):
-            gathered.finished()
-        gathered.take(DoneEvent("m", 1))
-        assert gathered.finished().model_id == "m"
-
-    @pytest.mark.parametrize("axis", [0, 1, 2])
-    def test_canonical_slices_of_packed_masks(self, axis: int) -> None:
-        plane = ("axial", "coronal", "sagittal")[axis]
-        plan = plan_slices(Geometry((30, 20, 6), np.diag([-1.0, 1.0, -3.0, 1.0])), plane)
-        mask = self.masks(1)[0]
-        for index in range(plan.count):
-            np.testing.assert_array_equal(
-                canonical_slice(PackedMask.from_array(mask), plan, index), extract_slice(mask, plan, index)
-            )
-
-    def test_many_proposals_cost_a_bit_per_voxel(self) -> None:
-        shape, count = (32, 256, 256), 40
-        plan = plan_slices(Geometry(shape[::-1], np.diag([1.0, 1.0, 3.0, 1.0])))
-        gathered = GatheredTarget(plan, shape)
-        full = np.ones((1, *plan.shape_rc), bool)
-        tracemalloc.start()
-        try:
-            for number in range(count):
-                for index in range(plan.count):
-                    gathered.add(SliceEvent("liver", index, number, full))
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        as_bool = count * np.prod(shape)
-        assert peak < as_bool / 6
-
-
 def test_choose_slices_shows_the_fullest_and_spreads() -> None:
     assert choose_slices(np.zeros(9)) == []
     assert choose_slices(np.array([0, 0, 4, 0])) == [2]
@@ -420,3 +330,14 @@ def test_a_series_that_cannot_have_a_dicom_seg_gets_everything_else(tmp_path: Pa
     assert "do not say their StudyInstanceUID" in document.warnings[-1].message
     assert not (tmp_path / "out" / "proposals.dcm").exists()
     assert (tmp_path / "out" / "proposals.seg.nrrd").exists()
+
+
+def test_volume_spread() -> None:
+    values = np.random.default_rng(11).normal(1500, 50, 200)
+    spread = volume_spread(values.tolist())
+    assert spread.mean == pytest.approx(values.mean())
+    assert spread.sd == pytest.approx(np.std(values, ddof=1))
+    assert spread.low < spread.median < spread.high
+    assert ((values >= spread.low) & (values <= spread.high)).mean() == pytest.approx(0.9, abs=0.01)
+    single = volume_spread([12.5])
+    assert (single.mean, single.sd, single.low, single.high) == (12.5, 0.0, 12.5, 12.5)

@@ -23,13 +23,13 @@ from progidiff.evaluation import evaluate
 from progidiff.evaluation.case_results import CaseResult
 from progidiff.evaluation.cases import EvaluationCase, cases_of_folder
 from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases, to_csv
-from progidiff.evaluation.examples import around, draw_examples
+from progidiff.evaluation.examples import draw_examples
 from progidiff.evaluation.measuring import EvaluationSettings, measure_case
 from progidiff.evaluation.metrics import dice, hd95, metric_library
 from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
 from progidiff.outputs.evaluation_report import render_evaluation
 from progidiff.outputs.volumes_out import write_volume
-from progidiff.ranking.ensembles import consensus
+from progidiff.proposals.votes import consensus
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
@@ -326,12 +326,6 @@ def test_a_case_that_went_meanwhile_costs_its_picture_only(
     assert draw_examples(loaded, cases, document)
     monkeypatch.setattr(loaded, "set_image", lambda *arguments: 1 / 0)
     assert draw_examples(loaded, cases, document) == []
-
-
-def test_pictures_keep_to_the_organ() -> None:
-    mask = np.zeros((400, 400), bool)
-    mask[10:20, 200:210] = True
-    assert around(mask, (1.0, 2.0)) == (slice(0, 70), slice(175, 235))
 
 
 def test_the_table_of_cases_has_a_row_for_each_target(loaded: Engine, volumes: Path) -> None:

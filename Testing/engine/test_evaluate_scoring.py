@@ -12,8 +12,8 @@ from progidiff.evaluation.evaluation_summary import MEAN, calibration_error, mac
 from progidiff.evaluation.metrics import hd95, nsd
 from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, expected_top, one, score_mask, several
 from progidiff.evaluation.summaries import patient_bootstrap
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import gram_matrix
 
 
 def disc(radius: float, shape: tuple[int, ...] = (60, 70), centre: float = 30.0) -> np.ndarray:

@@ -20,8 +20,8 @@ from progidiff.evaluation.metrics import (
 from progidiff.evaluation.summaries import (
     patient_bootstrap,
 )
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import gram_matrix
 
 FULL = np.pad(np.ones((6, 8), dtype=bool), 10)
 EMPTY = np.zeros_like(FULL)

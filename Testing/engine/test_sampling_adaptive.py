@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from progidiff.events import RankingEvent, SliceEvent
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import gram_matrix
 from progidiff.sampling import sampler
 from progidiff.sampling.engine import PILOT_SLICES
 from progidiff.sampling.noise import proposal_noise

@@ -12,8 +12,8 @@ import torch
 
 from progidiff.errors import InputError, ModelError
 from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
-from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import gram_matrix, mean_pairwise_dice
 from progidiff.sampling import sampler
 
 Run = Callable[..., Any]

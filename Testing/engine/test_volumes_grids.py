@@ -138,20 +138,6 @@ def test_slices_put_back_give_the_volume(name: str, plane: str) -> None:
     np.testing.assert_array_equal(rebuilt, array)
 
 
-@pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_packed_mask_filled_by_slices_equals_the_array(name: str, plane: str) -> None:
-    geometry = GEOMETRIES[name]
-    plan = plan_slices(geometry, plane)
-    mask = np.random.default_rng(1).random(geometry.shape_kji) < 0.3
-    packed = PackedMask.from_array(np.ones(geometry.shape_kji, dtype=bool))  # earlier content must go
-    for index in range(plan.count):
-        packed.set_slice(plan, index, extract_slice(mask, plan, index))
-    np.testing.assert_array_equal(packed.to_array(), mask)
-    np.testing.assert_array_equal(packed.plane(geometry.shape_kji[0] - 1), mask[-1])
-    assert packed.count() == mask.sum()
-
-
 def test_packed_bounds_and_overlap() -> None:
     mask = np.zeros((5, 6, 11), dtype=bool)
     assert PackedMask.from_array(mask).bounds() is None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from progidiff.proposals.masks import Crop
 from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
 
@@ -17,14 +17,6 @@ from ..volume_examples import oblique
 LIVER, SPLEEN, KIDNEY = target_for("liver"), target_for("spleen"), target_for("left kidney")
 LABELMAP = "Binary labelmap"
 SHAPE = (20, 30, 40)  # k, j, i
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A mask as the proposals' store hands it out."""
-
-    array: np.ndarray
-    origin_kji: tuple[int, int, int]
 
 
 class ManualTimer:

@@ -35,20 +35,19 @@ class EllipsoidEngine:
         return ImageInfo("ellipsoids", "axial", k, (j, i), (float(spacing[1]), float(spacing[0])), float(spacing[2]))
 
     def propose(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
-        from progidiff.ranking.gram import GramAccumulator
-        from progidiff.sampling.stack import TargetStack
+        from progidiff.proposals.ranking import ranking_event
+        from progidiff.proposals.votes import grow_gram
 
-        stack, gram = TargetStack("liver"), GramAccumulator()
+        gram = np.zeros((0, 0))
         for index in range(self.shape[0]):
             masks = ellipsoids(self.shape, request.proposals, index)
-            gram.add(masks)
+            gram = grow_gram(gram, masks[:0], masks)
             for first in range(0, len(masks), _BLOCK):
                 last = first + _BLOCK >= len(masks)
                 mean = masks.mean(0, dtype=np.float32) if last else None
                 emit(SliceEvent("liver", index, first, masks[first : first + _BLOCK], mean, mean))
             emit(ProgressEvent("sampling", (index + 1) / self.shape[0], index, index + 1, self.shape[0], "liver", 0.0))
-        stack._gram = gram
-        emit(stack.ranking(request, 0.001, "All that were asked for."))
+        emit(ranking_event("liver", gram, request, 0.001, "All that were asked for."))
         emit(DoneEvent("ellipsoids", request.proposals))
 
 

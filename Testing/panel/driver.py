@@ -99,7 +99,7 @@ class Driver:
     def complete(self) -> bool:
         """Whether the latest run ended well."""
         store = self.session.store
-        return self.session.failure is None and store is not None and all(map(store.ranked, store.targets))
+        return self.session.failure is None and store is not None and all(store[each].ranked for each in store.targets)
 
     def settle(self, timeout_s: float = 60) -> None:
         """Let everything that is queued happen."""
@@ -262,7 +262,7 @@ class Driver:
     def proposal(self, target: str, index: int) -> np.ndarray:
         """A proposal on the voxels of the volume, bool (K, J, I)."""
         store = self.session.store
-        crop = store.masks(target, index)
+        crop = store[target].mask(index)
         whole = np.zeros(store.geometry.shape_kji, bool)
         place = tuple(slice(start, start + size) for start, size in zip(crop.origin_kji, crop.array.shape, strict=True))
         whole[place] = np.asarray(crop.array) != 0

@@ -18,7 +18,8 @@ from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.signals import Signal
 
-from .session_support import FakeClient, add_volume, plan_of, random_masks, ranking_event, slice_event
+from ..proposal_examples import random_masks, ranking_event, slice_event
+from .session_support import FakeClient, add_volume, plan_of
 from .setup_examples import MemoryStore
 
 GRID = Geometry((14, 12, 8), np.array([[-2.0, 0, 0, 20], [0, -2, 0, 10], [0, 0, 5, -40], [0, 0, 0, 1]]))

@@ -67,7 +67,7 @@ class Screenshots:
         driver.fill("liver; left kidney; spleen", self.proposals, 4, seed=3)
         self.panel(driver, "2-ready")
         driver.propose()
-        driver.wait(lambda: driver.session.store is not None and driver.session.store.received("liver") > 4)
+        driver.wait(lambda: driver.session.store is not None and driver.session.store["liver"].received > 4)
         self.panel(driver, "3-proposing")
         driver.wait(lambda: driver.settled)
         self.targets(driver, "slices")
@@ -104,7 +104,7 @@ class Screenshots:
         driver.fill("liver", self.proposals, 4, seed=5)
         driver.propose()
         first = driver.session.store
-        driver.wait(lambda: driver.session.store is not first and driver.session.store.received("liver") > 3)
+        driver.wait(lambda: driver.session.store is not first and driver.session.store["liver"].received > 3)
         os.kill(driver.services.client.hello.pid, 9)
         driver.wait(lambda: driver.settled)
         self.panel(driver, "9-worker-ended")

@@ -10,12 +10,10 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.events import DoneEvent, ImageInfo, ProposeRequest
 from progidiff.protocol import AdapterLoaded, AdapterUnloaded, ImageReply, Loaded
-from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
-from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+from progidiff.volumes.slicing import SlicePlan, plan_slices
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
@@ -68,45 +66,6 @@ def add_sequence(scene: Any, geometry: Geometry, arrays: Sequence[np.ndarray], n
     proxy = browser.GetProxyNode(sequence)
     assert proxy is not None, "the sequences logic makes the proxy node"
     return proxy, browser
-
-
-def random_masks(geometry: Geometry, count: int, seed: int = 3, share: float = 0.3) -> np.ndarray:
-    """bool (N, K, J, I): overlapping, without any symmetry, with margins of different sizes."""
-    rng = np.random.default_rng(seed)
-    masks = rng.random((count, *geometry.shape_kji)) < share
-    for axis, cut in ((1, 1), (2, 2), (3, 1)):
-        if masks.shape[axis] > 2 * cut:
-            masks[(slice(None),) * axis + (slice(0, cut),)] = False
-    return masks
-
-
-def slice_event(
-    masks: np.ndarray, plan: SlicePlan, index: int, target: str = "liver", first: int = 0, last: bool = True, **more: Any
-) -> SliceEvent:
-    """What a worker sends of masks, bool (N, K, J, I), from proposal ``first`` on; ``last`` as at the end of a block."""
-    canonical = np.stack([extract_slice(mask, plan, index) for mask in masks])
-    mean = canonical.mean(0, dtype=np.float32) if last else None
-    return SliceEvent(target, index, first, canonical[first:], mean, mean, **more)
-
-
-def ranking_event(masks: np.ndarray, geometry: Geometry, target: str = "liver", top_k: int = 3) -> RankingEvent:
-    """The ranking as the engine makes it."""
-    gram = gram_matrix(masks)
-    ranking = rank(gram)
-    best = rand_top_k(ranking, top_k, 0)
-    return RankingEvent(
-        target=target,
-        order=list(ranking.order),
-        scores=list(ranking.scores),
-        groups=[list(group) for group in ranking.groups],
-        top_k=list(best.best),
-        random_pick=best.pick,
-        millilitres=[float(v) for v in np.diagonal(gram) * geometry.voxel_volume_ml],
-        empty=list(ranking.empty),
-        empty_share=ranking.empty_share,
-        mean_pairwise_dice=mean_pairwise_dice(gram),
-        stop_reason="All that were asked for.",
-    )
 
 
 def segment_array(node: Any, segment_id: str, shape_kji: tuple[int, int, int]) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from progidiff.errors import InputError
+from progidiff.proposals.masks import Crop
 
 from ..volume_examples import oriented
 from .accept_support import (
@@ -18,7 +19,6 @@ from .accept_support import (
     A,
     B,
     C,
-    Crop,
     ManualTimer,
     add_segments,
     add_volume,

@@ -14,10 +14,11 @@ import slicer
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.scene.volumes import Extent, frames
 
+from ..proposal_examples import ranking_event, slice_event
 from ..volume_examples import oblique, oblique_rotation, oriented
 from .curating_support import Saver, Spin, draw, everything_in, only
 from .panel_support import GRID, Opened, nested_masks, opened, press
-from .session_support import add_sequence, add_transform, add_volume, plan_of, ranking_event, slice_event
+from .session_support import add_sequence, add_transform, add_volume, plan_of
 
 PATIENT, PATIENT_ID, VOLUME = "Müller^Hans", "PAT-4711-ü", "Müller Hans CT Abdomen"
 

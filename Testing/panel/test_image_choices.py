@@ -17,10 +17,11 @@ from ProGiDiffSlicerLib.parameters import Plane
 from ProGiDiffSlicerLib.scene.provenance import read_provenance
 from ProGiDiffSlicerLib.scene.volumes import Extent
 
+from ..proposal_examples import ranking_event, slice_event
 from ..volume_examples import oriented
 from .curating_support import Saver, only
 from .panel_support import Opened, nested_masks, opened
-from .session_support import add_volume, ranking_event, slice_event
+from .session_support import add_volume
 
 Spin = Callable[..., None]
 #: Slices closer together than pixels are large, as usual for CT.
@@ -87,7 +88,7 @@ def test_another_plane_can_be_chosen_and_is_kept_with_the_scene(panel: Opened, s
     assert facts is not None
     assert (facts.plane, facts.slices, facts.corrected) == ("coronal", "3-9", False)
     assert ", coronal, slices 3-9" in describe_segment(segment)
-    kept = panel.session.store.masks("liver", row.index)
+    kept = panel.session.store["liver"].mask(row.index)
     assert kept.array.sum() == masks[row.index][:, 2:9].sum()
 
     again = type(panel.parameters)(panel.parameters.parameterNode)

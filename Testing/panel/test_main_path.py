@@ -71,8 +71,8 @@ def facts(node: Any) -> dict[str, Any]:
 def proposals_of(driver: Driver, target: str) -> list[np.ndarray]:
     """What has arrived of a target: one mask for each proposal and slice."""
     store = driver.session.store
-    count = store.count(target)
-    return [store.slice_mask(target, number, index) for number in range(count) for index in sorted(store._slices[target])]
+    found = store[target]
+    return [found.slice_mask(number, index) for number in range(found.count) for index in found.uncertainty]
 
 
 def interrupted_run(driver: Driver, prompt: str = "liver") -> None:
@@ -88,8 +88,8 @@ def test_from_a_prompt_to_files_and_back(driver: Driver, tmp_path: Path) -> None
     driver.ask("liver; left kidney", 3, 1, seed=7, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)
     store = driver.session.store
-    assert store.ranked("liver")
-    assert store.ranked("left kidney")
+    assert store["liver"].ranked
+    assert store["left kidney"].ranked
 
     # Enter accepts what is selected: the first-ranked proposal of the first target, the second line of the other.
     driver.press_in_table(qt.Qt.Key_Return)
@@ -105,7 +105,7 @@ def test_from_a_prompt_to_files_and_back(driver: Driver, tmp_path: Path) -> None
     assert list(before) == ["Liver", "Left kidney"]
     for name, target in (("Liver", "liver"), ("Left kidney", "left kidney")):
         expected = np.zeros_like(before[name])
-        crop = store.masks(target, chosen[name].index)
+        crop = store[target].mask(chosen[name].index)
         place = tuple(slice(start, start + size) for start, size in zip(crop.origin_kji, crop.array.shape, strict=True))
         expected[place] = crop.array > 0
         assert np.array_equal(before[name], expected)
@@ -168,7 +168,7 @@ def test_a_killed_worker_costs_neither_prompt_nor_proposals_and_one_click_starts
     kept = proposals_of(driver, "spleen")
     assert len(kept) >= len(received)
     assert all(np.array_equal(a, b) for a, b in zip(kept, received, strict=False))
-    assert len(driver.rows()) >= driver.session.store.count("spleen")
+    assert len(driver.rows()) >= driver.session.store["spleen"].count
     assert np.array_equal(voxels(driver, driver.accepted())["Liver"], accepted)
 
     driver.click(driver.panels.ui.restartButton)
@@ -179,10 +179,10 @@ def test_a_killed_worker_costs_neither_prompt_nor_proposals_and_one_click_starts
     driver.ask("liver", 2, 1, seed=1, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)
     again = driver.session.store
-    assert again.ranked("liver")
+    assert again["liver"].ranked
     for number in range(2):
         for index in range(SLICES[0] - 1, SLICES[1]):
-            assert np.array_equal(again.slice_mask("liver", number, index), store.slice_mask("liver", number, index))
+            assert np.array_equal(again["liver"].slice_mask(number, index), store["liver"].slice_mask(number, index))
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_cancel_then_a_closed_scene_and_a_reloaded_module_in_the_middle_of_a_run
     driver.settle()
     assert pid(driver) == worker
     assert proposals_of(driver, "liver")
-    assert not driver.session.store.ranked("liver")
+    assert not driver.session.store["liver"].ranked
     # What is there can be accepted, without a rank.
     driver.press_in_table(qt.Qt.Key_Return)
     provenance, _color, _terminology = facts(driver.accepted())["Liver"]
@@ -211,7 +211,7 @@ def test_cancel_then_a_closed_scene_and_a_reloaded_module_in_the_middle_of_a_run
     driver.ask("liver", 2, 1, seed=1, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)
     assert driver.session.store is not None, driver.said
-    assert driver.session.store.ranked("liver")
+    assert driver.session.store["liver"].ranked
     assert pid(driver) == worker
 
     # The module is read again in the middle of a run: its worker ends, and the new one works.

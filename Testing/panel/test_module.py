@@ -130,8 +130,8 @@ def test_from_prompt_to_segment_with_a_process(invented: Any, spin: Spin) -> Non
     session = start_run(invented, spin)
     spin(lambda: not session.running)
     assert session.failure is None
-    assert session.store.ranked("liver")
-    assert session.store.ranked("spleen")
+    assert session.store["liver"].ranked
+    assert session.store["spleen"].ranked
     accepted = invented.panels.review.accept()
     assert accepted.changed_voxels > 0
     assert len(workers()) == 1, "the worker stays for the next prompt"
@@ -203,7 +203,7 @@ def test_switching_modules_does_not_stop_a_run(invented: Any, spin: Spin) -> Non
     session = start_run(invented, spin)
     invented.exit()
     spin(lambda: not session.running)
-    assert session.store.ranked("liver")
+    assert session.store["liver"].ranked
     invented.enter()
     assert invented.panels.proposals.selected.rank == 1
 

@@ -15,8 +15,9 @@ from ProGiDiffSlicerLib.panels.prompt import MOST_KEPT, PromptHistory, completio
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
+from ..proposal_examples import random_masks
 from .panel_support import GRID, Opened, opened, press, type_text
-from .session_support import VOCABULARY, add_sequence, plan_of, random_masks
+from .session_support import VOCABULARY, add_sequence, plan_of
 
 Spin = Callable[..., None]
 

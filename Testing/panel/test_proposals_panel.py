@@ -11,12 +11,13 @@ import qt
 import slicer
 
 from progidiff.volumes.slicing import extract_slice
-from ProGiDiffSlicerLib.logic.rows import Row
+from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.pictures import common_box, picture, pixmap
 from ProGiDiffSlicerLib.panels.proposals import list_lines, summary
 
+from ..proposal_examples import slice_event
 from .panel_support import GRID, Opened, nested_masks, opened, press
-from .session_support import add_volume, plan_of, segment_array, slice_event
+from .session_support import add_volume, plan_of, segment_array
 
 Spin = Callable[..., None]
 SHOW, PICTURE = 0, 1
@@ -47,7 +48,7 @@ def outlined(panel: Opened) -> dict[str, bool]:
 
 def test_the_best_come_first_and_the_ensembles_last(panel: Opened, spin: Spin) -> None:
     panel.run(spin, 5)
-    ranking = panel.session.store.ranking("liver")
+    ranking = panel.session.store["liver"].ranking
     expected = [f"#{place}  Proposal {index + 1}" for place, index in enumerate(ranking.order, start=1)]
     assert panel.titles() == [*expected, "Consensus of all", "Mean of all"]
     scores = [panel.table.item(row, 3).text() for row in range(5)]
@@ -57,7 +58,7 @@ def test_the_best_come_first_and_the_ensembles_last(panel: Opened, spin: Spin) -
 
 def test_cells_say_what_the_row_holds(panel: Opened, spin: Spin) -> None:
     node, masks = panel.run(spin, 3)
-    best = panel.session.store.ranking("liver").order[0]
+    best = panel.session.store["liver"].ranking.order[0]
     millilitres = masks[best].sum() * plan_of(node)[0].voxel_volume_ml
     agreement = masks.mean(axis=0)[masks[best]].mean()
     assert panel.table.item(0, 4).text() == f"{millilitres:.1f}"
@@ -66,7 +67,7 @@ def test_cells_say_what_the_row_holds(panel: Opened, spin: Spin) -> None:
 
 def test_the_top_k_are_outlined_and_the_selected_one_is_filled(panel: Opened, spin: Spin) -> None:
     panel.run(spin, 6, topK=2)
-    top = panel.session.store.ranking("liver").top_k
+    top = panel.session.store["liver"].ranking.top_k
     assert ticked(panel) == [0, 1]
     assert outlined(panel) == {f"liver, Proposal {top[0] + 1}": True, f"liver, Proposal {top[1] + 1}": False}
 
@@ -213,7 +214,7 @@ def test_the_blinded_order_depends_on_the_seed_alone() -> None:
 
 def test_random_pick_selects_one_of_the_best(panel: Opened, spin: Spin) -> None:
     panel.run(spin, 6, topK=3)
-    ranking = panel.session.store.ranking("liver")
+    ranking = panel.session.store["liver"].ranking
     press(panel.table, qt.Qt.Key_6)
     panel.proposals.ui.randomPickButton.click()
     assert panel.proposals.selected.index == ranking.random_pick
@@ -375,5 +376,5 @@ def test_the_canonical_slice_of_an_oblique_volume_is_drawn(panel: Opened, spin: 
     assert plan.plane == "sagittal"
     store = panel.session.store
     for index in range(plan.count):
-        assert np.array_equal(store.slice_mask("liver", 0, index), extract_slice(masks[0], plan, index))
+        assert np.array_equal(store["liver"].slice_mask(0, index), extract_slice(masks[0], plan, index))
     assert thumbnail(panel, 0).width() == 56

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from progidiff.volumes.packed import PackedMask
+
 from .accept_support import (
     LIVER,
     SPLEEN,
     A,
     B,
-    Crop,
     add_segments,
     add_volume,
     crop_of,
@@ -200,23 +201,23 @@ def test_update_after_edit(scene: Any, acceptance: Any) -> None:
     volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node, identifier = done.segmentation_node, done.segment_id
-    assert update_after_edit(node, identifier, crop_of(A)) == facts()
+    assert update_after_edit(node, identifier, packed(A)) == facts()
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     image = labelmap_of(B, (0, 0, 0), volume_grid(volume))
     logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_MERGE_MASK, image.GetExtent(), False, [])
     np.testing.assert_array_equal(mask_in(node, identifier, volume), A | B)
     expected = 2 * np.count_nonzero(A) / (np.count_nonzero(A) + np.count_nonzero(A | B))
-    now = update_after_edit(node, identifier, crop_of(A))
+    now = update_after_edit(node, identifier, packed(A))
     assert now.edited
     assert now.dice_to_proposal == pytest.approx(expected, abs=1e-12)
     unknown = update_after_edit(node, identifier, None)
     assert unknown.edited
     assert unknown.dice_to_proposal is None
     logic.ClearSegment(node, identifier)
-    assert update_after_edit(node, identifier, crop_of(A)).dice_to_proposal == 0.0
-    assert update_after_edit(node, "gone", crop_of(A)) is None
+    assert update_after_edit(node, identifier, packed(A)).dice_to_proposal == 0.0
+    assert update_after_edit(node, "gone", packed(A)) is None
     other = add_segments(scene, volume, {"mine": A})
-    assert update_after_edit(other, "mine", crop_of(A)) is None
+    assert update_after_edit(other, "mine", packed(A)) is None
     assert tag(segment_of(other, "mine"), "ProGiDiff.edited") is None
 
 
@@ -235,7 +236,12 @@ def test_identity_of_a_mask_is_its_voxels_and_their_place() -> None:
     assert dice_of(nothing, nothing) == 1.0
     assert dice_of(tight_a, nothing) == 0.0
     assert dice_of(tight_a, tight(*_whole(B))) == pytest.approx(2 * np.sum(A & B) / (A.sum() + B.sum()))
-    assert Crop(*tight_a).origin_kji == (2, 3, 4)
+    assert tight_a[1] == (2, 3, 4)
+
+
+def packed(mask: np.ndarray) -> tuple[PackedMask, tuple[int, int, int]]:
+    crop = crop_of(mask)
+    return PackedMask.from_array(crop.array), crop.origin_kji
 
 
 def _whole(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -10,15 +10,16 @@ import pytest
 import qt
 import slicer
 
-from progidiff.ranking.ensembles import consensus
+from progidiff.proposals.votes import consensus
 from ProGiDiffSlicerLib.panels.review import describe_segment
 from ProGiDiffSlicerLib.scene.accept import AcceptMode
 from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
 from ProGiDiffSlicerLib.scene.provenance import Provenance, read_provenance, write_provenance
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, frames
 
+from ..proposal_examples import ranking_event, slice_event
 from .panel_support import GRID, Opened, nested_masks, opened, press
-from .session_support import add_sequence, plan_of, ranking_event, segment_array, slice_event
+from .session_support import add_sequence, plan_of, segment_array
 
 Spin = Callable[..., None]
 

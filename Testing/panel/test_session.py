@@ -13,11 +13,8 @@ from progidiff.events import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import SessionState
 
-from .session_support import (
-    FakeClient,
-    ranking_event,
-    slice_event,
-)
+from ..proposal_examples import ranking_event, slice_event
+from .session_support import FakeClient
 from .watched_session import (
     GEOMETRY,
     MASKS,

@@ -11,15 +11,9 @@ import slicer
 from progidiff.events import ProgressEvent, RankingEvent
 from progidiff.volumes.slicing import plan_slices
 
+from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import oriented
-from .session_support import (
-    FakeClient,
-    add_sequence,
-    random_masks,
-    ranking_event,
-    segment_array,
-    slice_event,
-)
+from .session_support import FakeClient, add_sequence, segment_array
 from .watched_session import (
     Spin,
     Watched,
@@ -121,8 +115,8 @@ def test_a_crash_in_the_second_frame_keeps_the_first(session: Watched, client: F
     client.answer_image()
     client.call.event.emit(slice_event(frame_masks(1), FRAME_PLAN, 0))
     client.crash()
-    assert session.stores[0].ranked("liver")
-    assert session.stores[1].received("liver") == 1
+    assert session.stores[0]["liver"].ranked
+    assert session.stores[1]["liver"].received == 1
     assert len(session.heard("failed")) == 1
 
 

@@ -12,13 +12,8 @@ from progidiff.events import SliceEvent
 from ProGiDiffSlicerLib.logic.session import SessionState
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
-from .session_support import (
-    FakeClient,
-    add_transform,
-    add_volume,
-    ranking_event,
-    slice_event,
-)
+from ..proposal_examples import ranking_event, slice_event
+from .session_support import FakeClient, add_transform, add_volume
 from .watched_session import (
     GEOMETRY,
     MASKS,
@@ -52,7 +47,7 @@ def assert_kept(session: Watched, spin: Spin) -> None:
     arrived = MASKS.copy()
     arrived[:, 3:] = False
     np.testing.assert_array_equal(shown(session, spin, 0), arrived[0])
-    crop = store.masks("liver", 4)
+    crop = store["liver"].mask(4)
     assert crop.array.sum() == arrived[4].sum()
 
 
@@ -259,7 +254,7 @@ def test_nonsense_from_the_worker_ends_the_run_with_a_sentence(session: Watched,
     assert "install the same version" in message
     assert session.state is SessionState.IDLE
     assert session.store is not None
-    assert session.store.received("liver") == 2
+    assert session.store["liver"].received == 2
 
 
 def test_a_worker_that_cuts_the_volume_differently_is_refused(session: Watched, client: FakeClient, volume: Any) -> None:

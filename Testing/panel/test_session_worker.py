@@ -137,7 +137,7 @@ def test_failures_are_one_sentence_and_the_next_run_works(scene: Any, spin: Spin
 
 def half_way(session: Told, spin: Spin, volume: Any) -> None:
     session.start(request(volume, "pause"))
-    spin(lambda: session.store is not None and session.store.received("liver") == 3)
+    spin(lambda: session.store is not None and session.store["liver"].received == 3)
 
 
 def assert_half_kept(session: Told, spin: Spin, volume: Any) -> None:
@@ -207,7 +207,7 @@ def test_scene_closed_and_volume_deleted_half_way(scene: Any, spin: Spin, how: s
         spin(lambda: session.ends[-1] == ("finished",))
         store = session.store
         assert store is not None
-        assert store.masks("liver", 3).array.sum() == thresholded(again, 4)[3].sum()
+        assert store["liver"].mask(3).array.sum() == thresholded(again, 4)[3].sum()
 
 
 def test_cleaning_up_half_way_leaves_no_process(scene: Any, spin: Spin) -> None:
@@ -257,13 +257,13 @@ def test_the_engine_and_the_session_cut_every_volume_alike(scene: Any, spin: Spi
             assert session.ends[-1] == ("finished",), session.ends
             store = session.store
             assert store is not None
-            assert store.received("liver") == plan_slices(geometry).count
+            assert store["liver"].received == plan_slices(geometry).count
             rows = store.rows("liver")
             assert any(row.millilitres > 0 for row in rows)
             session.proposals.show(store, "liver", [row.index for row in rows], None)
             spin(lambda: not session.proposals.busy)
             for row in rows:
-                crop = store.masks("liver", row.index)
+                crop = store["liver"].mask(row.index)
                 assert int(crop.array.sum()) * geometry.voxel_volume_ml == pytest.approx(row.millilitres)
                 points = sorted_points(np.argwhere(crop.array) + np.array(crop.origin_kji), geometry.affine)
                 found = segment_points(session.proposals.node, session.proposals.segment_id(row.index))

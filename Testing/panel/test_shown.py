@@ -10,23 +10,22 @@ import pytest
 import slicer
 import vtk
 
+from progidiff.proposals.proposals import MAJORITY
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.store import MAJORITY, ProposalStore
-from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, ProposalSegmentation, most_uncertain_slice, proposal_color
+from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.shown import (
+    AgreementOverlay,
+    ProposalSegmentation,
+    agreement_percent,
+    most_uncertain_slice,
+    proposal_color,
+)
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 
+from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import GEOMETRIES, oblique, oblique_rotation, oriented
-from .session_support import (
-    add_transform,
-    add_volume,
-    random_masks,
-    ranking_event,
-    segment_array,
-    segment_points,
-    slice_event,
-    sorted_points,
-)
+from .session_support import add_transform, add_volume, segment_array, segment_points, sorted_points
 
 Spin = Callable[..., None]
 
@@ -44,7 +43,7 @@ def store_of(node: Any, masks: np.ndarray, prompt: str = "liver", ranked: bool =
     for index in range(store.plan.count):
         store.add(slice_event(masks, store.plan, index))
     if ranked:
-        store.rank(ranking_event(masks, store.geometry))
+        store.add(ranking_event(masks, store.geometry))
     return store
 
 
@@ -410,3 +409,13 @@ def test_views_across_the_slices_stay_where_they_are() -> None:
 def test_proposals_that_are_all_alike_have_no_uncertain_slice(scene: Any) -> None:
     masks = np.repeat(random_masks(oblique(), 1), 4, axis=0)
     assert most_uncertain_slice(store_of(add_volume(scene, oblique()), masks, ranked=False), "liver") is None
+
+
+def test_nearly_unanimous_voxels_do_not_count_as_certain(scene: Any) -> None:
+    geometry = oblique()
+    masks = np.ones((300, *geometry.shape_kji), bool)
+    masks[0, 2, 3, 4] = False
+    masks[1:, 1, 1, 1] = False
+    proposals = store_of(add_volume(scene, geometry), masks, ranked=False)["liver"]
+    percent = [agreement_percent(proposals, index) for index in range(3)]
+    assert (percent[2][3, 4], percent[1][1, 1], percent[0][0, 0]) == (99, 1, 100)

@@ -54,7 +54,7 @@ def test_a_connection_that_is_cut_keeps_what_came(ssh_server: SshServer, scene: 
     with worker(typed(ssh_server.organs({"pause": 0.3}))) as client, opened(scene, client) as panel:
         panel.choose_volume()
         panel.propose("liver", proposals=2)
-        spin(lambda: panel.session.store is not None and panel.session.store.received("liver") > 1)
+        spin(lambda: panel.session.store is not None and panel.session.store["liver"].received > 1)
         ssh_server.cut()
         spin(lambda: client.state is WorkerState.CRASHED)
         assert panel.said.startswith("The connection to the other computer was lost")

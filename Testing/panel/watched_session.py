@@ -13,15 +13,9 @@ from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import ProposalSession
 
+from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import GEOMETRIES
-from .session_support import (
-    FakeClient,
-    add_volume,
-    random_masks,
-    ranking_event,
-    segment_array,
-    slice_event,
-)
+from .session_support import FakeClient, add_volume, segment_array
 
 Spin = Callable[..., None]
 GEOMETRY = GEOMETRIES["LPS"]

@@ -20,6 +20,7 @@ from experiments.bench.results import Agreement, Row, Spread
 from experiments.bench.scene import SLICES, Scene
 from experiments.bench.sides import Sample, Side
 from progidiff.memory import is_out_of_memory, process_memory_mb
+from progidiff.proposals.votes import consensus_overlap
 from progidiff.sampling.denoise import decode
 
 Say = Callable[[str], None]
@@ -142,14 +143,9 @@ def check_agreement(scene: Scene, engine: Side, reference: PipelineReference, pr
     others = None
     if model.mask_decoder is not None:
         calls = [scene.native_masks(reference.call(condition, row, steps)) for row in noise.split(1)]
-        others = float(np.mean([_dice(a, b) for a, b in zip(ours, np.concatenate(calls), strict=True)]))
-    lowest = min(_dice(a, b) for a, b in zip(ours, theirs, strict=True))
+        others = float(np.mean([consensus_overlap(a, b).dice for a, b in zip(ours, np.concatenate(calls), strict=True)]))
+    lowest = min(consensus_overlap(a, b).dice for a, b in zip(ours, theirs, strict=True))
     return Agreement(count, float((ours == theirs).mean()), lowest, others)
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0
 
 
 def _without_masks(sample: Sample) -> Sample:

@@ -13,6 +13,7 @@ from experiments.bench.reference import PipelineReference
 from experiments.bench.scene import PLANE, Scene
 from progidiff.client import WorkerClient
 from progidiff.events import DoneEvent, Event, ProposeRequest, SliceEvent
+from progidiff.proposals.proposals import Gathered
 from progidiff.sampling.engine import Engine
 
 
@@ -70,7 +71,7 @@ class EngineSide:
             lambda event: events.append((time.perf_counter(), event)),
             lambda: False,
         )
-        return _gathered(events, began)
+        return _gathered(self._scene, index, events, began)
 
 
 class WorkerSide:
@@ -91,7 +92,9 @@ class WorkerSide:
         with self._client.propose(_request(self._scene, self._steps, index, seed, proposals)) as stream:
             events = [(time.perf_counter(), event) for event in stream]
         peaks = [event.peak_memory_mb for _, event in events if isinstance(event, DoneEvent)]
-        return replace(_gathered(events, began), image_s=began - asked, peak_memory_mb=peaks[-1] if peaks else None)
+        return replace(
+            _gathered(self._scene, index, events, began), image_s=began - asked, peak_memory_mb=peaks[-1] if peaks else None
+        )
 
 
 class PipelineLoop:
@@ -155,7 +158,9 @@ def _request(scene: Scene, steps: int, index: int, seed: int, proposals: int) ->
     return ProposeRequest((scene.target,), proposals=proposals, steps=steps, seed=seed, slices=(index, index + 1))
 
 
-def _gathered(events: Sequence[tuple[float, Event]], began: float) -> Sample:
-    pieces = [(moment, event) for moment, event in events if isinstance(event, SliceEvent)]
-    masks = np.concatenate([event.masks for _, event in sorted(pieces, key=lambda piece: piece[1].first_proposal)])
-    return Sample(masks, pieces[0][0] - began, events[-1][0] - began)
+def _gathered(scene: Scene, index: int, events: Sequence[tuple[float, Event]], began: float) -> Sample:
+    gathered = Gathered([scene.target], scene.image.plan)
+    for _, event in events:
+        gathered.add(event)
+    first = next(moment for moment, event in events if isinstance(event, SliceEvent))
+    return Sample(gathered[scene.target].slice_masks(index), first - began, events[-1][0] - began)

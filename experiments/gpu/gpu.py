@@ -121,14 +121,9 @@ def check(arguments: argparse.Namespace) -> None:
 
 def _masks(engine: Any, array: Any, affine: Any, request: Any, cancelled: Callable[[], bool] = lambda: False) -> Any:
     """Masks of one target on one slice, bool (N, H, W)."""
-    import numpy as np
-
-    from progidiff.events import SliceEvent
-
-    found: list[Any] = []
     engine.set_image(array, affine, "CT", "axial")
-    engine.propose(request, lambda event: found.append(event.masks) if isinstance(event, SliceEvent) else None, cancelled)
-    return np.concatenate(found)
+    gathered = engine.gather(request, cancelled)
+    return gathered[request.targets[0]].slice_masks(gathered.slices[0])
 
 
 def _check_proposals(arguments: argparse.Namespace, told: Told) -> None:

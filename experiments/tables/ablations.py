@@ -21,7 +21,7 @@ from progidiff.evaluation.ablation import Ablation, disturbed_state
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.evaluation.presenting import as_volume
 from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
-from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
+from progidiff.proposals.votes import gram_matrix, mean_pairwise_dice
 from progidiff.sampling.engine import Engine
 from progidiff.sampling.image import load_image
 

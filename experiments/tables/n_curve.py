@@ -22,10 +22,8 @@ from experiments.tables.records import MEAN, Record, cell, fact, groups, interva
 from experiments.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.outputs.atomic import atomic_file
-from progidiff.ranking.ensembles import consensus, majority, staple
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import rank
-from progidiff.ranking.stopping import AdaptiveStopping, consensus_overlap
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import AdaptiveStopping, consensus, consensus_overlap, gram_matrix, majority, staple
 from progidiff.sampling.engine import BLOCK, FEWEST
 
 NAME = "n-curve"
@@ -74,7 +72,7 @@ def figures_at(
         "consensus": dice(consensus(masks), truth),
         "majority": dice(majority(masks), truth),
         "medoid": true_dice[medoid],
-        "staple": dice(staple(masks).mask, truth),
+        "staple": dice(staple(masks), truth),
     }
 
 

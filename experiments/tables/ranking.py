@@ -21,8 +21,8 @@ from experiments.tables.records import Record, cell, fact, groups, interval, num
 from experiments.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.events import RankingMethod
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.ranking import rank
+from progidiff.proposals.votes import gram_matrix
 
 NAME = "ranking"
 TITLE = "Ranking without a reference against true Dice"

@@ -19,8 +19,8 @@ from experiments.unet import DROPOUT, mc_dropout_samples, sample_unet_into, tta_
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice
 from progidiff.model.card import ModelCard
-from progidiff.ranking.ensembles import agreement
-from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
+from progidiff.proposals.masks import bounding_box
+from progidiff.proposals.votes import agreement, gram_matrix, mean_pairwise_dice
 
 NAME = "raters"
 TITLE = "Proposals against two radiologists (CURVAS)"
@@ -47,17 +47,6 @@ FIGURES = {
     "ece_probability": "ECE of mean probability",
     "diversity": "pairwise Dice",
 }
-
-
-def box_around(masks: np.ndarray, spacing_rc: tuple[float, float], margin_mm: float = MARGIN_MM) -> tuple[slice, slice]:
-    """Bounding box of any of the masks, bool (M, rows, columns), widened by a margin in mm within the slice."""
-    seen = np.logical_or.reduce(masks)
-    box = []
-    for axis, spacing in enumerate(spacing_rc):
-        used = np.flatnonzero(np.any(seen, axis=1 - axis))
-        wider = round(margin_mm / spacing)
-        box.append(slice(max(int(used[0]) - wider, 0), min(int(used[-1]) + 1 + wider, seen.shape[axis])))
-    return box[0], box[1]
 
 
 def calibration_error(confidence: np.ndarray, truth: np.ndarray, bins: int = BINS) -> float:
@@ -92,7 +81,8 @@ def measure(samples: Samples, first: np.ndarray, second: np.ndarray) -> dict[str
     share = agreement(masks)
     unsure = (share > 0) & (share < 1)
     differ = first ^ second
-    box = box_around(both, samples.spacing_rc)
+    box = bounding_box(first | second, *(round(MARGIN_MM / spacing) for spacing in samples.spacing_rc))
+    assert box is not None
     truth = both[(slice(None), *box)].mean(axis=0)
     probability = samples.mean_probability
     with_first, with_second = ([dice(mask, rater) for mask in masks] for rater in both)

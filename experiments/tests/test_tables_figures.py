@@ -141,12 +141,6 @@ def test_calibration_error_by_hand() -> None:
     assert one_bin == pytest.approx(abs(confidence.mean() - 0.5))
 
 
-def test_box_around_both_raters() -> None:
-    masks = np.zeros((2, 40, 50), bool)
-    masks[0, 20, 10] = masks[1, 22, 45] = True
-    assert raters.box_around(masks, (10.0, 5.0), 20.0) == (slice(18, 25), slice(6, 50))
-
-
 def test_proposals_against_two_raters() -> None:
     first, second = bars((5, 15), (5, 13))
     # distances 1 - IoU: a-first 0, a-second 0.2, b-first 1, b-second 1

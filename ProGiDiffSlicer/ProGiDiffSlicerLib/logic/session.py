@@ -240,13 +240,12 @@ class ProposalSession:
                 self._on_failed(str(error), None)
 
     def _take(self, store: ProposalStore, event: SliceEvent | RankingEvent) -> None:
+        store.add(event)
         if isinstance(event, SliceEvent):
-            store.add(event)
             self._shelf.keep(store)
             if event.target == store.targets[0] and self._shelf.look(store):
                 self.preview.emit(event.target)
             return
-        store.rank(event)
         if store is self.store:
             if event.target == store.targets[0]:
                 self._shelf.show(store)
@@ -281,7 +280,7 @@ class ProposalSession:
     def _end(self) -> None:
         self._run = self._arriving = None
         store = self.store
-        if store is not None and not store.ranked(store.targets[0]):
+        if store is not None and not store[store.targets[0]].ranked:
             self._shelf.show(store)  # the last slices may have arrived after the last look
         self._set_state(SessionState.IDLE)
 

@@ -8,7 +8,7 @@ import qt
 import slicer
 import vtk
 
-from ProGiDiffSlicerLib.logic.rows import Row
+from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
 from ProGiDiffSlicerLib.panels.prompt import PromptPanel
 from ProGiDiffSlicerLib.panels.proposals import ProposalsPanel

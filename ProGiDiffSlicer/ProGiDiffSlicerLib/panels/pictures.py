@@ -13,6 +13,7 @@ import slicer
 import vtk
 
 from progidiff.errors import InputError
+from progidiff.proposals.masks import bounding_box
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice
 from ProGiDiffSlicerLib.scene.nodes import nodes_of
@@ -46,16 +47,14 @@ def common_box(masks: list[np.ndarray], shape_rc: tuple[int, int]) -> Box:
     anywhere = np.zeros(shape_rc, dtype=bool)
     for mask in masks:
         anywhere |= mask
-    if not anywhere.any():
+    found = bounding_box(anywhere)
+    if found is None:
         return 0, rows, 0, columns
-    inside_rows = np.flatnonzero(anywhere.any(axis=1))
-    inside_columns = np.flatnonzero(anywhere.any(axis=0))
-    height = int(inside_rows[-1] - inside_rows[0]) + 1
-    width = int(inside_columns[-1] - inside_columns[0]) + 1
-    side = max(height, width) * (1 + 2 * _MARGIN)
+    down, across = found
+    side = max(down.stop - down.start, across.stop - across.start) * (1 + 2 * _MARGIN)
     side = max(side, max(shape_rc) * _LEAST_SHARE)
-    top, bottom = _span((int(inside_rows[0]) + int(inside_rows[-1]) + 1) / 2, side, rows)
-    left, right = _span((int(inside_columns[0]) + int(inside_columns[-1]) + 1) / 2, side, columns)
+    top, bottom = _span((down.start + down.stop) / 2, side, rows)
+    left, right = _span((across.start + across.stop) / 2, side, columns)
     return top, bottom, left, right
 
 

@@ -12,9 +12,9 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from progidiff.proposals.proposals import MaskKey
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.rows import Row, RowKey
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore, Row
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.panels.pictures import SliceWatch, VolumeSlices, common_box, levels_of, picture, pixmap, slices_of
 from ProGiDiffSlicerLib.parameters import Parameters
@@ -36,9 +36,9 @@ _MARGIN_PX = 4
 class _Look:
     """How the user looks at the proposals of one target: boxes ticked or cleared, lines rejected, the line selected."""
 
-    ticks: dict[RowKey, bool] = field(default_factory=dict)
-    rejected: set[RowKey] = field(default_factory=set)
-    selected: RowKey | None = None
+    ticks: dict[MaskKey, bool] = field(default_factory=dict)
+    rejected: set[MaskKey] = field(default_factory=set)
+    selected: MaskKey | None = None
 
 
 class ProposalsPanel(Panel):
@@ -143,7 +143,7 @@ class ProposalsPanel(Panel):
         text = _("No proposals yet: say what to outline and press Propose.")
         if store is not None and target is not None:
             rows = store.rows(target)
-            text = summary(rows, store.ranked(target), blinded, self._session.running)
+            text = summary(rows, store[target].ranked, blinded, self._session.running)
             seed = 0 if store.request is None else store.request.seed
             lines = list_lines([*rows, *store.ensembles(target)], self._look.rejected, blinded, seed)
         self.ui.summaryLabel.setText(text)
@@ -177,7 +177,7 @@ class ProposalsPanel(Panel):
     def _show_buttons(self) -> None:
         store, target, look = self._session.store, self.target, self._look
         lines = self._table.lines
-        ranked = store is not None and target is not None and store.ranked(target)
+        ranked = store is not None and target is not None and store[target].ranked
         self.ui.randomPickButton.setEnabled(any(line.row.random_pick for line in lines))
         self.ui.stapleButton.setEnabled(ranked and not self._blinded)
         self.ui.uncertainButton.setEnabled(bool(lines))
@@ -215,7 +215,7 @@ class ProposalsPanel(Panel):
         if store is not None and target is not None and slices is not None and self._session.stale() is None:
             # Where the slice that is looked at has no masks (yet), the nearest one that has.
             looked_at = slices.shown(slicer.mrmlScene)
-            index = min(store.uncertainty(target), key=lambda other: abs(other - looked_at), default=looked_at)
+            index = min(store[target].uncertainty, key=lambda other: abs(other - looked_at), default=looked_at)
             self._pictures.draw(store, target, node, slices, index)
 
     # What happens ---------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class ProposalsPanel(Panel):
         self._show_outlines()
         self.selectionChanged.emit()
 
-    def _on_ticked(self, key: RowKey, shown: bool) -> None:
+    def _on_ticked(self, key: MaskKey, shown: bool) -> None:
         self._look.ticks[key] = shown
         self._show_outlines()
 
@@ -283,9 +283,9 @@ class ProposalsPanel(Panel):
     def _on_staple(self) -> None:
         store, target = self._session.store, self.target
         if store is not None and target is not None:
-            self._idle.submit(store.staple_steps(target), self._on_staple_done)
+            self._idle.submit(store[target].staple_steps(), self._on_staple_done)
 
-    def _on_staple_done(self, _row: Row) -> None:
+    def _on_staple_done(self, _result: Any) -> None:
         self.refresh()
 
     def _on_uncertain(self) -> None:
@@ -317,12 +317,12 @@ class Line:
     shown: bool
 
     @property
-    def key(self) -> RowKey:
+    def key(self) -> MaskKey:
         """The same proposal or ensemble keeps its key when the order changes."""
         return self.row.index
 
 
-def list_lines(rows: Sequence[Row], rejected: Collection[RowKey], blinded: bool, seed: int) -> list[Line]:
+def list_lines(rows: Sequence[Row], rejected: Collection[MaskKey], blinded: bool, seed: int) -> list[Line]:
     """Lines in the order in which they are listed: best first, ensembles last.
 
     Blinded lines come in an order that only ``seed`` decides, without rank, score and agreement, without the ensembles
@@ -403,7 +403,7 @@ class ProposalTable:
 
     Attributes:
         selected: Signal(): another line is selected, or none.
-        shownChanged: Signal(RowKey, bool): the user ticked or cleared a line's box.
+        shownChanged: Signal(MaskKey, bool): the user ticked or cleared a line's box.
         activated: Signal(): a line was double-clicked.
     """
 
@@ -443,7 +443,7 @@ class ProposalTable:
         row = self._table.currentRow()
         return self._lines[row] if 0 <= row < len(self._lines) else None
 
-    def set_lines(self, lines: Sequence[Line], selected: RowKey | None, blinded: bool) -> None:
+    def set_lines(self, lines: Sequence[Line], selected: MaskKey | None, blinded: bool) -> None:
         """Show these lines and select one of them, the first where ``selected`` is not among them."""
         before, self._lines = self._lines, list(lines)
         keys = [line.key for line in lines]
@@ -468,20 +468,20 @@ class ProposalTable:
         if 0 <= position < len(self._lines):
             self._table.setCurrentCell(position, _TITLE)
 
-    def select_key(self, key: RowKey) -> None:
+    def select_key(self, key: MaskKey) -> None:
         """Select a proposal where it is listed."""
         keys = [line.key for line in self._lines]
         if key in keys:
             self.select(keys.index(key))
 
-    def set_shown(self, shown: set[RowKey]) -> None:
+    def set_shown(self, shown: set[MaskKey]) -> None:
         """Tick the boxes of these proposals and clear the others."""
         with blocked(self._table):
             for row, line in enumerate(self._lines):
                 state = qt.Qt.Checked if line.key in shown else qt.Qt.Unchecked
                 self._table.item(row, _SHOW).setCheckState(state)
 
-    def set_picture(self, key: RowKey, pixmap: Any) -> None:
+    def set_picture(self, key: MaskKey, pixmap: Any) -> None:
         """Put a thumbnail in a proposal's line, if it is still listed."""
         icon = qt.QIcon(pixmap)
         # The selected line's picture keeps its colours too.
@@ -541,11 +541,11 @@ class Pictures:
             self._task = None
 
     def _steps(
-        self, store: ProposalStore, target: str, node: Any, slices: VolumeSlices, index: int, keys: Sequence[RowKey]
+        self, store: ProposalStore, target: str, node: Any, slices: VolumeSlices, index: int, keys: Sequence[MaskKey]
     ) -> Generator[None, None, None]:
         masks = []
         for key in keys:
-            masks.append(store.slice_mask(target, key, index))
+            masks.append(store[target].slice_mask(key, index))
             yield
         pixels = slices.pixels(index)
         levels = levels_of(node, pixels)

@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from ProGiDiffSlicerLib.logic.rows import Row, row_name
+from ProGiDiffSlicerLib.logic.store import Row, row_name
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.parameters import Plane

@@ -18,14 +18,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
+from progidiff.proposals.masks import Crop
 from progidiff.targets import Target, target_for
-from ProGiDiffSlicerLib.logic.rows import Row
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore, Row
 from ProGiDiffSlicerLib.scene.editing import EditTracker
 from ProGiDiffSlicerLib.scene.labelmaps import (
     LABELMAP,
     Index,
-    MaskCrop,
     Overwrite,
     between_nodes,
     on_grid_of,
@@ -124,12 +123,12 @@ class Acceptance:
         if row.empty:
             raise InputError(_("This proposal is empty; select another one."))
         facts = _facts(store, target, row)
-        crop = store.masks(target, row.index)
+        crop = store[target].mask(row.index)
         return self.accept(crop, volume, target_for(target), facts, segmentation_node, mode, segment_id, overwrite)
 
     def accept(
         self,
-        crop: MaskCrop,
+        crop: Crop,
         volume_node: Any,
         target: Target,
         facts: Provenance,
@@ -320,7 +319,7 @@ def _facts(store: ProposalStore, target: str, row: Row) -> Provenance:
         proposal=row.index if isinstance(row.index, int) else -1,
         rank=row.rank,
         score=row.score,
-        proposals=store.count(target),
+        proposals=store[target].count,
         steps=request.steps,
         scheduler=request.scheduler,
         everywhere=request.everywhere,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import qt
 import slicer
 import vtk
 
+from progidiff.volumes.packed import PackedMask
 from ProGiDiffSlicerLib.scene.labelmaps import Index, Overwrite, segment_labelmap, segment_mask, segments_of
 from ProGiDiffSlicerLib.scene.provenance import MASK_TAG, Provenance, get_tag, mask_identity, set_tag, update_after_edit
 
@@ -48,18 +47,6 @@ class QtTimer:
         self._timer.stop()
 
 
-@dataclass(frozen=True)
-class _Mask:
-    bits: np.ndarray
-    shape: tuple[int, int, int]
-    origin_kji: Index
-
-    @property
-    def array(self) -> np.ndarray:
-        size = int(np.prod(self.shape))
-        return np.unpackbits(self.bits, count=size).reshape(self.shape).astype(bool)
-
-
 class EditTracker:
     """Notices that an accepted segment was changed and brings its "edited" and Dice up to date.
 
@@ -74,7 +61,7 @@ class EditTracker:
 
     def __init__(self, scene: Any, timer: Callable[[Callable[[], None]], Timer] = QtTimer) -> None:
         self._scene = scene
-        self._masks: OrderedDict[str, _Mask] = OrderedDict()
+        self._masks: OrderedDict[str, tuple[PackedMask, Index]] = OrderedDict()
         self._checked: dict[tuple[str, str], str] = {}
         self._waiting: set[str] = set()
         self._observed: dict[str, list[tuple[Any, int]]] = {}
@@ -93,8 +80,7 @@ class EditTracker:
         segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
         mask, origin = segment_mask(segment)
         identity = mask_identity(mask, origin)
-        shape = (int(mask.shape[0]), int(mask.shape[1]), int(mask.shape[2]))
-        self._masks[identity] = _Mask(np.packbits(mask), shape, origin)
+        self._masks[identity] = (PackedMask.from_array(mask), origin)
         self._masks.move_to_end(identity)
         while len(self._masks) > _MAX_MASKS:
             self._masks.popitem(last=False)

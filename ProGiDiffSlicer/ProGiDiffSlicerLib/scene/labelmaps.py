@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import slicer
@@ -18,6 +18,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from progidiff.errors import InputError
+from progidiff.proposals.masks import bounding_box
 
 LABELMAP = "Binary labelmap"
 CLOSED_SURFACE = "Closed surface"
@@ -56,21 +57,6 @@ class Overwrite(StrEnum):
         }[self]
 
 
-class MaskCrop(Protocol):
-    """A mask that is cropped to a box of the volume.
-
-    Attributes:
-        array: (k, j, i) of bool or uint8; anything but 0 is inside.
-        origin_kji: index of the array's first voxel in the volume.
-    """
-
-    @property
-    def array(self) -> np.ndarray: ...
-
-    @property
-    def origin_kji(self) -> Index: ...
-
-
 def matrix_of(affine: np.ndarray) -> Any:
     """The vtkMatrix4x4 of a (4, 4) array."""
     return slicer.util.vtkMatrixFromArray(np.asarray(affine, np.float64))
@@ -83,16 +69,10 @@ def array_of(matrix: Any) -> np.ndarray:
 
 def tight(array: np.ndarray, origin_kji: Index) -> tuple[np.ndarray, Index]:
     """The mask cropped to the voxels inside it, as a view; an empty mask has shape (0, 0, 0)."""
-    first, last = [], []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(array.any(axis=others))
-        if not inside.size:
-            return array[:0, :0, :0], (0, 0, 0)
-        first.append(int(inside[0]))
-        last.append(int(inside[-1]) + 1)
-    box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-    k, j, i = (int(o) + f for o, f in zip(origin_kji, first, strict=True))
+    box = bounding_box(array)
+    if box is None:
+        return array[:0, :0, :0], (0, 0, 0)
+    k, j, i = (int(start) + side.start for start, side in zip(origin_kji, box, strict=True))
     return array[box], (k, j, i)
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import vtk
 
 from progidiff.outputs.tags import escape_tag, unescape_tag
-from ProGiDiffSlicerLib.scene.labelmaps import Index, MaskCrop, overlap, segment_mask, tight
+from progidiff.proposals.votes import Overlap
+from progidiff.volumes.packed import PackedMask
+from ProGiDiffSlicerLib.scene.labelmaps import Index, overlap, segment_mask
 
 PREFIX = "ProGiDiff."
 
@@ -138,13 +140,13 @@ def keep_earlier(segment: Any) -> None:
     set_tag(segment, EARLIER_TAG, json.dumps(entries, ensure_ascii=False))
 
 
-def update_after_edit(segmentation: Any, segment_id: str, proposal: MaskCrop | None) -> Provenance | None:
+def update_after_edit(segmentation: Any, segment_id: str, proposal: tuple[PackedMask, Index] | None) -> Provenance | None:
     """Bring "edited" and Dice of a segment up to date with its voxels.
 
     Args:
         segmentation: the vtkMRMLSegmentationNode.
         segment_id: the segment.
-        proposal: the mask that was accepted, on the segment's grid; ``None`` where it is not known any more.
+        proposal: the mask that was accepted and its place on the segment's grid; ``None`` where it is not known any more.
 
     Returns:
         The facts as they are now; ``None`` for a segment that is gone or was not accepted from a proposal.
@@ -160,7 +162,7 @@ def update_after_edit(segmentation: Any, segment_id: str, proposal: MaskCrop | N
     if not edited:
         dice = 1.0
     elif proposal is not None:
-        dice = dice_of(now, tight(np.asarray(proposal.array) != 0, proposal.origin_kji))
+        dice = dice_of(now, (proposal[0].to_array(), proposal[1]))
     facts = replace(facts, edited=edited, dice_to_proposal=dice)
     for name in ("edited", "dice_to_proposal"):
         set_tag(segment, tag_name(name), _text(getattr(facts, name)))
@@ -169,8 +171,7 @@ def update_after_edit(segmentation: Any, segment_id: str, proposal: MaskCrop | N
 
 def dice_of(a: tuple[np.ndarray, Index], b: tuple[np.ndarray, Index]) -> float:
     """Dice of two masks (array, origin) on one grid; two empty masks are equal, which is 1."""
-    total = int(np.count_nonzero(a[0])) + int(np.count_nonzero(b[0]))
-    return 2.0 * overlap(a, b) / total if total else 1.0
+    return Overlap(overlap(a, b), int(np.count_nonzero(a[0])), int(np.count_nonzero(b[0]))).dice
 
 
 def mask_identity(mask: np.ndarray, origin_kji: Index) -> str:

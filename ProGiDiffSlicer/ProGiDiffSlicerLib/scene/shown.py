@@ -13,10 +13,11 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
 
+from progidiff.proposals.proposals import MaskKey, Proposals
 from progidiff.targets import target_for
+from progidiff.volumes.slicing import restore_slice
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.rows import RowKey, row_name
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.logic.store import ProposalStore, row_name
 from ProGiDiffSlicerLib.scene.labelmaps import LABELMAP, image_of, matrix_of
 from ProGiDiffSlicerLib.scene.nodes import (
     ROLE_AGREEMENT,
@@ -59,7 +60,7 @@ _LOOK_S = 1.0
 _LOOK_COUNT = 3
 
 
-def proposal_color(index: RowKey) -> tuple[float, float, float]:
+def proposal_color(index: MaskKey) -> tuple[float, float, float]:
     """Colour of a proposal (by number) or an ensemble (by name), 0 to 1; the same in every run."""
     if isinstance(index, str):
         return _ENSEMBLE_COLOR
@@ -85,14 +86,14 @@ class ProposalSegmentation:
 
     def __init__(self, scene: Any, idle: IdleQueue) -> None:
         self.filled = Signal()
-        self.selected: RowKey | None = None
+        self.selected: MaskKey | None = None
         self._scene = scene
         self._idle = idle
         self._node_id = ""
         self._store: ProposalStore | None = None
         self._target = ""
-        self._revisions: dict[RowKey, int] = {}
-        self._shown: dict[RowKey, bool] = {}
+        self._revisions: dict[MaskKey, int] = {}
+        self._shown: dict[MaskKey, bool] = {}
         self._task: Task | None = None
         self._volume: Any = None
         self._volume_tag = 0
@@ -107,7 +108,7 @@ class ProposalSegmentation:
         """Whether voxels are still to come."""
         return self._task is not None and not self._task.done
 
-    def show(self, store: ProposalStore, target: str, indices: Iterable[RowKey], selected: RowKey | None = None) -> None:
+    def show(self, store: ProposalStore, target: str, indices: Iterable[MaskKey], selected: MaskKey | None = None) -> None:
         """Show these proposals or ensembles of a target, and no others.
 
         What is shown already and has not changed costs nothing.
@@ -126,12 +127,12 @@ class ProposalSegmentation:
             self._fill([*first, *(index for index in wanted if index != selected)]), self._on_filled
         )
 
-    def select(self, index: RowKey | None) -> None:
+    def select(self, index: MaskKey | None) -> None:
         """Fill this one, and show it if it is not shown."""
         if self._store is not None:
             self.show(self._store, self._target, [key for key, shown in self._shown.items() if shown], index)
 
-    def set_visible(self, index: RowKey, visible: bool) -> None:
+    def set_visible(self, index: MaskKey, visible: bool) -> None:
         """Show or hide one."""
         if self._store is None:
             return
@@ -139,11 +140,11 @@ class ProposalSegmentation:
         selected = None if index == self.selected and not visible else self.selected
         self.show(self._store, self._target, [*others, index] if visible else others, selected)
 
-    def is_visible(self, index: RowKey) -> bool:
+    def is_visible(self, index: MaskKey) -> bool:
         """Whether it is shown."""
         return self._shown.get(index, False)
 
-    def segment_id(self, index: RowKey) -> str | None:
+    def segment_id(self, index: MaskKey) -> str | None:
         """Identifier of its segment; ``None`` until it has voxels."""
         return _segment_id(index) if index in self._revisions and self.node is not None else None
 
@@ -206,7 +207,7 @@ class ProposalSegmentation:
         if node is not None and node.GetTransformNodeID() != volume.GetTransformNodeID():
             node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
 
-    def _fill(self, indices: list[RowKey]) -> Generator[None, None, None]:
+    def _fill(self, indices: list[MaskKey]) -> Generator[None, None, None]:
         store, target = self._store, self._target
         if store is None:
             return
@@ -214,7 +215,7 @@ class ProposalSegmentation:
             revision = store.revision
             if self._revisions.get(index) == revision:
                 continue
-            crop = store.masks(target, index)
+            crop = store[target].mask(index)
             yield
             image = image_of(crop.array, crop.origin_kji, store.local_affine)
             node = self.node
@@ -225,7 +226,7 @@ class ProposalSegmentation:
             self._apply_display()
             yield
 
-    def _put(self, node: Any, index: RowKey, image: Any) -> None:
+    def _put(self, node: Any, index: MaskKey, image: Any) -> None:
         """Give a segment its voxels.
 
         Each segment has a labelmap of its own, since proposals overlap. It is handed over as it is: a segment that is
@@ -265,7 +266,7 @@ class ProposalSegmentation:
         self.filled.emit()
 
 
-def _segment_id(index: RowKey) -> str:
+def _segment_id(index: MaskKey) -> str:
     return f"proposal_{index}"
 
 
@@ -430,7 +431,7 @@ class AgreementOverlay:
 
     def _fill(self, store: ProposalStore, target: str) -> Generator[None, None, None]:
         for index in store.slices:
-            values = store.agreement_slice(target, index)
+            values = agreement_percent(store[target], index)
             node = self.node
             if node is None or node.GetImageData() is None:
                 return
@@ -446,9 +447,21 @@ class AgreementOverlay:
         self.filled.emit()
 
 
+def agreement_percent(proposals: Proposals, index: int) -> np.ndarray:
+    """Share of proposals that contain each voxel of a slice, in per cent, uint8, in the axis order of the volume's array.
+
+    Where some proposals do and others do not it lies from 1 to 99.
+    """
+    counts, count = proposals.votes(index)
+    percent = np.rint(counts * (100.0 / max(1, count))).astype(np.uint8)
+    some = (counts > 0) & (counts < count)
+    percent[some] = percent[some].clip(1, 99)
+    return restore_slice(percent, proposals.plan)
+
+
 def most_uncertain_slice(store: ProposalStore, target: str) -> int | None:
     """Index of the slice on which the proposals differ most, the first of equals; ``None`` where they are all alike."""
-    uncertainty = store.uncertainty(target)
+    uncertainty = store[target].uncertainty
     most = max(uncertainty.values(), default=0.0)
     return next((index for index, value in uncertainty.items() if value == most), None) if most > 0 else None
 
@@ -513,11 +526,11 @@ class Shelf:
     def show(self, store: ProposalStore) -> None:
         """Show the best proposals of the first target, or the first ones where there is no ranking."""
         target = store.targets[0]
-        ranking = store.ranking(target)
+        ranking, count = store[target].ranking, store[target].count
         if ranking is not None:
             self._proposals.show(store, target, ranking.top_k, ranking.order[0])
-        elif store.count(target):
-            self._proposals.show(store, target, range(min(store.count(target), _LOOK_COUNT)), 0)
+        elif count:
+            self._proposals.show(store, target, range(min(count, _LOOK_COUNT)), 0)
 
     def _choose(self) -> None:
         chosen = next(iter(self.stores.values()), None)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progidiff.ranking.gram import GramAccumulator, mean_pairwise_dice
+from progidiff.proposals.votes import grow_gram, mean_pairwise_dice
 from progidiff.sampling.presence import PRESENCE_MM2
 
 #: Mean probability from which something counts as found on a slice.
@@ -69,12 +69,12 @@ class TargetDoubt:
 
     def __init__(self, pixel_mm2: float) -> None:
         self._pixel_mm2 = pixel_mm2
-        self._gram = GramAccumulator()
+        self._gram = np.zeros((0, 0))
         self.slices: list[SliceDoubt] = []
 
     def add(self, index: int, masks: np.ndarray, mean_probability: np.ndarray) -> None:
         """Add a slice: masks bool (N, rows, columns) and their mean probability float (rows, columns)."""
-        self._gram.add(masks)
+        self._gram = grow_gram(self._gram, masks[:0], masks)
         entropy = binary_entropy(masks.mean(axis=0, dtype=np.float64))
         presence = likely_presence(mean_probability, self._pixel_mm2)
         total = float(entropy.sum())
@@ -109,13 +109,12 @@ class TargetDoubt:
 
     def disagreement(self) -> Disagreement:
         """The number over all slices so far."""
-        gram = self._gram.matrix
         pixels = sum(s.pixels for s in self.slices)
-        pairwise = 1.0 - mean_pairwise_dice(gram)
+        pairwise = 1.0 - mean_pairwise_dice(self._gram)
         entropy = sum(s.entropy for s in self.slices) / pixels if pixels else 0.0
         presence = max(s.presence for s in self.slices)
         value = presence * (pairwise + entropy) / 2
-        return Disagreement(value, presence, pairwise, entropy, float(np.mean(np.diagonal(gram) == 0)))
+        return Disagreement(value, presence, pairwise, entropy, float(np.mean(np.diagonal(self._gram) == 0)))
 
 
 def binary_entropy(share: np.ndarray) -> np.ndarray:

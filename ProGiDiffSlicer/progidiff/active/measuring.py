@@ -10,7 +10,8 @@ import numpy as np
 
 from progidiff.active.disagreement import SliceDoubt, TargetDoubt
 from progidiff.active.record import Item, TargetItem
-from progidiff.events import IMAGE_WARNINGS, ProposeRequest, SliceEvent, WarningEvent
+from progidiff.events import IMAGE_WARNINGS, Event, ProposeRequest, SliceEvent, WarningEvent
+from progidiff.proposals.proposals import mean_probability
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume
@@ -141,14 +142,12 @@ def _sample(
     notes: dict[str, None],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Masks (N, H, W) and mean probability (H, W) of each target on one slice."""
-    masks: dict[str, list[np.ndarray]] = {target: [] for target in targets}
     probability: dict[str, np.ndarray] = {}
 
-    def collect(event: object) -> None:
+    def told(event: Event) -> None:
         if isinstance(event, SliceEvent):
-            masks[event.target].append(event.masks)
-            if event.mean_probability is not None:
-                probability[event.target] = event.mean_probability
+            if (mean := mean_probability(event)) is not None:
+                probability[event.target] = mean
         elif isinstance(event, WarningEvent) and event.code in IMAGE_WARNINGS:
             notes.setdefault(event.message)
 
@@ -161,8 +160,8 @@ def _sample(
         # nobody watches a preview, so the first batch is as large as the others
         batch_size=CUDA_BATCH if engine.model.device.type == "cuda" else CPU_BATCH,
     )
-    engine.propose(request, collect, cancelled)
-    return {target: (np.concatenate(masks[target]), probability[target]) for target in targets}
+    gathered = engine.gather(request, cancelled, told)
+    return {target: (gathered[target].slice_masks(index), probability[target]) for target in targets}
 
 
 def _item(doubt: TargetDoubt, geometry: Geometry, plan: SlicePlan) -> TargetItem:

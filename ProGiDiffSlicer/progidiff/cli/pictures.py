@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from progidiff.cli.gathering import GatheredTarget
 from progidiff.outputs.figures import Frame, agreement_png, outlines_png, windowed
 from progidiff.outputs.report import SlicePicture
+from progidiff.proposals.proposals import Proposals
 from progidiff.volumes.slicing import SlicePlan, extract_slice
 
 SLICES_PER_TARGET = 3
@@ -43,7 +43,7 @@ def target_pictures(
     array_kji: np.ndarray,
     plan: SlicePlan,
     window: tuple[float, float],
-    gathered: GatheredTarget,
+    proposals: Proposals,
     agreement_kji: np.ndarray,
     put_forward: Sequence[int],
 ) -> list[SlicePicture]:
@@ -53,7 +53,7 @@ def target_pictures(
         array_kji: the image, (K, J, I).
         plan: how it is cut into slices.
         window: grey values drawn black and white.
-        gathered: the target's proposals.
+        proposals: the target's proposals.
         agreement_kji: share of proposals, float32 (K, J, I).
         put_forward: proposals to outline, best first.
     """
@@ -61,7 +61,7 @@ def target_pictures(
     pictures = []
     for index in choose_slices(agreement_kji.sum(axis=other_axes, dtype=np.float64)):
         frame = Frame(windowed(extract_slice(array_kji, plan, index), window), plan.spacing_rc)
-        masks = [gathered.mask_slice(number, index) for number in put_forward]
+        masks = [proposals.slice_mask(number, index) for number in put_forward]
         agreement = extract_slice(agreement_kji, plan, index)
         pictures.append(SlicePicture(index, outlines_png(frame, masks), agreement_png(frame, agreement)))
     return pictures

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from progidiff.cli.commandline import split_command
-from progidiff.cli.gathering import Gathered
 from progidiff.cli.progress import ProgressView
 from progidiff.cli.writing import Job, Wanted, model_record, names, write_results
 from progidiff.client import EventStream, WorkerClient
@@ -20,6 +19,7 @@ from progidiff.events import ProgressEvent, ProposeRequest, RankingMethod, Sched
 from progidiff.model.card import load_card
 from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
+from progidiff.proposals.proposals import Gathered
 from progidiff.protocol import Device
 from progidiff.targets.parser import parse_prompt
 from progidiff.volumes.reading import read_volume
@@ -116,13 +116,13 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
             ranking=options.ranking,
             everywhere=options.everywhere,
         )
-        gathered = Gathered.start(request.targets, plan, volume.geometry.shape_kji)
+        gathered = Gathered(request.targets, plan, request.slices)
         with _cancelled_with_us(client.propose(request)) as stream:
             for event in stream:
                 while later and not isinstance(event, WarningEvent):
-                    gathered.take(later[0])
+                    gathered.add(later[0])
                     view.warn(later.pop(0).message)
-                gathered.take(event)
+                gathered.add(event)
                 if isinstance(event, ProgressEvent):
                     view.show(event)
                 elif isinstance(event, WarningEvent):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from progidiff.cli.gathering import Gathered, GatheredTarget
+import numpy as np
+
 from progidiff.cli.pictures import target_pictures
 from progidiff.errors import InputError
 from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
@@ -32,8 +33,9 @@ from progidiff.outputs.figures import display_window
 from progidiff.outputs.report import REPORT_NAME, SlicePicture, percent, write_report
 from progidiff.outputs.segmentation import Segment, write_seg_nrrd
 from progidiff.outputs.volumes_out import write_volume
-from progidiff.ranking.ensembles import volume_spread
+from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, Gathered, Proposals
 from progidiff.targets.catalog import Target
+from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan
 
@@ -103,8 +105,8 @@ def write_results(folder: Path, job: Job, gathered: Gathered) -> ProposalsDocume
     job = replace(job, model=job.model.model_copy(update={"adapter_id": done.adapter_id}))
     results = []
     for wanted in job.wanted:
-        target = gathered.targets[wanted.target.key]
-        results.append(_write_target(folder, job, wanted, target, target.check(job.slices)))
+        proposals = gathered[wanted.target.key]
+        results.append(_write_target(folder, job, wanted, proposals, proposals.checked()))
     segments = [segment for result in results for segment in result.segments]
     write_seg_nrrd(folder / SEGMENTATION_NAME, segments, job.volume.geometry)
     dicom_files, dicom_warnings = _write_dicom(folder, job, segments)
@@ -145,28 +147,21 @@ def file_stem(target: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in target)
 
 
-def _write_target(folder: Path, job: Job, wanted: Wanted, gathered: GatheredTarget, ranking: RankingEvent) -> _TargetResult:
+def _write_target(folder: Path, job: Job, wanted: Wanted, proposals: Proposals, ranking: RankingEvent) -> _TargetResult:
     key, geometry = wanted.target.key, job.volume.geometry
     stem = file_stem(key)
     agreement_file, ensemble_file = f"agreement_{stem}.nii.gz", f"ensemble_{stem}.nii.gz"
     consensus_file = f"consensus_{stem}.nii.gz"
-    votes = gathered.votes()
-    consensus = votes.consensus()
-    write_volume(folder / agreement_file, votes.agreement, geometry)
-    write_volume(folder / ensemble_file, gathered.ensemble.to_array(), geometry)
-    write_volume(folder / consensus_file, consensus, geometry)
+    agreement = proposals.agreement()
+    write_volume(folder / agreement_file, agreement, geometry)
+    write_volume(folder / ensemble_file, proposals.volume(MEAN), geometry)
+    write_volume(folder / consensus_file, proposals.volume(CONSENSUS), geometry)
 
     warnings = []
     found = not ranking.empty[ranking.order[0]]
     if not found:
         warnings.append(_not_found(key, ranking))
-    staple = gathered.staple_voxels()
-    if staple is None:
-        message = f"STAPLE was left out for the {key}: it is too large for it; the other ensembles are complete."
-        warnings.append(WarningRecord(code="staple_left_out", message=message))
     per_voxel = geometry.voxel_volume_ml
-    spread = volume_spread(ranking.millilitres)
-    proposals = _proposal_records(key, ranking, job.request.seed)
     record = TargetRecord(
         target=key,
         name=key,
@@ -176,27 +171,35 @@ def _write_target(folder: Path, job: Job, wanted: Wanted, gathered: GatheredTarg
         empty_share=statistics.fmean(ranking.empty),
         mean_pairwise_dice=_finite(ranking.mean_pairwise_dice),
         stop_reason=ranking.stop_reason,
-        volume_ml=VolumeSpread(mean=spread.mean, sd=spread.sd, median=spread.median, low=spread.low, high=spread.high),
+        volume_ml=volume_spread(ranking.millilitres),
         ensembles_ml=EnsembleVolumes(
-            consensus=int(consensus.sum(dtype="int64")) * per_voxel,
-            mean_probability=gathered.ensemble.count() * per_voxel,
-            majority=votes.majority_voxels * per_voxel,
-            staple=None if staple is None else staple * per_voxel,
+            consensus=proposals.tally(CONSENSUS).voxels * per_voxel,
+            mean_probability=proposals.tally(MEAN).voxels * per_voxel,
+            majority=proposals.tally(MAJORITY).voxels * per_voxel,
+            staple=proposals.staple().voxels * per_voxel,
         ),
         agreement_file=agreement_file,
         ensemble_file=ensemble_file,
         consensus_file=consensus_file,
-        proposals=proposals,
+        proposals=_proposal_records(key, ranking, job.request.seed),
     )
     pictures = target_pictures(
         job.volume.array,
         job.plan,
         display_window(job.volume.array, job.modality),
-        gathered,
-        votes.agreement,
+        proposals,
+        agreement,
         [proposal.index for proposal in record.ranked() if proposal.segment is not None],
     )
-    return _TargetResult(record, _segments(job, wanted, gathered, record), pictures, warnings)
+    return _TargetResult(record, _segments(job, wanted, proposals, record), pictures, warnings)
+
+
+def volume_spread(millilitres: Sequence[float]) -> VolumeSpread:
+    """Spread of one or more volumes in mL; percentiles by linear interpolation."""
+    values = np.asarray(millilitres, dtype=np.float64)
+    low, median, high = (float(v) for v in np.percentile(values, (5, 50, 95)))
+    sd = float(values.std(ddof=1)) if values.size > 1 else 0.0
+    return VolumeSpread(mean=float(values.mean()), sd=sd, median=median, low=low, high=high)
 
 
 def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[ProposalRecord]:
@@ -225,12 +228,12 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
     return records
 
 
-def _segments(job: Job, wanted: Wanted, gathered: GatheredTarget, record: TargetRecord) -> list[Segment]:
+def _segments(job: Job, wanted: Wanted, proposals: Proposals, record: TargetRecord) -> list[Segment]:
     shown = [proposal for proposal in record.ranked() if proposal.segment is not None]
     return [
         Segment(
             name=proposal.segment or record.name,
-            mask=gathered.masks[proposal.index],
+            mask=PackedMask.from_array(proposals.volume(proposal.index)),
             color=shade(wanted.target.color_rgb, place, len(shown)),
             terminology=wanted.target.terminology_entry,
             tags={

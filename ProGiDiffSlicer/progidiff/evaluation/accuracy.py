@@ -11,9 +11,9 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice, proposal_scores, spearman
 from progidiff.evaluation.presenting import as_volume
 from progidiff.evaluation.summaries import patient_bootstrap
-from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
+from progidiff.events import ProposeRequest
 from progidiff.model.card import Accuracy
-from progidiff.ranking.ranking import Ranking
+from progidiff.proposals.proposals import MEAN, Proposals
 from progidiff.sampling.engine import Engine
 
 #: Smallest labelled area that counts as present, in mm²; slivers at an organ's very end say little about a model.
@@ -97,51 +97,22 @@ def score_slices(
         if present or missing:
             array, affine = as_volume(item, engine.card)
             engine.set_image(array, affine, item.modality, item.plane)
-            masks, probability, ranking = _propose(engine, (*present, *missing), proposals, steps, seed)
+            request = ProposeRequest((*present, *missing), proposals=proposals, steps=steps, seed=seed)
+            gathered = engine.gather(request)
             for target in present:
-                scores.append(_score(name, item, target, masks[target], probability[target], ranking[target], twin))
+                scores.append(_score(name, item, gathered[target], twin))
             for target in missing:
-                event = ranking[target]
+                event = gathered[target].checked()
                 absences.append(AbsentScore(name, target, item.patient, event.empty_share, event.empty[event.order[0]]))
         progress(done + 1)
     return scores, absences
 
 
-def _propose(
-    engine: Engine, targets: tuple[str, ...], proposals: int, steps: int, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, RankingEvent]]:
-    """Masks (N, H, W), mean probability (H, W) and ranking per target."""
-    masks: dict[str, list[np.ndarray]] = {t: [] for t in targets}
-    probability: dict[str, np.ndarray] = {}
-    ranking: dict[str, RankingEvent] = {}
-
-    def collect(event: object) -> None:
-        if isinstance(event, SliceEvent):
-            masks[event.target].append(event.masks)
-            if event.mean_probability is not None:
-                probability[event.target] = event.mean_probability
-        elif isinstance(event, RankingEvent):
-            ranking[event.target] = event
-
-    engine.propose(ProposeRequest(targets, proposals=proposals, steps=steps, seed=seed), collect, lambda: False)
-    return {t: np.concatenate(m) for t, m in masks.items()}, probability, ranking
-
-
-def _score(
-    name: str,
-    item: LabelledSlice,
-    target: str,
-    masks: np.ndarray,
-    probability: np.ndarray,
-    event: RankingEvent,
-    twin: Twin | None,
-) -> SliceScore:
+def _score(name: str, item: LabelledSlice, proposals: Proposals, twin: Twin | None) -> SliceScore:
+    target, event = proposals.target, proposals.checked()
     truth = item.labels[target]
-    values = [dice(mask, truth) for mask in masks]
-    ranking = Ranking(
-        tuple(event.order), tuple(event.scores), tuple(tuple(g) for g in event.groups), tuple(event.empty), "soft_dice"
-    )
-    figures = proposal_scores(values, ranking, k=3)
+    values = [dice(mask, truth) for mask in proposals.slice_masks(0)]
+    figures = proposal_scores(values, event, k=3)
     return SliceScore(
         set=name,
         target=target,
@@ -150,7 +121,7 @@ def _score(
         mean=figures.mean,
         best=figures.best,
         rand_top_3=figures.rand_top_k,
-        ensemble=dice(probability > 0.5, truth),
+        ensemble=dice(proposals.slice_mask(MEAN, 0), truth),
         diversity=event.mean_pairwise_dice,
         spearman=spearman(event.scores, values),
         twin=float("nan") if twin is None else dice(twin(item, target), truth),

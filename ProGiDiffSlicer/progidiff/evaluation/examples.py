@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from progidiff.errors import CancelledError
 from progidiff.evaluation.case_results import CaseResult, TargetResult
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
-from progidiff.events import ProposeRequest, SliceEvent
+from progidiff.events import ProposeRequest
 from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
+from progidiff.proposals.masks import bounding_box
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.slicing import extract_slice
 
@@ -100,12 +99,7 @@ def _picture(
 ) -> bytes | None:
     """PNG, or ``None`` where the case can no longer be read or drawn."""
     assert target.picture_slice is not None
-    index, masks = target.picture_slice, []
-
-    def collect(event: object) -> None:
-        if isinstance(event, SliceEvent):
-            masks.append(event.masks)
-
+    index = target.picture_slice
     try:
         image = case.read()
         engine.set_image(image.array, image.geometry.affine, image.modality, image.plan.plane)
@@ -118,22 +112,13 @@ def _picture(
             seed=document.settings.seed,
             slices=(index, index + 1),
         )
-        engine.propose(request, collect, cancelled)
+        first = engine.gather(request, cancelled)[target.target].slice_mask(target.first, index)
         pixels = windowed(extract_slice(image.array, image.plan, index), display_window(image.array, image.modality))
-        found = [np.concatenate(masks)[target.first], extract_slice(image.reference(target.target), image.plan, index)]
-        box = around(found[0] | found[1], image.plan.spacing_rc)
+        found = [first, extract_slice(image.reference(target.target), image.plan, index)]
+        # small organs would be lost in a whole slice
+        box = bounding_box(found[0] | found[1], *(round(MARGIN_MM / spacing) for spacing in image.plan.spacing_rc))
         return outlines_png(Frame(pixels[box], image.plan.spacing_rc), [mask[box] for mask in found])
     except CancelledError:
         raise
     except Exception:  # a picture less is no reason to lose the figures
         return None
-
-
-def around(mask: np.ndarray, spacing_rc: tuple[float, float]) -> tuple[slice, slice]:
-    """The part of a slice that shows a mask and ``MARGIN_MM`` about it: small organs would be lost in a whole slice."""
-    box = []
-    for axis in (0, 1):
-        used = np.flatnonzero(mask.any(axis=1 - axis))
-        margin = round(MARGIN_MM / spacing_rc[axis])
-        box.append(slice(max(int(used[0]) - margin, 0), int(used[-1]) + margin + 1))
-    return box[0], box[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
 from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
 from progidiff.events import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
-from progidiff.ranking.ensembles import consensus_level
-from progidiff.ranking.gram import GramAccumulator
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.proposals import CONSENSUS, MEAN, MaskKey, Proposals, mean_probability
+from progidiff.proposals.ranking import rank
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
-from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.slicing import extract_slice
 
 
@@ -119,7 +117,7 @@ def _propose(
         if isinstance(event, SliceEvent):
             gathered[event.target].take(event)
         elif isinstance(event, RankingEvent):
-            gathered[event.target].ranking = event
+            gathered[event.target].proposals.add(event)
         elif isinstance(event, ProgressEvent):
             progress(event.fraction)
         elif isinstance(event, WarningEvent) and event.code in IMAGE_WARNINGS[1:4]:
@@ -134,51 +132,38 @@ def _propose(
 
 
 class _Gathered:
-    """The proposals of one target, at one bit per voxel."""
+    """The proposals of one target, and how they compare with its reference."""
 
     def __init__(self, image: LabelledImage, target: str) -> None:
         self._image, self._target = image, target
         self._reference = image.reference(target)
         if image.ignored is not None:
             self._reference = self._reference & ~image.ignored
-        self._parts: dict[int, list[np.ndarray]] = {}
-        self._masks: list[PackedMask] = []
-        self._ensemble = PackedMask(image.geometry.shape_kji)
-        self._gram = GramAccumulator()
         self._calibration = CalibrationCount()
-        self.ranking: RankingEvent | None = None
+        self.proposals = Proposals(target, image.plan, range(image.plan.count))
 
     def take(self, event: SliceEvent) -> None:
         """Some proposals on a slice; with the last of them the slice is complete."""
-        parts = self._parts.setdefault(event.slice_index, [])
-        parts.append(event.masks)
-        if event.mean_probability is None:
-            return
-        image, index = self._image, event.slice_index
-        masks, probability = np.concatenate(self._parts.pop(index)), event.mean_probability
-        reference = extract_slice(self._reference, image.plan, index)
+        image, mean = self._image, mean_probability(event)
         if image.ignored is not None:
-            known = ~extract_slice(image.ignored, image.plan, index)
-            masks, probability = masks & known, probability * known
-        self._calibration.add(probability, reference)
-        self._gram.add(masks)
-        self._masks = self._masks or [PackedMask(image.geometry.shape_kji) for _ in masks]
-        for packed, mask in zip(self._masks, masks, strict=True):
-            packed.set_slice(image.plan, index, mask)
-        self._ensemble.set_slice(image.plan, index, probability > 0.5)
+            known = ~extract_slice(image.ignored, image.plan, event.slice_index)
+            mean = None if mean is None else mean * known
+            event = replace(event, masks=event.masks & known, mean_probability=mean)
+        self.proposals.add(event)
+        if mean is not None:
+            self._calibration.add(mean, extract_slice(self._reference, image.plan, event.slice_index))
 
     def scored(self, settings: EvaluationSettings) -> TargetResult:
         """Everything about the target."""
-        assert self.ranking is not None
-        event, gram = self.ranking, self._gram.matrix
+        event, gram = self.proposals.checked(), self.proposals.gram
         present = bool(self._reference.any())
-        proposals = [self._score(mask, settings) for mask in self._masks]
+        proposals = [self._score(number, settings) for number in range(self.proposals.count)]
         medoid = rank(gram, "medoid").order[0]
         answers: dict[str, AnswerScore] = {
             "rank1": one(proposals[event.order[0]]),
             "medoid": one(proposals[medoid]),
-            "consensus": one(self._score(self._consensus(), settings)),
-            "ensemble": one(self._score(self._ensemble, settings)),
+            "consensus": one(self._score(CONSENSUS, settings)),
+            "ensemble": one(self._score(MEAN, settings)),
         }
         assert tuple(answers) == SINGLE
         values = [p.dice or 0.0 for p in proposals]
@@ -201,23 +186,15 @@ class _Gathered:
             picture_slice=self._fullest() if present else None,
         )
 
-    def _score(self, mask: PackedMask, settings: EvaluationSettings) -> MaskScore:
+    def _score(self, key: MaskKey, settings: EvaluationSettings) -> MaskScore:
         spacing: Sequence[float] = self._image.geometry.spacing[::-1]
-        prediction, reference = mask.to_array(), self._reference
+        prediction, reference = self.proposals.volume(key), self._reference
         axis = self._image.plan.axis
         if self._image.plan.count == 1:
             # a single slice has no extent across it: its outline is a curve, not a surface
             prediction, reference = prediction.take(0, axis), reference.take(0, axis)
             spacing = [s for n, s in enumerate(spacing) if n != axis]
         return score_mask(prediction, reference, spacing, settings.tolerance_mm)
-
-    def _consensus(self) -> PackedMask:
-        count = len(self._masks)
-        votes = np.zeros(self._image.geometry.shape_kji, dtype=np.uint16)
-        for mask in self._masks:
-            votes += mask.to_array()
-        filled = sum(mask.count() > 0 for mask in self._masks)
-        return PackedMask.from_array(votes >= consensus_level(np.bincount(votes.ravel(), minlength=count + 1), filled))
 
     def _size(self) -> float:
         count = int(np.count_nonzero(self._reference))

@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from progidiff.ranking.ranking import Ranking
+from progidiff.events import RankingEvent
+from progidiff.proposals.ranking import Ranking
 
 Presence = Literal["TP", "FP", "FN", "TN"]
 
@@ -120,7 +121,7 @@ class ProposalScores:
     proposals: int
 
 
-def proposal_scores(true_dice: Sequence[float], ranking: Ranking, k: int = 3) -> ProposalScores:
+def proposal_scores(true_dice: Sequence[float], ranking: Ranking | RankingEvent, k: int = 3) -> ProposalScores:
     """Summarise proposals whose true Dice is known.
 
     Args:

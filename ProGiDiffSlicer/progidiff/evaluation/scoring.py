@@ -9,7 +9,8 @@ import numpy as np
 
 from progidiff.evaluation.case_results import CALIBRATION_BINS, AnswerScore, Calibration, CurvePoint, MaskScore
 from progidiff.evaluation.metrics import dice, hd95, nsd, presence
-from progidiff.ranking.ranking import rank
+from progidiff.proposals.masks import bounding_box
+from progidiff.proposals.ranking import rank
 
 _FAINT = 0.01
 
@@ -27,7 +28,8 @@ def score_mask(
     if found != "TP":
         return MaskScore(presence=found, dice=overlap, nsd=0.0)
     # the distances need the surroundings of both masks only, and a whole volume costs a hundred times as much
-    box = _box(prediction | reference)
+    box = bounding_box(prediction | reference, *[1] * reference.ndim)
+    assert box is not None
     a, b = prediction[box], reference[box]
     return MaskScore(presence=found, dice=overlap, hd95_mm=hd95(a, b, spacing), nsd=nsd(a, b, spacing, tolerance_mm))
 
@@ -117,12 +119,3 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """Mean of the numbers among the values."""
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
-
-
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Bounding box with a margin of one voxel, within the array."""
-    box = []
-    for axis in range(mask.ndim):
-        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(max(int(used[0]) - 1, 0), int(used[-1]) + 2))
-    return tuple(box)

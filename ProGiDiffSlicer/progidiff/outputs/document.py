@@ -125,7 +125,7 @@ class EnsembleVolumes(_Part):
     ``consensus``: voxels in enough proposals for the highest expected Dice (the mask in ``consensus_<target>.nii.gz``),
     ``None`` in results of earlier versions. ``mean_probability``: mean of the proposals' probabilities above 0.5 (the
     mask in ``ensemble_<target>.nii.gz``). ``majority``: voxels in more than half of the proposals. ``staple``: STAPLE
-    (Warfield 2004, SimpleITK), ``None`` where it could not be computed.
+    (Warfield 2004), ``None`` in results of earlier versions where it was left out.
     """
 
     consensus: float | None = None

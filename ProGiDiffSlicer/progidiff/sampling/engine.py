@@ -13,18 +13,19 @@ import numpy as np
 import torch
 
 from progidiff.errors import AdapterError, InputError, ModelError, WorseAdapterError
-from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, WarningEvent
+from progidiff.events import DoneEvent, Event, ImageInfo, ProposeRequest, WarningEvent
 from progidiff.memory import peak_memory_mb
 from progidiff.model.adapter import AppliedAdapter, apply_adapter
 from progidiff.model.adapter_card import AdapterCard, load_adapter_card
 from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
-from progidiff.ranking.stopping import AdaptiveStopping
+from progidiff.proposals.proposals import MAJORITY, Gathered
+from progidiff.proposals.votes import AdaptiveStopping
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.denoise import make_scheduler
 from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.sampling.run import Emit, Run
-from progidiff.sampling.sampler import Pieces, Sampler
+from progidiff.sampling.sampler import Sampler
 
 #: Most proposals of one target.
 MAX_PROPOSALS = 1000
@@ -166,26 +167,48 @@ class Engine:
         request = self._checked(request, image)
         slices = list(range(image.plan.count) if request.slices is None else range(*request.slices))
         automatic = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
-        run = Run(request, slices, request.batch_size or automatic, emit, cancelled)
+        run = Run(request, image.plan, slices, request.batch_size or automatic, emit, cancelled)
         for warning in self._warnings(image):
             emit(warning)
         run.check()
         run.progress("encoding", slices[0], request.targets[0])
         sampler = Sampler(self.model, image, self._conditioner)
         reasons = self._adaptive(run, sampler) if request.adaptive else self._fixed(run, sampler)
-        for target, stack in run.stacks.items():
+        for target, proposals in run.proposals.items():
             run.check()
-            event = stack.ranking(request, image.voxel_ml, reasons[target])
+            event = proposals.rank(request, image.voxel_ml, reasons[target])
             emit(event)
             if event.empty_share >= 0.5:
                 share = f"{event.empty_share:.0%}"
                 emit(WarningEvent("empty", f"{target}: {share} of the proposals are empty; it may not be in these slices."))
-            elif stack.majority_pixels == 0:
+            elif not proposals.tally(MAJORITY).voxels:
                 message = f"{target}: the proposals do not agree on any place; it may not be in these slices."
                 emit(WarningEvent("disagreement", message))
-        count = max(stack.count for stack in run.stacks.values())
+        count = max(proposals.count for proposals in run.proposals.values())
         adapter = None if self.adapter is None else self.adapter.adapter_id
         emit(DoneEvent(self.card.model_id, count, run.timing(), peak_memory_mb(), adapter))
+
+    def gather(
+        self,
+        request: ProposeRequest,
+        cancelled: Callable[[], bool] = lambda: False,
+        told: Emit = lambda event: None,
+    ) -> Gathered:
+        """:meth:`propose`, and everything that it reports in one piece; ``told`` also receives the events one by one.
+
+        Raises:
+            As :meth:`propose`.
+        """
+        if self._image is None:
+            raise InputError("There is no image to work on; set one first.")
+        gathered = Gathered(request.targets, self._image.plan, request.slices)
+
+        def emit(event: Event) -> None:
+            gathered.add(event)
+            told(event)
+
+        self.propose(request, emit, cancelled)
+        return gathered
 
     def _checked(self, request: ProposeRequest, image: LoadedImage) -> ProposeRequest:
         """The request with repeated targets removed.
@@ -245,7 +268,7 @@ class Engine:
         reasons = self._pilot(run, sampler, pilot)
         run.slices_done = len(pilot)
         others = [index for index in run.slices if index not in set(pilot)]
-        counts = {target: stack.count for target, stack in run.stacks.items()}
+        counts = {target: proposals.count for target, proposals in run.proposals.items()}
         run.rows_total = run.rows_done + len(others) * sum(counts.values())
         run.progress("sampling")
         if not others:
@@ -259,17 +282,19 @@ class Engine:
         most = run.request.proposals
         rules = {t: AdaptiveStopping(block=BLOCK, minimum=min(FEWEST, most), maximum=most) for t in run.request.targets}
         reasons: dict[str, str] = {}
-        pieces: Pieces = {}
         while len(reasons) < len(rules):
-            known = {t: run.stacks[t].count for t in rules if t not in reasons}
+            known = {t: run.proposals[t].count for t in rules if t not in reasons}
             going = {t: range(count, count + rules[t].next_block(count)) for t, count in known.items()}
-            sampler.stream(run, slices, going, pieces)
+            sampler.stream(run, slices, going, keep=True)
             for target, count in known.items():
-                stack = run.stacks[target]
-                change = stack.consensus_change()
-                decision = rules[target].update(stack.gram, change if count else None)
+                proposals = run.proposals[target]
+                change = proposals.consensus_change()
+                decision = rules[target].update(proposals.gram, change if count else None)
                 if decision.stop:
                     reasons[target] = decision.reason
+                    for index in slices:
+                        proposals.let_go(index)
+                        del run.probabilities[index, target]
         return reasons
 
 

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from progidiff.errors import CancelledError, ModelError
 from progidiff.events import Event, ProgressEvent, ProposeRequest, WarningEvent
-from progidiff.sampling.stack import TargetStack
+from progidiff.proposals.proposals import Proposals
+from progidiff.volumes.slicing import SlicePlan
 
 Emit = Callable[[Event], None]
 
@@ -18,20 +21,32 @@ class Run:
 
     Args:
         request: the checked request.
+        plan: how the image is cut into slices.
         slices: slice indices, in the order in which they are sampled.
         batch: most rows in one network call, to begin with.
         emit: receives the events.
         cancelled: asked often; true ends the request.
+
+    Attributes:
+        proposals: what has been sampled, by target.
+        probabilities: of slices in the making, by slice and target: the sum over the proposals, float32 (rows, columns).
     """
 
     def __init__(
-        self, request: ProposeRequest, slices: list[int], batch: int, emit: Emit, cancelled: Callable[[], bool]
+        self,
+        request: ProposeRequest,
+        plan: SlicePlan,
+        slices: list[int],
+        batch: int,
+        emit: Emit,
+        cancelled: Callable[[], bool],
     ) -> None:
         self.request = request
         self.slices = slices
         self.batch = batch
         self.emit = emit
-        self.stacks = {target: TargetStack(target) for target in request.targets}
+        self.proposals = {target: Proposals(target, plan, range(plan.count)) for target in request.targets}
+        self.probabilities: dict[tuple[int, str], np.ndarray] = {}
         self.rows_total = len(slices) * len(request.targets) * request.proposals
         self.slices_done = 0
         self._cancelled = cancelled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 
@@ -20,11 +20,8 @@ from progidiff.sampling.image import LoadedImage
 from progidiff.sampling.noise import proposal_noise
 from progidiff.sampling.presence import presence_threshold
 from progidiff.sampling.run import Run
-from progidiff.sampling.stack import OpenSlice
 
 Row = tuple[int, str, int]  # slice, target, proposal
-#: Slices in the making, by slice and target.
-Pieces = dict[tuple[int, str], OpenSlice]
 
 #: Samples in the very first batch of a request that leaves the batch size open, so that something is seen early.
 FIRST_BATCH = 2
@@ -58,7 +55,7 @@ class Sampler:
         self._image = image
         self._conditioner = conditioner
 
-    def stream(self, run: Run, slices: list[int], wanted: Mapping[str, range], pieces: Pieces | None = None) -> None:
+    def stream(self, run: Run, slices: list[int], wanted: Mapping[str, range], keep: bool = False) -> None:
         """Sample the proposals ``wanted`` of each target on ``slices``, and emit every slice as it is decoded.
 
         Rows run slice by slice, so that a slice is complete before much of the next one is begun, and only slices in the
@@ -68,11 +65,9 @@ class Sampler:
             run: the request.
             slices: slice indices.
             wanted: proposals by target.
-            pieces: slices that are kept for further proposals; without it a slice is dropped when complete, and counted
-                as done.
+            keep: further proposals on these slices will follow; otherwise the masks of a slice are let go of when it is
+                complete, and it is counted as done.
         """
-        keep = pieces is not None
-        held: Pieces = {} if pieces is None else pieces
         last_target = list(wanted)[-1]
         rows: Iterator[Row] = ((s, t, p) for s in slices for t, proposals in wanted.items() for p in proposals)
         pending: list[Row] = []
@@ -91,27 +86,22 @@ class Sampler:
             for part in parts:
                 run.check()
                 last = part.first + len(part.masks) == wanted[part.target].stop
-                self._send(run, part, held.setdefault((part.index, part.target), OpenSlice()), last)
+                self._send(run, part, last)
                 if last and not keep:
-                    del held[part.index, part.target]
+                    del run.probabilities[part.index, part.target]
+                    run.proposals[part.target].let_go(part.index)
                     run.slices_done += part.target == last_target
             run.progress("sampling", batch[-1][0], batch[-1][1])
 
-    def _send(self, run: Run, part: _Part, piece: OpenSlice, last: bool) -> None:
-        """Count a part and send it; the last one of a block with what all proposals of the slice so far say."""
-        piece.add(part.masks, part.probability)
-        if last:
-            run.stacks[part.target].close_block(piece)
-        run.emit(
-            SliceEvent(
-                target=part.target,
-                slice_index=part.index,
-                first_proposal=part.first,
-                masks=part.masks,
-                agreement=piece.agreement() if last else None,
-                mean_probability=piece.mean_probability() if last else None,
-            )
-        )
+    def _send(self, run: Run, part: _Part, last: bool) -> None:
+        """Gather a part and send it; the last one of a block with what all proposals of the slice so far say."""
+        proposals, place = run.proposals[part.target], (part.index, part.target)
+        before = run.probabilities.get(place)
+        total = run.probabilities[place] = part.probability if before is None else before + part.probability
+        mean = np.asarray(total / (part.first + len(part.masks)), np.float32) if last else None
+        event = SliceEvent(part.target, part.index, part.first, part.masks, mean_probability=mean)
+        proposals.add(event)
+        run.emit(replace(event, agreement=proposals.agreement_slice(part.index)) if last else event)
         run.sent(len(part.masks))
 
     def _sampled(self, run: Run, batch: list[Row]) -> list[_Part] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice
 from progidiff.evaluation.presenting import as_volume
-from progidiff.events import Event, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.events import ProposeRequest
 from progidiff.model.adapter_card import TargetScore
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import Stack
@@ -57,18 +57,9 @@ def first_ranked(
         if not targets:
             continue
         engine.set_image(*as_volume(item, engine.card), item.modality, item.plane)
-        masks: dict[str, list[np.ndarray]] = {t: [] for t in targets}
-        order: dict[str, int] = {}
-
-        def collect(event: Event, masks: dict[str, list[np.ndarray]] = masks, order: dict[str, int] = order) -> None:
-            if isinstance(event, SliceEvent):
-                masks[event.target].append(event.masks)
-            elif isinstance(event, RankingEvent):
-                order[event.target] = event.order[0]
-
-        engine.propose(ProposeRequest(targets, proposals=proposals, seed=seed), collect, lambda: False)
+        gathered = engine.gather(ProposeRequest(targets, proposals=proposals, seed=seed))
         for target in targets:
-            mask = np.concatenate(masks[target])[order[target]]
+            mask = gathered[target].slice_mask(gathered[target].checked().order[0], 0)
             found.append(FirstRanked(item, target, mask, dice(mask, item.labels[target])))
     return found
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from progidiff.volumes.slicing import SlicePlan, restore_slice
-
 Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -36,19 +34,6 @@ class PackedMask:
         packed = cls((bits.shape[0], bits.shape[1], columns))
         packed._bits = bits
         return packed
-
-    def set_slice(self, plan: SlicePlan, index: int, canonical: np.ndarray) -> None:
-        """Replace slice ``index`` by a canonical slice (rows, columns) of bool."""
-        raw = np.asarray(restore_slice(canonical, plan), dtype=bool)
-        if plan.axis < 2:
-            lines = self._bits[index] if plan.axis == 0 else self._bits[:, index]
-            if raw.any() or lines.any():
-                lines[:] = np.packbits(raw, axis=-1)
-            return
-        column = self._bits[:, :, index // 8]  # a slice across I is one bit of a column of bytes
-        bit = 0x80 >> (index % 8)
-        column &= np.uint8(0xFF - bit)
-        column |= raw.astype(np.uint8) * np.uint8(bit)
 
     def plane(self, k: int) -> np.ndarray:
         """Plane ``k`` of the array as bool (J, I)."""

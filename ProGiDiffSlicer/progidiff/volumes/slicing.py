@@ -60,6 +60,13 @@ class SlicePlan:
     flip_rows: bool
     flip_cols: bool
 
+    @property
+    def shape_kji(self) -> tuple[int, int, int]:
+        """Shape of the volume's array."""
+        shape = list(self.shape_rc[::-1] if self.transpose else self.shape_rc)
+        shape.insert(self.axis, self.count)
+        return (shape[0], shape[1], shape[2])
+
 
 def plan_slices(geometry: Geometry, plane: str | None = None, known: Sequence[str] = USUAL_PLANES) -> SlicePlan:
     """Plan the slices of a volume in ``plane``, or in the plane in which a model should see it.

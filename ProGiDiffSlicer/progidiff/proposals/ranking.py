@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from progidiff.errors import InputError
-from progidiff.events import RankingMethod
-from progidiff.ranking.gram import pairwise_dice
+from progidiff.events import ProposeRequest, RankingEvent, RankingMethod
+from progidiff.proposals.votes import mean_pairwise_dice, pairwise_dice
 
 DUPLICATE_DICE = 0.98
 """Proposals whose Dice is above this look the same to a reader and are shown once."""
@@ -66,7 +66,7 @@ def soft_dice_confidence(gram: np.ndarray) -> np.ndarray:
     the majority's. Without empty proposals this is the paper's formula.
 
     Args:
-        gram: float64 (N, N), see :func:`progidiff.ranking.gram.gram_matrix`.
+        gram: float64 (N, N), see :func:`progidiff.proposals.votes.gram_matrix`.
 
     Returns:
         float64 (N,) in [0, 1]; 1 for a single proposal or identical ones.
@@ -145,3 +145,33 @@ def rand_top_k(ranking: Ranking, k: int, seed: int) -> RandTopK:
         raise InputError(f"The number of best proposals must be at least 1, not {k}.")
     best = ranking.order[:k]
     return RandTopK(best=best, pick=best[int(np.random.default_rng(seed).integers(len(best)))])
+
+
+def ranking_event(target: str, gram: np.ndarray, request: ProposeRequest, voxel_ml: float, stop_reason: str) -> RankingEvent:
+    """What the engine says of a target's proposals.
+
+    Args:
+        target: canonical name.
+        gram: overlaps of all proposals, float64 (N, N), in voxels.
+        request: says how they are scored, and of how many one is drawn.
+        voxel_ml: volume of a voxel.
+        stop_reason: why sampling ended, as a sentence.
+
+    Raises:
+        InputError: there are no proposals, or the request cannot be served.
+    """
+    ranking = rank(gram, request.ranking)
+    top = rand_top_k(ranking, request.top_k, request.seed)
+    return RankingEvent(
+        target=target,
+        order=list(ranking.order),
+        scores=list(ranking.scores),
+        groups=[list(group) for group in ranking.groups],
+        top_k=list(top.best),
+        random_pick=top.pick,
+        millilitres=[float(v) for v in np.diagonal(gram) * voxel_ml],
+        empty=list(ranking.empty),
+        empty_share=ranking.empty_share,
+        mean_pairwise_dice=mean_pairwise_dice(gram),
+        stop_reason=stop_reason,
+    )

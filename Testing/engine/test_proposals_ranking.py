@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from progidiff.errors import InputError
-from progidiff.ranking.gram import gram_matrix
-from progidiff.ranking.ranking import medoid_scores, rand_top_k, rank, soft_dice_confidence
+from progidiff.proposals.ranking import medoid_scores, rand_top_k, rank, soft_dice_confidence
+from progidiff.proposals.votes import gram_matrix
 
 
 def disc(row: float, column: float, radius: float, size: int = 64) -> np.ndarray:

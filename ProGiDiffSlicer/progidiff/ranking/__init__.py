@@ -1,1 +1,0 @@
-"""Ranking of proposals without ground truth, ensembles of them, and when to stop sampling."""
