@@ -17,7 +17,6 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
 from progidiff.evaluation.accuracy import MIN_AREA_MM2
 from progidiff.evaluation.presenting import as_volume
-from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.outputs.atomic import atomic_file
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import Ranking, rank
@@ -26,6 +25,7 @@ from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.sampling.image import load_image
 from progidiff.sampling.run import Run
 from progidiff.sampling.sampler import Pieces, Sampler
+from progidiff.wire.messages import ProposeRequest, SliceEvent
 
 #: Probability below which a pixel is not kept; far less than any threshold or bin that a table uses.
 _FAINT = 0.005

@@ -25,7 +25,7 @@ from progidiff import __version__
 from progidiff.client import WorkerClient
 from progidiff.errors import ModelError, ProGiDiffError, WorkerError
 from progidiff.locations import default_model_folder, model_size
-from progidiff.protocol import Device
+from progidiff.wire.messages import Device
 
 Status = Literal["ok", "warning", "missing"]
 

@@ -20,7 +20,11 @@ from typing import Any
 import numpy as np
 
 from progidiff.errors import CancelledError, ModelError
-from progidiff.events import (
+from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
+from progidiff.ranking.ranking import rand_top_k, rank
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import (
     DoneEvent,
     Event,
     ImageInfo,
@@ -30,10 +34,6 @@ from progidiff.events import (
     SliceEvent,
     WarningEvent,
 )
-from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
-from progidiff.ranking.ranking import rand_top_k, rank
-from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.slicing import plan_slices
 from progidiff.worker.server import serve
 
 SCRIPT: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}

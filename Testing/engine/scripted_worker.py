@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from progidiff.errors import CancelledError, InputError, ModelError, PromptError
-from progidiff.events import (
+from progidiff.wire.messages import (
     DoneEvent,
     Event,
     ImageInfo,

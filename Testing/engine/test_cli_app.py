@@ -19,10 +19,10 @@ from progidiff.cli.app import app
 from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
 from progidiff.errors import InputError
-from progidiff.events import ProgressEvent
 from progidiff.model import build
 from progidiff.outputs.volumes_out import write_volume
 from progidiff.volumes.geometry import Geometry
+from progidiff.wire.messages import ProgressEvent
 
 ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
 PACKAGE_HOME = str(Path(progidiff.__file__).parents[1])

@@ -22,7 +22,6 @@ from progidiff.cli.gathering import Gathered, GatheredTarget, canonical_slice
 from progidiff.cli.pictures import choose_slices
 from progidiff.cli.proposing import understand
 from progidiff.errors import PromptError, ProtocolError
-from progidiff.events import DoneEvent, RankingEvent, SliceEvent
 from progidiff.outputs.document import ProposalsDocument, read_document
 from progidiff.outputs.volumes_out import write_volume
 from progidiff.ranking.ensembles import consensus, staple
@@ -30,6 +29,7 @@ from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import extract_slice, plan_slices
+from progidiff.wire.messages import DoneEvent, RankingEvent, SliceEvent
 
 from ..volume_examples import oriented, write_dicom_series
 

@@ -25,7 +25,7 @@ from progidiff.client import (
     WorkerStateError,
 )
 from progidiff.errors import CancelledError, ProGiDiffError
-from progidiff.events import ProposeRequest
+from progidiff.wire.messages import ProposeRequest
 
 from .test_worker_lifetime import gone, posix_only
 from .worker_pipe import environment, phantom, scripted_command

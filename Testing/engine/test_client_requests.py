@@ -18,7 +18,7 @@ from progidiff.client import (
     WorkerStateError,
 )
 from progidiff.errors import CancelledError, InputError
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.messages import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 
 from .worker_pipe import environment, phantom, scripted_command
 
@@ -41,7 +41,7 @@ def test_the_client_imports_neither_torch_nor_anything_else_heavy() -> None:
     probe = (
         "import json, sys\n"
         "before = set(sys.modules)\n"
-        "import progidiff.client, progidiff.protocol\n"
+        "import progidiff.client, progidiff.wire.messages\n"
         "roots = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(json.dumps(sorted(roots - set(sys.stdlib_module_names))))\n"
     )

@@ -33,10 +33,8 @@ SHARED = (
     "progidiff.client",
     "progidiff.curation",
     "progidiff.errors",
-    "progidiff.events",
     "progidiff.locations",
     "progidiff.outputs.tags",
-    "progidiff.protocol",
     "progidiff.ranking",
     "progidiff.remote",
     "progidiff.resources",
@@ -45,6 +43,7 @@ SHARED = (
     "progidiff.volumes.geometry",
     "progidiff.volumes.slicing",
     "progidiff.volumes.values",
+    "progidiff.wire",
 )
 IN_SLICER = {"numpy", "SimpleITK"}
 # Parents of shared modules: their __init__ holds no imports.

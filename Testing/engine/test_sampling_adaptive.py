@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progidiff.events import RankingEvent, SliceEvent
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
 from progidiff.sampling import sampler
 from progidiff.sampling.engine import PILOT_SLICES
 from progidiff.sampling.noise import proposal_noise
+from progidiff.wire.messages import RankingEvent, SliceEvent
 
 Run = Callable[..., Any]
 

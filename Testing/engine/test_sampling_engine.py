@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from progidiff.errors import InputError, ModelError
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.ranking import rank
 from progidiff.sampling import sampler
+from progidiff.wire.messages import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 
 Run = Callable[..., Any]
 

@@ -13,8 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest
-from progidiff.protocol import Bye, Cancelled, Hello, HelloReply, Ping, Pong, Propose, Shutdown
+from progidiff.wire.messages import (
+    Bye,
+    Cancelled,
+    DoneEvent,
+    Hello,
+    HelloReply,
+    Ping,
+    Pong,
+    ProgressEvent,
+    Propose,
+    ProposeRequest,
+    Shutdown,
+)
 
 from .worker_pipe import PATIENCE_S, Peer, environment, request_bytes, scripted_command
 

@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from progidiff.protocol import ErrorReply, Hello, HelloReply, Ping, Pong, SetImage, encode_frame
+from progidiff.wire.frames import encode_frame
+from progidiff.wire.messages import ErrorReply, Hello, HelloReply, Ping, Pong, SetImage
 from progidiff.worker.server import EXIT_OK, EXIT_PROTOCOL
 
 from .test_protocol_frames import BROKEN_HEADERS
@@ -36,7 +37,7 @@ def test_wrong_requests_are_answered_with_their_id_and_the_worker_goes_on() -> N
             assert owner == 4
             assert isinstance(error, ErrorReply)
             assert error.code == code
-        peer.send_bytes(b"".join(encode_frame({"type": "hello", "v": 1, "id": 9}, {"x": np.arange(4)})))
+        peer.send_bytes(b"".join(encode_frame({"type": "hello", "v": 2, "id": 9}, {"x": np.arange(4)})))
         owner, error = peer.next()
         assert (owner, getattr(error, "code", None)) == (9, "schema")
         peer.send(Ping(), 10)

@@ -10,7 +10,7 @@ import pytest
 
 from progidiff.client import ClientState, RemoteError, WorkerClient
 from progidiff.errors import CancelledError
-from progidiff.events import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent
 
 pytestmark = pytest.mark.slow  # one worker, which loads torch, serves all tests
 LIVER = ProposeRequest(("liver",), proposals=3, top_k=2, steps=2, seed=5)

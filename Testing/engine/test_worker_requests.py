@@ -12,12 +12,14 @@ import numpy as np
 import pydicom
 import pytest
 
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
-from progidiff.protocol import (
+from progidiff.targets.catalog import target_for
+from progidiff.volumes.reading import read_volume
+from progidiff.wire.messages import (
     Accepted,
     Acknowledged,
     Cancel,
     Cancelled,
+    DoneEvent,
     ErrorReply,
     Hello,
     HelloReply,
@@ -27,20 +29,23 @@ from progidiff.protocol import (
     Loaded,
     Ping,
     Pong,
+    ProgressEvent,
     Propose,
+    ProposeRequest,
+    RankingEvent,
     Reply,
     SegmentFacts,
     SegWritten,
     SetImage,
     Shutdown,
+    SliceEvent,
     Status,
     StatusReply,
     UnloadAdapter,
+    WarningEvent,
     WriteSeg,
     image_key,
 )
-from progidiff.targets.catalog import target_for
-from progidiff.volumes.reading import read_volume
 
 from ..volume_examples import oriented, write_patient_series
 from .scripted_worker import SECRET

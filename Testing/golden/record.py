@@ -101,8 +101,8 @@ def gathered(events: Iterable[Any], plain: Plain) -> tuple[list[Any], dict[str, 
 
 def record_engine(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The six requests, in this process."""
-    from progidiff.events import ProposeRequest
     from progidiff.sampling.engine import Engine
+    from progidiff.wire.messages import ProposeRequest
 
     engine = Engine.load(folder / "model", "cpu")
     engine.set_image(image(), AFFINE, "CT")
@@ -122,8 +122,8 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
     """The six requests and other calls through the client and a worker, and all that went over the wire."""
     from progidiff.client import RemoteError, WorkerClient
     from progidiff.errors import CancelledError
-    from progidiff.events import ProposeRequest
-    from progidiff.protocol import FrameDecoder, frame_to_reply, frame_to_request
+    from progidiff.wire.frames import FrameDecoder
+    from progidiff.wire.messages import ProposeRequest, frame_to_reply, frame_to_request
 
     told, masks = {}, {}
     with tempfile.TemporaryDirectory() as place:

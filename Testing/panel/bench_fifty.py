@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent, ProposeRequest, SliceEvent
+from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProgressEvent, ProposeRequest, SliceEvent
 
 _BLOCK = 8
 

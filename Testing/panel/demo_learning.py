@@ -14,11 +14,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from progidiff.errors import InputError
-from progidiff.events import ProgressEvent
 from progidiff.locations import ADAPTER_CARD_NAME
 from progidiff.resources import sample_volume
 from progidiff.volumes.reading import Volume, read_volume
 from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import ProgressEvent
 
 from .demo_report import REPORT_NAME, Pair, write_page
 from .driver import Driver, qt, slicer

@@ -13,9 +13,9 @@ from progidiff.cli.gathering import Gathered
 from progidiff.cli.progress import ProgressView
 from progidiff.cli.proposing import understand
 from progidiff.cli.writing import Job, model_record, write_results
-from progidiff.events import Event, ProgressEvent, ProposeRequest, WarningEvent
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import Event, ProgressEvent, ProposeRequest, WarningEvent
 
 from .demo_learning import EXAMPLES
 from .demo_report import REPORT_NAME

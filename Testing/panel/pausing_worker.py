@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 from scripted_worker import ScriptedEngine, parse
 
 from progidiff.errors import CancelledError
-from progidiff.events import Event, ProposeRequest, SliceEvent
+from progidiff.wire.messages import Event, ProposeRequest, SliceEvent
 from progidiff.worker.server import serve
 
 

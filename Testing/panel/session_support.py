@@ -10,12 +10,21 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent, SliceEvent
-from progidiff.protocol import AdapterLoaded, AdapterUnloaded, ImageReply, Loaded
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+from progidiff.wire.messages import (
+    AdapterLoaded,
+    AdapterUnloaded,
+    DoneEvent,
+    ImageInfo,
+    ImageReply,
+    Loaded,
+    ProposeRequest,
+    RankingEvent,
+    SliceEvent,
+)
 from ProGiDiffSlicerLib.logic.volumes import volume_image
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure

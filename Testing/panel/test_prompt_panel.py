@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import qt
 
-from progidiff.events import ProgressEvent, WarningEvent
+from progidiff.wire.messages import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.panels.completion import completions, with_target
 from ProGiDiffSlicerLib.panels.history import MOST_KEPT, PromptHistory
 from ProGiDiffSlicerLib.panels.progress import remaining

@@ -9,7 +9,7 @@ import pytest
 import slicer
 
 from progidiff.errors import InputError, PromptError
-from progidiff.events import ProgressEvent, WarningEvent
+from progidiff.wire.messages import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import SessionState
 

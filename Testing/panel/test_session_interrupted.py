@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slicer
 
-from progidiff.events import SliceEvent
+from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.logic.session import SessionState
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 

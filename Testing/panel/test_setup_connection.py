@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from progidiff import __version__
-from progidiff.protocol import Loaded
+from progidiff.wire.messages import Loaded
 from ProGiDiffSlicerLib.setup.card import read_card
 from ProGiDiffSlicerLib.setup.connection import ConnectionTest, Trial
 from ProGiDiffSlicerLib.setup.readiness import readiness

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from Testing.alone import alone
 
 from progidiff.client import WorkerClient
-from progidiff.events import DoneEvent, ProposeRequest
+from progidiff.wire.messages import DoneEvent, ProposeRequest
 from ProGiDiffSlicerLib.setup.requirements import Need, read_needs
 
 pytestmark = pytest.mark.usefixtures("app")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from progidiff.errors import ProtocolError
-from progidiff.events import SliceEvent
 from progidiff.ranking.ensembles import agreement, consensus, consensus_level, majority, staple
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import extract_slice, plan_slices
+from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.logic.boxes import Crop
 from ProGiDiffSlicerLib.logic.store import CONSENSUS, MAJORITY, MEAN, STAPLE, ProposalStore
 from ProGiDiffSlicerLib.logic.volumes import volume_image

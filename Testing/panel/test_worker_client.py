@@ -10,8 +10,16 @@ import pytest
 import qt
 
 from progidiff.errors import InputError
-from progidiff.events import DoneEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
-from progidiff.protocol import ImageReply, Loaded, image_key
+from progidiff.wire.messages import (
+    DoneEvent,
+    ImageReply,
+    Loaded,
+    ProposeRequest,
+    RankingEvent,
+    SliceEvent,
+    WarningEvent,
+    image_key,
+)
 from ProGiDiffSlicerLib.worker.client import WorkerState
 
 from ..slicer_host import collected_exceptions

@@ -12,7 +12,7 @@ import pytest
 import qt
 
 from progidiff.errors import InputError
-from progidiff.events import SliceEvent
+from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.patience import Patience
@@ -43,9 +43,10 @@ pytestmark = pytest.mark.usefixtures("app")
 # A worker that says hello and answers the next request with whatever the test wants.
 HELLO_THEN = """
 import sys, time
-from progidiff.protocol import FrameDecoder, HelloReply, encode_frame, frame_to_request, reply_to_frame
+from progidiff.wire.frames import FrameDecoder, encode_frame
+from progidiff.wire.messages import HelloReply, frame_to_request, to_frame
 def say(reply, number):
-    frame = reply_to_frame(reply, number)
+    frame = to_frame(reply, number)
     sys.stdout.buffer.write(b"".join(map(bytes, encode_frame(frame.header, frame.arrays))))
     sys.stdout.flush()
 decoder = FrameDecoder()
@@ -142,9 +143,9 @@ def test_a_worker_of_another_version(spin: Spin) -> None:
     [
         ("sys.stdout.write('Killed')", "does not hold messages"),
         ("sys.stdout.buffer.write(b'PGD1' + bytes([255] * 12))", "longer than the limit"),
-        ("from progidiff.protocol import Pong; say(Pong(), number)", "sent a Pong message where a Loaded was due"),
+        ("from progidiff.wire.messages import Pong; say(Pong(), number)", "sent a Pong message where a Loaded was due"),
         (
-            "from progidiff.protocol import ErrorReply; say(ErrorReply('frame', 'It was cut.'), None)",
+            "from progidiff.wire.messages import ErrorReply; say(ErrorReply('frame', 'It was cut.'), None)",
             "could not read a request",
         ),
     ],

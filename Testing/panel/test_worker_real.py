@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from progidiff.events import ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import local_command
 

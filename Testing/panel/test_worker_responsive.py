@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import qt
 
-from progidiff.events import ProgressEvent, ProposeRequest, SliceEvent
-from progidiff.protocol import encode_frame, image_key, reply_to_frame
+from progidiff.wire.frames import encode_frame
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, SliceEvent, image_key, to_frame
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.client import SENDING
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
@@ -120,7 +120,7 @@ class FullPipe:
 @pytest.mark.parametrize("payload", [0, 400_000], ids=["small frames", "large frames"])
 def test_what_waits_is_read_in_portions(payload: int, spin: Spin) -> None:
     masks = np.zeros((8, 10, payload // 10), np.bool_)
-    frame = reply_to_frame(SliceEvent("liver", 0, 0, masks) if payload else ProgressEvent("sampling", 0.5), 7)
+    frame = to_frame(SliceEvent("liver", 0, 0, masks) if payload else ProgressEvent("sampling", 0.5), 7)
     one = b"".join(map(bytes, encode_frame(frame.header, frame.arrays)))
     count = 5000 if not payload else 40
     process = FullPipe(one * count)

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import qt
 
-from progidiff.events import ProgressEvent, ProposeRequest
+from progidiff.wire.messages import ProgressEvent, ProposeRequest
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient, WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, worker_environment

@@ -22,9 +22,9 @@ from progidiff import __version__
 from progidiff.client import WorkerClient
 from progidiff.errors import InputError
 from progidiff.locations import default_model_folder
-from progidiff.protocol import Device
 from progidiff.sampling.denoise import MAX_STEPS
 from progidiff.sampling.engine import Engine
+from progidiff.wire.messages import Device
 
 Say = Callable[[str], None]
 #: diffusers' default ``guidance_scale``.

@@ -16,7 +16,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from progidiff.protocol import SegmentFacts, SegWritten, WriteSeg
+from progidiff.wire.messages import SegmentFacts, SegWritten, WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
 from ProGiDiffSlicerLib.logic.curating_example import Slices, examine, mask_on_volume, stamp, volume_of
 from ProGiDiffSlicerLib.logic.labelmaps import segment_labelmap, segments_of, values_of

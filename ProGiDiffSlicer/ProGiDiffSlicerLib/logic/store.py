@@ -12,9 +12,9 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProtocolError
-from progidiff.events import RankingEvent, SliceEvent
 from progidiff.ranking.ensembles import consensus_level
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices, restore_slice
+from progidiff.wire.messages import RankingEvent, SliceEvent
 from ProGiDiffSlicerLib.logic.boxes import Box, Crop, assemble, hull, unpack, votes
 from ProGiDiffSlicerLib.logic.rows import CONSENSUS, MAJORITY, MEAN, STAPLE, Row, RowKey
 from ProGiDiffSlicerLib.logic.slice_votes import SliceVotes, Tally

@@ -6,7 +6,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from progidiff.events import IMAGE_WARNINGS, WarningEvent
+from progidiff.wire.messages import IMAGE_WARNINGS, WarningEvent
 from ProGiDiffSlicerLib.signals import Signal
 
 # Lines of warnings; of a sequence with many frames the others are for who points at them.

@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from progidiff import __version__
 from progidiff.errors import ModelError
-from progidiff.protocol import Loaded
+from progidiff.wire.messages import Loaded
 from ProGiDiffSlicerLib.setup.card import Card, card_of
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.signals import Signal

@@ -9,8 +9,7 @@ from typing import Any
 import qt
 
 from progidiff.errors import InputError, ProtocolError
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest
-from progidiff.protocol import (
+from progidiff.wire.messages import (
     FINAL,
     Accepted,
     AdapterLoaded,
@@ -18,13 +17,16 @@ from progidiff.protocol import (
     Cancel,
     Cancelled,
     Device,
+    DoneEvent,
     ErrorReply,
     HelloReply,
     ImageReply,
     Load,
     LoadAdapter,
     Loaded,
+    ProgressEvent,
     Propose,
+    ProposeRequest,
     Reply,
     Request,
     SegWritten,

@@ -10,8 +10,8 @@ from typing import Literal
 
 from slicer.i18n import tr as _
 
-from progidiff.protocol import ErrorReply
 from progidiff.remote import meaning_of_end
+from progidiff.wire.messages import ErrorReply
 
 Kind = Literal["start", "exit", "protocol", "lost", "remote"]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from progidiff.protocol import SetImage, image_digest
+from progidiff.wire.messages import SetImage, image_digest
 
 Array = npt.NDArray[Any]
 

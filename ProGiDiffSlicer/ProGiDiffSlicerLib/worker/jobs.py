@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from progidiff.protocol import Request
+from progidiff.wire.messages import Request
 from ProGiDiffSlicerLib.idle import Task
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.image import Image

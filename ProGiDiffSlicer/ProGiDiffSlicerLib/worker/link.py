@@ -9,18 +9,8 @@ from typing import Any
 import qt
 
 from progidiff.errors import ProtocolError
-from progidiff.protocol import (
-    ErrorReply,
-    Frame,
-    FrameDecoder,
-    Heartbeat,
-    Hello,
-    HelloReply,
-    Request,
-    encode_frame,
-    frame_to_reply,
-    request_to_frame,
-)
+from progidiff.wire.frames import Frame, FrameDecoder, encode_frame
+from progidiff.wire.messages import ErrorReply, Heartbeat, Hello, HelloReply, Request, frame_to_reply, to_frame
 from ProGiDiffSlicerLib.idle import BUDGET_S
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker import failures
@@ -108,7 +98,7 @@ class Link:
             ProtocolError: it holds something that cannot be sent.
         """
         self._next_id += 1
-        frame = request_to_frame(request, self._next_id)
+        frame = to_frame(request, self._next_id)
         buffers = [memoryview(buffer) for buffer in encode_frame(frame.header, frame.arrays)]
         self._outgoing.extend(buffers)
         self._queued += sum(map(len, buffers))

@@ -10,11 +10,11 @@ import numpy as np
 
 from progidiff.active.disagreement import SliceDoubt, TargetDoubt
 from progidiff.active.record import Item, TargetItem
-from progidiff.events import IMAGE_WARNINGS, ProposeRequest, SliceEvent, WarningEvent
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan, plan_slices, restore_slice
+from progidiff.wire.messages import IMAGE_WARNINGS, ProposeRequest, SliceEvent, WarningEvent
 
 
 @dataclass(frozen=True)

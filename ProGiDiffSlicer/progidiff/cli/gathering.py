@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from progidiff.errors import ProtocolError
-from progidiff.events import DoneEvent, Event, RankingEvent, SliceEvent, WarningEvent
 from progidiff.ranking.ensembles import consensus_level, staple
 from progidiff.volumes.packed import Bounds, PackedMask
 from progidiff.volumes.slicing import SlicePlan
+from progidiff.wire.messages import DoneEvent, Event, RankingEvent, SliceEvent, WarningEvent
 
 # STAPLE holds all proposals of the organ's box as bytes, and iterates over them; beyond this it would take
 # minutes.

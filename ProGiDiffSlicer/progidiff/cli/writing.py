@@ -13,7 +13,6 @@ from typing import Any
 from progidiff.cli.gathering import Gathered, GatheredTarget
 from progidiff.cli.pictures import target_pictures
 from progidiff.errors import InputError
-from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 from progidiff.outputs.colours import shade
 from progidiff.outputs.dicom_seg import dicom_seg, read_headers
 from progidiff.outputs.document import (
@@ -36,6 +35,7 @@ from progidiff.ranking.ensembles import volume_spread
 from progidiff.targets.catalog import Target
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan
+from progidiff.wire.messages import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"
 DICOM_NAME = "proposals.dcm"

@@ -22,24 +22,26 @@ from progidiff.client.errors import (
 from progidiff.client.process import WorkerProcess, default_command
 from progidiff.client.stream import EventStream
 from progidiff.errors import InputError, WorkerError
-from progidiff.events import ImageInfo, ProgressEvent, ProposeRequest
-from progidiff.protocol import (
-    MAX_PAYLOAD,
+from progidiff.remote import meaning_of_end
+from progidiff.wire.frames import MAX_PAYLOAD, Array
+from progidiff.wire.messages import (
     Accepted,
     AdapterLoaded,
     AdapterUnloaded,
-    Array,
     Cancel,
     Device,
     Hello,
     HelloReply,
+    ImageInfo,
     ImageReply,
     Load,
     LoadAdapter,
     Loaded,
     Ping,
     Pong,
+    ProgressEvent,
     Propose,
+    ProposeRequest,
     Request,
     SetImage,
     Shutdown,
@@ -48,7 +50,6 @@ from progidiff.protocol import (
     UnloadAdapter,
     image_key,
 )
-from progidiff.remote import meaning_of_end
 
 
 class ClientState(Enum):

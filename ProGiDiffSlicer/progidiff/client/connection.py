@@ -14,20 +14,9 @@ from typing import Any, TypeVar
 from progidiff.client.errors import RemoteError, WorkerExitedError, WorkerLostError, WorkerProtocolError
 from progidiff.client.process import WorkerProcess
 from progidiff.errors import CancelledError, ProtocolError, WorkerError
-from progidiff.protocol import (
-    FINAL,
-    Cancelled,
-    ErrorReply,
-    Frame,
-    FrameDecoder,
-    Heartbeat,
-    Reply,
-    Request,
-    encode_frame,
-    frame_to_reply,
-    request_to_frame,
-)
 from progidiff.remote import meaning_of_end
+from progidiff.wire.frames import Frame, FrameDecoder, encode_frame
+from progidiff.wire.messages import FINAL, Cancelled, ErrorReply, Heartbeat, Reply, Request, frame_to_reply, to_frame
 
 AnyReply = TypeVar("AnyReply", bound=Any)
 
@@ -79,7 +68,7 @@ class Connection:
             WorkerError: the connection is over.
         """
         request_id = next(self._ids)
-        frame = request_to_frame(request, request_id)
+        frame = to_frame(request, request_id)
         buffers = encode_frame(frame.header, frame.arrays)
         with self._changed:
             if self._failure is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from progidiff.errors import WorkerError
-from progidiff.protocol import ErrorReply
+from progidiff.wire.messages import ErrorReply
 
 _SHOWN_LINES = 5
 

@@ -10,8 +10,7 @@ from typing import Self
 from progidiff.client.connection import Connection
 from progidiff.client.errors import WorkerLostError
 from progidiff.errors import CancelledError, WorkerError
-from progidiff.events import DoneEvent, Event, ProgressEvent, RankingEvent, SliceEvent, WarningEvent
-from progidiff.protocol import Cancel
+from progidiff.wire.messages import Cancel, DoneEvent, Event, ProgressEvent, RankingEvent, SliceEvent, WarningEvent
 
 
 class EventStream(Iterator[Event]):

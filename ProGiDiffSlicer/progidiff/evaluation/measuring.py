@@ -13,13 +13,13 @@ from progidiff.evaluation.case_results import SINGLE, AnswerScore, CaseResult, M
 from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
 from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
-from progidiff.events import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 from progidiff.ranking.ensembles import consensus_level
 from progidiff.ranking.gram import GramAccumulator
 from progidiff.ranking.ranking import rank
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.slicing import extract_slice
+from progidiff.wire.messages import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from progidiff.errors import CancelledError, ModelError
-from progidiff.events import Event, ProgressEvent, ProposeRequest, WarningEvent
 from progidiff.sampling.stack import TargetStack
+from progidiff.wire.messages import Event, ProgressEvent, ProposeRequest, WarningEvent
 
 Emit = Callable[[Event], None]
 

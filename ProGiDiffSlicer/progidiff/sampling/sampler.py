@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from progidiff.events import SliceEvent
 from progidiff.memory import is_out_of_memory
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.conditioning import Conditioner
@@ -21,6 +20,7 @@ from progidiff.sampling.noise import proposal_noise
 from progidiff.sampling.presence import presence_threshold
 from progidiff.sampling.run import Run
 from progidiff.sampling.stack import OpenSlice
+from progidiff.wire.messages import SliceEvent
 
 Row = tuple[int, str, int]  # slice, target, proposal
 #: Slices in the making, by slice and target.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from progidiff.events import ProposeRequest, RankingEvent
 from progidiff.ranking.ensembles import consensus_of_votes
 from progidiff.ranking.gram import GramAccumulator, mean_pairwise_dice
 from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.ranking.stopping import Overlap, consensus_overlap
+from progidiff.wire.messages import ProposeRequest, RankingEvent
 
 
 class OpenSlice:

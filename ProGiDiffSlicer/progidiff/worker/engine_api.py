@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from progidiff.events import Event, ImageInfo, ProposeRequest
-from progidiff.protocol import Array
+from progidiff.wire.frames import Array
+from progidiff.wire.messages import Event, ImageInfo, ProposeRequest
 
 
 class Card(Protocol):

@@ -15,15 +15,13 @@ from typing import NoReturn
 
 from progidiff import __version__
 from progidiff.memory import device_memory_mb, process_memory_mb
-from progidiff.protocol import (
+from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder
+from progidiff.wire.messages import (
     CAPABILITIES,
-    MAX_PAYLOAD,
     Acknowledged,
     Bye,
     Cancel,
     ErrorReply,
-    Frame,
-    FrameDecoder,
     Heartbeat,
     Hello,
     HelloReply,

@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from progidiff.errors import InputError
-from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent
-from progidiff.protocol import (
+from progidiff.wire.frames import Array
+from progidiff.wire.messages import (
     Accepted,
     AdapterLoaded,
     AdapterUnloaded,
-    Array,
     Cancelled,
+    DoneEvent,
+    Event,
+    ImageInfo,
     ImageReply,
     Load,
     LoadAdapter,
     Loaded,
+    ProgressEvent,
     Propose,
     Reply,
     SegWritten,
