@@ -131,8 +131,6 @@ class OrganEngine:
         return stack
 
     def _emit_slice(self, target: str, index: int, masks: np.ndarray, emit: Callable[[Event], None]) -> None:
-        # a preview that is plainly wrong: it must be replaced, not kept
-        emit(SliceEvent(target, index, 0, ~masks[:1], preview=True))
         block = SCRIPT.get("block", len(masks))
         for first in range(0, len(masks), block):
             part = masks[first : first + block]

@@ -84,6 +84,8 @@ class ScriptedEngine:
         assert self.image is not None
         count = self.image.shape[0]
         for target in request.targets:
+            if target not in self.card.vocabulary:
+                raise PromptError(f'"{target}" is not known; the nearest is liver.')
             for k in range(count):
                 levels = np.linspace(0.2, 0.8, request.proposals) * float(self.image.max())
                 masks = self.image[k] > levels[:, None, None]
@@ -179,17 +181,9 @@ def load(folder: Path | None, device: str, progress: Callable[[str, float], None
     return ScriptedEngine(mode)
 
 
-def parse(text: str, vocabulary: Sequence[str]) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(","))
-    for word in words:
-        if word not in vocabulary:
-            raise PromptError(f'"{word}" is not known; the nearest is liver.')
-    return words
-
-
 if __name__ == "__main__":
     options: dict[str, Any] = {}
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         options[name] = float(value) if name == "heartbeat_s" else int(value)
-    serve(load, parse, **options)
+    serve(load, **options)

@@ -91,7 +91,7 @@ def test_a_program_that_talks_something_else() -> None:
 def test_a_worker_of_another_version() -> None:
     hello = (
         "import json, struct, sys, time\n"
-        "h = json.dumps({'type': 'hello', 'v': 2, 'id': 1}).encode()\n"
+        "h = json.dumps({'type': 'hello', 'v': 1, 'id': 1}).encode()\n"
         "sys.stdout.buffer.write(b'PGD1' + struct.pack('<IQ', len(h), 0) + h)\n"
         "sys.stdout.flush(); time.sleep(600)"
     )
@@ -101,14 +101,13 @@ def test_a_worker_of_another_version() -> None:
 
 def test_a_worker_that_dies_at_work_says_its_code_and_last_words() -> None:
     client = started("die")
-    # It may die before or after it has said that it accepts the request.
     with pytest.raises(WorkerExitedError, match="exit code 42") as failure:
         list(client.propose(LIVER))
     assert failure.value.exit_code == 42
     assert failure.value.stderr_tail.endswith("the last line of the log")
     assert client.state is ClientState.FAILED
     with pytest.raises(WorkerExitedError):
-        client.ping()
+        client.status()
     client.close()
 
 
@@ -158,7 +157,7 @@ def test_a_stream_whose_engine_does_not_listen_is_ended_with_its_worker() -> Non
     stream.close(timeout=1.0)
     assert gone(pid_of(client))
     with pytest.raises(WorkerLostError, match="did not stop"):
-        client.ping()
+        client.status()
     client.close()
 
 

@@ -44,7 +44,6 @@ def test_last_block_of_a_slice_says_what_all_its_proposals_say(engine: Any, run_
     for target in ("liver", "spleen"):
         masks = result.masks(target)
         for event in (e for e in result.slices if e.target == target):
-            assert not event.preview
             last = event.first_proposal + len(event.masks) == 5
             assert (event.agreement is not None) == (event.mean_probability is not None) == last
             if event.agreement is not None and event.mean_probability is not None:

@@ -66,14 +66,6 @@ def test_the_worker_gives_what_the_engine_gives(client: WorkerClient, tiny_model
     assert remote[-1].timing.keys() == local[-1].timing.keys()  # type: ignore[union-attr]
 
 
-def test_free_text_goes_through_the_real_parser(client: WorkerClient) -> None:
-    with client.propose(ProposeRequest((), proposals=1, steps=1, slices=(1, 2)), "Leber") as stream:
-        assert stream.targets == ("liver",)
-    with pytest.raises(RemoteError, match="liver") as refusal:
-        client.propose(ProposeRequest(()), "lever")
-    assert refusal.value.code == "prompt"
-
-
 def test_a_running_request_is_cancelled_and_the_next_one_works(client: WorkerClient) -> None:
     stream = client.propose(ProposeRequest(("liver",), proposals=500, steps=50))
     next(stream)

@@ -73,8 +73,6 @@ class Plain:
     def __call__(self, value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            if "capabilities" in fields:  # a set of names
-                fields["capabilities"] = dict.fromkeys(fields["capabilities"], True)
             return {"type": type(value).__name__, **self(fields)}
         if isinstance(value, dict):
             return {str(name): self(each) for name, each in value.items() if name not in VOLATILE}
@@ -150,8 +148,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
                 masks |= {f"{name}: {target}": stack for target, stack in found.items()}
                 if name in ADAPTED:
                     client.unload_adapter()
-            list(client.propose(ProposeRequest((), proposals=2, steps=1, slices=(0, 1)), "Leber, spleen"))
-            refused(client.propose, ProposeRequest(()), "brain")
+            list(client.propose(ProposeRequest(("liver", "spleen"), proposals=2, steps=1, slices=(0, 1))))
             refused(client.propose, ProposeRequest(("pancreas",)))
             refused(client.load_adapter, folder / "worse")
             with client.propose(ProposeRequest(("liver",), proposals=1000, steps=50)) as stream:
@@ -160,7 +157,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
                     list(stream)
                     raise AssertionError("the request was not cancelled")
                 except CancelledError:
-                    client.ping()
+                    client.status()
             client.status()
         requests, replies = (
             [read(frame) for frame in FrameDecoder().feed((Path(place) / name).read_bytes())]
@@ -171,7 +168,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
         answers = [plain(reply) for answered, reply in replies if answered == number]
         answers = [each for each in answers if each["type"] not in ("ProgressEvent", "Heartbeat")]
         if answers and answers[-1]["type"] == "Cancelled":  # how far it came is a matter of time
-            answers = [answers[0], answers[-1]]
+            answers = answers[-1:]
         wire.append({"request": plain(request), "replies": answers})
     return told, masks, wire
 

@@ -78,13 +78,13 @@ class Recorder:
         folder.mkdir()
         write_results(folder, job, gathered)
 
-    def _listen(self, request: ProposeRequest, prompt: str | None = None) -> Any:
+    def _listen(self, request: ProposeRequest) -> Any:
         assert self._volume is not None
         self.mark("model loaded and volume sent")
         geometry = self._volume.geometry
         self._request = request
         self._gathered = Gathered.start(request.targets, plan_slices(geometry), geometry.shape_kji)
-        call = self._propose(request, prompt)
+        call = self._propose(request)
         call.event.connect(self._on_event)
         call.succeeded.connect(self._on_event)
         return call

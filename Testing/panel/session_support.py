@@ -187,8 +187,8 @@ class FakeClient:
     ) -> Call:
         return self._call("set_image", array_kji, affine, modality, plane, correct_values)
 
-    def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
-        return self._call("propose", request, prompt)
+    def propose(self, request: ProposeRequest) -> Call:
+        return self._call("propose", request)
 
     def _call(self, kind: str, *values: Any) -> Call:
         call = Call(kind, self.cancels.append)

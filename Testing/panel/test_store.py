@@ -174,20 +174,6 @@ def test_staple_starts_again_when_proposals_arrive_meanwhile(scene: Any) -> None
     np.testing.assert_array_equal(full(store.masks("liver", STAPLE), geometry.shape_kji), staple(masks).mask)
 
 
-def test_an_early_look_is_replaced(scene: Any) -> None:
-    geometry = GEOMETRIES["LPS"]
-    masks = random_masks(geometry, 4)
-    store = ProposalStore(volume_image(add_volume(scene, geometry)), ("liver",))
-    early = slice_event(~masks[:2], store.plan, 2, preview=True)
-    store.add(early)
-    assert store.count("liver") == 2
-    store.add(slice_event(masks, store.plan, 2))
-    store.add(early)
-    assert store.count("liver") == 4
-    for number, mask in enumerate(masks):
-        np.testing.assert_array_equal(store.slice_mask("liver", number, 2), extract_slice(mask, store.plan, 2))
-
-
 def test_a_slice_that_comes_again_replaces_the_earlier_one(scene: Any) -> None:
     geometry = GEOMETRIES["LPS"]
     masks = random_masks(geometry, 3)

@@ -54,7 +54,7 @@ while True:
     for frame in decoder.feed(sys.stdin.buffer.read1(65536)):
         number, request = frame_to_request(frame)
         if type(request).__name__ == "Hello":
-            say(HelloReply("0", 1, "3", (), 1 << 40, 1.0), number)
+            say(HelloReply("0", 1, "3", 1 << 40, 1.0), number)
         else:
             {}
             sys.stdout.flush()
@@ -127,7 +127,7 @@ def test_an_end_in_the_middle_of_hello_is_a_failed_start(spin: Spin) -> None:
 def test_a_worker_of_another_version(spin: Spin) -> None:
     hello = (
         "import json, struct, sys, time\n"
-        "h = json.dumps({'type': 'hello', 'v': 2, 'id': 1}).encode()\n"
+        "h = json.dumps({'type': 'hello', 'v': 1, 'id': 1}).encode()\n"
         "sys.stdout.buffer.write(b'PGD1' + struct.pack('<IQ', len(h), 0) + h)\n"
         "sys.stdout.flush(); time.sleep(600)"
     )
@@ -143,7 +143,7 @@ def test_a_worker_of_another_version(spin: Spin) -> None:
     [
         ("sys.stdout.write('Killed')", "does not hold messages"),
         ("sys.stdout.buffer.write(b'PGD1' + bytes([255] * 12))", "longer than the limit"),
-        ("from progidiff.wire.messages import Pong; say(Pong(), number)", "sent a Pong message where a Loaded was due"),
+        ("from progidiff.wire.messages import Bye; say(Bye(), number)", "sent a Bye message where a Loaded was due"),
         (
             "from progidiff.wire.messages import ErrorReply; say(ErrorReply('frame', 'It was cut.'), None)",
             "could not read a request",
@@ -206,7 +206,7 @@ def test_what_was_received_before_the_end_is_not_lost(spin: Spin) -> None:
         spin(lambda: run.done)
         assert [how for _, how in run.outcomes] == ["succeeded", "succeeded", "failed"]
         # The third may have been on its way when the process died.
-        assert {event.slice_index for event in run.of(SliceEvent) if not event.preview} >= {0, 1}
+        assert {event.slice_index for event in run.of(SliceEvent)} >= {0, 1}
         assert run.failure.kind == "exit"
         assert "exit code 9" in run.failure.message
         assert run.failure.details.endswith("RuntimeError: the scripted end")

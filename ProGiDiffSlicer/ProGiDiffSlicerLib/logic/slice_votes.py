@@ -20,22 +20,17 @@ class Tally(NamedTuple):
 class SliceVotes:
     """Masks in the axis order of the volume's array.
 
-    Args:
-        preview: whether they are an early look, to be replaced.
-
     Attributes:
         boxes: the mask of each proposal.
         sizes: voxels of each.
         shared: float64, one for each proposal: over its voxels, the sum of the proposals that contain them.
         uncertainty: sum of p (1 - p) over the voxels, p being the share of proposals that contain them.
-
         histogram: int64, by number of votes, the voxels that so many proposals contain; the first entry means nothing.
 
     ``shared``, ``uncertainty`` and ``histogram`` hold once it is settled.
     """
 
-    def __init__(self, preview: bool = False) -> None:
-        self.preview = preview
+    def __init__(self) -> None:
         self.boxes: list[Box | None] = []
         self.sizes: list[int] = []
         self.settled = False

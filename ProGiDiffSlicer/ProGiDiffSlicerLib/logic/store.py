@@ -86,12 +86,10 @@ class ProposalStore:
         self._check(event)
         pieces = self._slices[event.target]
         piece = pieces.get(event.slice_index)
-        if piece is not None and not piece.preview and event.preview:
-            return  # an early look that comes too late
-        if piece is None or event.first_proposal < len(piece.boxes) or piece.preview != event.preview:
+        if piece is None or event.first_proposal < len(piece.boxes):
             if event.first_proposal:
                 raise _left_out()
-            piece = pieces[event.slice_index] = SliceVotes(preview=event.preview)
+            piece = pieces[event.slice_index] = SliceVotes()
         elif event.first_proposal > len(piece.boxes):
             raise _left_out()
         for mask in np.asarray(event.masks, np.bool_):

@@ -15,7 +15,6 @@ class Call:
     Attributes:
         kind: ``"load"``, ``"set_image"`` or ``"propose"``.
         done: whether it has ended.
-        accepted: Signal(targets), for ``"propose"``: what the prompt was understood to mean, canonical names.
         event: Signal(Event), while it runs; also after :meth:`cancel` until the worker has stopped.
         succeeded: Signal(Reply): ``Loaded``, ``ImageReply`` or ``DoneEvent``.
         failed: Signal(WorkerFailure).
@@ -25,7 +24,6 @@ class Call:
     def __init__(self, kind: str, cancel: Callable[[Call], None]) -> None:
         self.kind = kind
         self.done = False
-        self.accepted = Signal()
         self.event = Signal()
         self.succeeded = Signal()
         self.failed = Signal()

@@ -11,7 +11,6 @@ import qt
 from progidiff.errors import InputError, ProtocolError
 from progidiff.wire.messages import (
     FINAL,
-    Accepted,
     AdapterLoaded,
     AdapterUnloaded,
     Cancel,
@@ -25,7 +24,6 @@ from progidiff.wire.messages import (
     LoadAdapter,
     Loaded,
     ProgressEvent,
-    Propose,
     ProposeRequest,
     Reply,
     Request,
@@ -194,9 +192,9 @@ class WorkerClient:
         )
         return self._submit(job)
 
-    def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
-        """Proposals of ``request.targets``, or of what ``prompt`` names, on the image; succeeds with ``DoneEvent``."""
-        return self._submit(Job(Call("propose", self._cancel_call), DoneEvent, Propose(request, prompt)))
+    def propose(self, request: ProposeRequest) -> Call:
+        """Proposals on the image; succeeds with ``DoneEvent``."""
+        return self._submit(Job(Call("propose", self._cancel_call), DoneEvent, request))
 
     def write_seg(self, request: WriteSeg) -> Call:
         """Segments as DICOM SEG; needs no model and no image. Succeeds with ``SegWritten``; nothing builds on it."""
@@ -283,9 +281,7 @@ class WorkerClient:
         job, link = self._jobs.running, self._link
         if job is None or link is None or request_id != job.request_id:
             return  # the acknowledgement of a cancel, or the rest of a call that is over
-        if isinstance(reply, Accepted):
-            job.call.accepted.emit(reply.targets)
-        elif not isinstance(reply, FINAL):
+        if not isinstance(reply, FINAL):
             job.call.event.emit(reply)
         elif isinstance(reply, job.expects):
             self._keep(job, reply)

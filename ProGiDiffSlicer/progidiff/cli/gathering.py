@@ -61,13 +61,11 @@ class GatheredTarget:
         self._averaged: set[int] = set()
 
     def add(self, event: SliceEvent) -> None:
-        """Take in the masks of one slice; previews are passed over, since the final masks follow.
+        """Take in the masks of one slice.
 
         Raises:
             ProtocolError: the slice is not one of this image.
         """
-        if event.preview:
-            return
         if event.masks.shape[1:] != self._plan.shape_rc or not 0 <= event.slice_index < self._plan.count:
             raise ProtocolError(
                 "The worker sent a slice that does not fit the image; install the same version on both sides."

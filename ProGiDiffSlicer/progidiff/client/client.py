@@ -25,7 +25,6 @@ from progidiff.errors import InputError, WorkerError
 from progidiff.remote import meaning_of_end
 from progidiff.wire.frames import MAX_PAYLOAD, Array
 from progidiff.wire.messages import (
-    Accepted,
     AdapterLoaded,
     AdapterUnloaded,
     Cancel,
@@ -37,10 +36,7 @@ from progidiff.wire.messages import (
     Load,
     LoadAdapter,
     Loaded,
-    Ping,
-    Pong,
     ProgressEvent,
-    Propose,
     ProposeRequest,
     Request,
     SetImage,
@@ -66,7 +62,7 @@ class ClientState(Enum):
 class WorkerClient:
     """Starts a worker process and asks it for proposals.
 
-    One of ``load``, ``set_image`` and ``propose`` at a time; ``cancel``, ``status``, ``ping`` and ``close``
+    One of ``load``, ``set_image`` and ``propose`` at a time; ``cancel``, ``status`` and ``close``
     at any time from any thread. Every method may raise a :class:`~progidiff.errors.WorkerError`: after a
     :class:`RemoteError` or a :class:`WorkerStateError` the client goes on, after the others it has failed and
     a new one is needed.
@@ -229,21 +225,10 @@ class WorkerClient:
                     raise
         return self._send_image(SetImage(array, affine, modality, plane, key, correct_values))
 
-    def propose(self, request: ProposeRequest, prompt: str | None = None) -> EventStream:
-        """Start proposals of ``request.targets``, or of what the free text ``prompt`` names.
-
-        Returns once the worker has accepted the request. The stream must be read to its end or closed.
-
-        Raises:
-            RemoteError: no model or image, or a prompt that the model does not know.
-        """
-        connection, request_id = self._begin(Propose(request, prompt))
-        try:
-            first = connection.expect(connection.receive(request_id), Accepted)
-        except BaseException:
-            self._end(request_id)
-            raise
-        return EventStream(connection, request_id, first.targets, lambda: self._end(request_id))
+    def propose(self, request: ProposeRequest) -> EventStream:
+        """Start proposals. The stream must be read to its end or closed; it says whether the worker refused them."""
+        connection, request_id = self._begin(request)
+        return EventStream(connection, request_id, lambda: self._end(request_id))
 
     def cancel(self) -> bool:
         """Cancel what runs, from any thread, without waiting; whether something ran."""
@@ -259,10 +244,6 @@ class WorkerClient:
     def status(self, timeout: float | None = None) -> StatusReply:
         """State and memory of the worker; ``TimeoutError`` after ``timeout`` seconds."""
         return self._ask(Status(), StatusReply, timeout)
-
-    def ping(self, timeout: float | None = None) -> None:
-        """Return when the worker has answered; ``TimeoutError`` after ``timeout`` seconds."""
-        self._ask(Ping(), Pong, timeout)
 
     def close(self, timeout: float = 8.0) -> None:
         """End the worker: ask, wait ``timeout`` seconds, then kill it with all that it started; never hangs."""

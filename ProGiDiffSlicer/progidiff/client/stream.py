@@ -17,19 +17,13 @@ class EventStream(Iterator[Event]):
     """Events of one propose request, ending with a :class:`DoneEvent`; also a context manager.
 
     Iterating raises ``CancelledError`` where the request was cancelled and ``RemoteError`` where it failed.
-
-    Attributes:
-        targets: canonical target names of the request.
     """
 
-    def __init__(
-        self, connection: Connection, request_id: int, targets: tuple[str, ...], on_end: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: Connection, request_id: int, on_end: Callable[[], None]) -> None:
         self._connection = connection
         self._request_id = request_id
         self._on_end = on_end
         self._finished = False
-        self.targets = targets
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -95,21 +95,8 @@ class ProposeRequest:
 
 
 @dataclass(frozen=True)
-class Propose:
-    """Proposals on the current image, of ``request.targets`` or else of what ``prompt`` (free text) names."""
-
-    request: ProposeRequest
-    prompt: str | None = None
-
-
-@dataclass(frozen=True)
 class Hello:
-    """Who are you, and what can you do? Answered before torch is imported."""
-
-
-@dataclass(frozen=True)
-class Ping:
-    """Are you there?"""
+    """Who are you? Answered before torch is imported."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +223,7 @@ class WriteSeg:
         return _affine_problem(self.affine)
 
 
-Request = Hello | Ping | Status | Shutdown | Cancel | Load | LoadAdapter | UnloadAdapter | SetImage | Propose | WriteSeg
+Request = Hello | Status | Shutdown | Cancel | Load | LoadAdapter | UnloadAdapter | SetImage | ProposeRequest | WriteSeg
 
 
 def _affine_problem(affine: Array) -> str | None:
@@ -285,7 +272,6 @@ class SliceEvent:
         agreement: float32 (rows, columns), share of proposals 0..first_proposal+n that contain the pixel; ``None`` in the
             middle of a block. Adaptive sampling sends one for each of its blocks; the last one counts.
         mean_probability: float32 (rows, columns), mean of the proposals' probabilities; ``None`` likewise.
-        preview: an early look (fewer proposals than asked for), to be replaced by a later event.
     """
 
     target: str
@@ -294,7 +280,6 @@ class SliceEvent:
     masks: Annotated[Array, Of("bool", 3)]
     agreement: Annotated[Array, Of("float32", 2)] | None = None
     mean_probability: Annotated[Array, Of("float32", 2)] | None = None
-    preview: bool = False
 
     def problem(self) -> str | None:
         """What is wrong with the fields together, as a sentence."""
@@ -366,14 +351,8 @@ class HelloReply:
     version: str
     pid: Id
     python: str
-    capabilities: tuple[str, ...]
     max_payload: Id
     heartbeat_s: float
-
-
-@dataclass(frozen=True)
-class Pong:
-    """Answer to a ping."""
 
 
 @dataclass(frozen=True)
@@ -448,13 +427,6 @@ class SegWritten:
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """A propose request starts; ``targets`` are what its prompt was understood to mean."""
-
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Cancelled:
     """Final reply of a request that was cancelled."""
 
@@ -476,7 +448,6 @@ class ErrorReply:
 Event = ProgressEvent | SliceEvent | RankingEvent | WarningEvent | DoneEvent
 Final = (
     HelloReply
-    | Pong
     | StatusReply
     | Acknowledged
     | Loaded
@@ -489,26 +460,24 @@ Final = (
     | Bye
     | ErrorReply
 )
-Reply = Final | Heartbeat | Accepted | Event
+Reply = Final | Heartbeat | Event
 #: The replies after which nothing more is said about their request.
 FINAL = get_args(Final)
 
 _REQUESTS: dict[str, Any] = {
     "hello": Hello,
-    "ping": Ping,
     "status": Status,
     "shutdown": Shutdown,
     "cancel": Cancel,
     "load": Load,
     "set_image": SetImage,
-    "propose": Propose,
+    "propose": ProposeRequest,
     "load_adapter": LoadAdapter,
     "unload_adapter": UnloadAdapter,
     "write_seg": WriteSeg,
 }
 _REPLIES: dict[str, Any] = {
     "hello": HelloReply,
-    "pong": Pong,
     "heartbeat": Heartbeat,
     "status": StatusReply,
     "acknowledged": Acknowledged,
@@ -517,7 +486,6 @@ _REPLIES: dict[str, Any] = {
     "adapter_unloaded": AdapterUnloaded,
     "image": ImageReply,
     "seg_written": SegWritten,
-    "accepted": Accepted,
     "progress": ProgressEvent,
     "slice": SliceEvent,
     "ranking": RankingEvent,
@@ -528,7 +496,6 @@ _REPLIES: dict[str, Any] = {
     "error": ErrorReply,
 }
 _NAMES = {cls: name for table in (_REQUESTS, _REPLIES) for name, cls in table.items()}
-CAPABILITIES = tuple(sorted(_REQUESTS))
 
 
 class RequestError(ProtocolError):
@@ -553,12 +520,6 @@ def to_frame(message: Request | Reply, request_id: int | None) -> Frame:
     cls: Any = type(message)
     header: dict[str, Any] = {"type": _NAMES[cls], "v": PROTOCOL_VERSION, "id": request_id}
     arrays: dict[str, Array] = {}
-    if isinstance(message, Propose):
-        header |= _plain(message.request)
-        if message.prompt is not None:
-            header["prompt"] = message.prompt
-            del header["targets"]
-        return Frame(header)
     for name, (_, _, is_array) in _readers(cls).items():
         value = getattr(message, name)
         if not is_array:
@@ -595,8 +556,6 @@ def frame_to_request(frame: Frame) -> tuple[int, Request]:
     if request_id is None:
         raise RequestError("A request needs an id, a whole number from 0.", "schema", None)
     try:
-        if cls is Propose:
-            return request_id, _read_propose(header)
         if {*header, *frame.arrays} - {*_readers(cls), "type", "v", "id"}:
             raise ProtocolError(f"A {kind} message has fields or arrays that are not known; both sides need one version.")
         return request_id, _read(cls, frame)
@@ -648,22 +607,6 @@ def _read(cls: type[Any], frame: Frame) -> Any:
     if hasattr(message, "problem") and (problem := message.problem()):
         raise ProtocolError(problem)
     return message
-
-
-def _read_propose(header: dict[str, Any]) -> Propose:
-    rest = {name: value for name, value in header.items() if name not in ("type", "v", "id", "prompt")}
-    prompt = header.get("prompt")
-    if ((prompt is None) == ("targets" not in rest) and prompt is None) or set(rest) - set(_readers(ProposeRequest)):
-        raise ProtocolError("A propose message needs either targets, at least one, or a prompt.")
-    if prompt is not None and ("targets" in rest or not _is_text(prompt, 10_000)):
-        raise ProtocolError("A propose message needs either targets, at least one, or a prompt.")
-    try:
-        request = ProposeRequest(**_values(ProposeRequest, {"targets": ["?"], **rest}))
-    except _Wrong as wrong:
-        raise ProtocolError(f'The field "{wrong.name}" of a propose message must be {wrong.wanted}.') from None
-    if problem := request.problem():
-        raise ProtocolError(problem)
-    return Propose(request if prompt is None else replace(request, targets=()), prompt)
 
 
 def _values(cls: Any, given: Mapping[str, Any]) -> dict[str, Any]:
