@@ -135,7 +135,7 @@ class OrganEngine:
         for first in range(0, len(masks), block):
             part = masks[first : first + block]
             mean = masks.mean(axis=0, dtype=np.float32) if first + block >= len(masks) else None
-            emit(SliceEvent(target, index, first, part, mean, mean))
+            emit(SliceEvent(target, index, first, part, mean))
 
     def _ranking(self, target: str, masks: np.ndarray, request: ProposeRequest) -> RankingEvent:
         gram = gram_matrix(masks)

@@ -90,7 +90,7 @@ class ScriptedEngine:
                 levels = np.linspace(0.2, 0.8, request.proposals) * float(self.image.max())
                 masks = self.image[k] > levels[:, None, None]
                 emit(ProgressEvent("sampling", k / count, k, k, count, target, 1.5))
-                emit(SliceEvent(target, k, 0, masks, masks.mean(0, dtype=np.float32), None))
+                emit(SliceEvent(target, k, 0, masks, masks.mean(0, dtype=np.float32)))
             n = request.proposals
             emit(
                 RankingEvent(
@@ -131,11 +131,12 @@ class ScriptedEngine:
 
     def _flood(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
         """Far more than any queue on the way holds; the buffer is used again and again."""
-        masks = np.zeros((8, 256, 256), bool)
-        mean = np.zeros((256, 256), np.float32)
+        masks = np.zeros((56, 256, 256), bool)
+        mean = np.ones((256, 256), np.float32)
         for k in range(request.seed):
-            mean[:] = k
-            emit(SliceEvent("liver", k, 0, masks, mean, mean))
+            masks[0] = False
+            masks[0].flat[k] = True
+            emit(SliceEvent("liver", k, 0, masks, mean))
         emit(DoneEvent("scripted", 8))
 
     def _noisy(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:

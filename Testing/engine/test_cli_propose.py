@@ -345,7 +345,7 @@ class TestGathering:
             views = np.stack([extract_slice(mask, self.plan, index) for mask in masks])
             for first in range(0, len(masks), 2):
                 mean = views.mean(axis=0, dtype=np.float32) if first + 2 >= len(masks) else None
-                gathered.add(SliceEvent("liver", index, first, views[first : first + 2], mean, mean))
+                gathered.add(SliceEvent("liver", index, first, views[first : first + 2], mean))
         return gathered
 
     def ranking(self, count: int) -> RankingEvent:

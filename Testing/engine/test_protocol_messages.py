@@ -153,18 +153,41 @@ def test_events_arrive_as_they_were(event: Event) -> None:
 def test_a_slice_arrives_as_it_was(maps: bool) -> None:
     masks = np.random.default_rng(0).random((5, 9, 13)) > 0.5
     shared = masks.mean(0, dtype=np.float32) if maps else None
-    _, event = frame_to_reply(travel(to_frame(SliceEvent("liver", 4, 8, masks, shared, shared), 5)))
+    _, event = frame_to_reply(travel(to_frame(SliceEvent("liver", 4, 8, masks, shared), 5)))
     assert isinstance(event, SliceEvent)
     assert (event.target, event.slice_index, event.first_proposal) == ("liver", 4, 8)
     assert event.masks.dtype == np.bool_
     np.testing.assert_array_equal(event.masks, masks)
-    for array in (event.agreement, event.mean_probability):
-        if shared is None:
-            assert array is None
-        else:
-            assert array is not None
-            assert array.dtype == np.float32
-            np.testing.assert_array_equal(array, shared)
+    assert event.complete == maps
+    if shared is not None:
+        assert event.mean_probability is not None
+        assert event.mean_probability.dtype == np.float32
+        np.testing.assert_allclose(event.mean_probability, shared, atol=1 / 256)
+
+
+def test_the_mean_probability_travels_in_bytes_and_stays_on_its_side_of_one_half() -> None:
+    half, one = np.float32(0.5), np.float32(1)
+    around = [np.nextafter(half, one), half, np.nextafter(half, -one), np.nextafter(one, 2 * one), one, np.float32(1e-9), 0]
+    levels = np.arange(65_537, dtype=np.float32) / 65_536
+    for values in (around, levels, np.random.default_rng(3).random(5000, np.float32)):
+        whole = np.zeros((9, 2 * len(values)), np.float32)
+        whole[2:4, len(values) - 3 : 2 * len(values) - 3] = values
+        frame = travel(to_frame(SliceEvent("liver", 0, 0, np.zeros((1, *whole.shape), bool), whole), 1))
+        assert frame.arrays["mean_probability"].dtype == np.uint8
+        assert frame.arrays["mean_probability"].shape[0] == 2
+        assert frame.arrays["mean_probability"].shape[1] <= len(values)
+        _, event = frame_to_reply(frame)
+        assert isinstance(event, SliceEvent)
+        assert event.mean_probability is not None
+        np.testing.assert_array_equal(event.mean_probability > 0.5, whole > 0.5)
+        np.testing.assert_allclose(event.mean_probability, whole, atol=1 / 256)
+    nothing = travel(to_frame(SliceEvent("liver", 0, 0, np.zeros((1, 4, 5), bool), np.zeros((4, 5), np.float32)), 1))
+    assert nothing.arrays["mean_probability"].size == 0
+    _, event = frame_to_reply(nothing)
+    assert isinstance(event, SliceEvent)
+    assert event.complete
+    assert event.mean_probability is not None
+    np.testing.assert_array_equal(event.mean_probability, np.zeros((4, 5)))
 
 
 def test_numpy_numbers_and_missing_numbers_arrive() -> None:
@@ -325,12 +348,14 @@ def test_arrays_where_none_belong_are_refused() -> None:
         {},
         {"masks": np.zeros((2, 3), bool)},
         {"masks": np.zeros((2, 3, 4), np.uint8)},
-        {"masks": np.zeros((2, 3, 4), bool), "agreement": np.zeros((3, 3), np.float32)},
-        {"masks": np.zeros((2, 3, 4), bool), "mean_probability": np.zeros((3, 4))},
+        {"masks": np.zeros((2, 3), bool), "mean_probability": np.zeros((1, 1), np.uint8)},
+        {"masks": np.zeros((2, 3, 4), bool), "mean_probability": np.zeros((3, 3), np.uint8)},
+        {"masks": np.zeros((2, 3, 4), bool), "mean_probability": np.zeros((2, 4), np.float32)},
+        {"masks": np.zeros((2, 3, 4), bool), "mean_probability": np.zeros(2, np.uint8)},
     ],
 )
 def test_wrong_slices_are_refused(arrays: dict[str, np.ndarray]) -> None:
-    header = {"type": "slice", "v": 2, "id": 1, "target": "a", "slice_index": 0, "first_proposal": 0}
+    header = {"type": "slice", "v": 2, "id": 1, "target": "a", "slice_index": 0, "first_proposal": 0, "corner": [0, 2]}
     with pytest.raises(ProtocolError, match="slice message"):
         frame_to_reply(Frame(header, arrays))
 

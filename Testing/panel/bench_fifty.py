@@ -50,7 +50,7 @@ class EllipsoidEngine:
             for first in range(0, len(masks), _BLOCK):
                 last = first + _BLOCK >= len(masks)
                 mean = masks.mean(0, dtype=np.float32) if last else None
-                emit(SliceEvent("liver", index, first, masks[first : first + _BLOCK], mean, mean))
+                emit(SliceEvent("liver", index, first, masks[first : first + _BLOCK], mean))
             emit(ProgressEvent("sampling", (index + 1) / self.shape[0], index, index + 1, self.shape[0], "liver", 0.0))
         stack._gram = gram
         emit(stack.ranking(request, 0.001, "All that were asked for."))

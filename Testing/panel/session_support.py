@@ -95,7 +95,7 @@ def slice_event(
     """What a worker sends of masks, bool (N, K, J, I), from proposal ``first`` on; ``last`` as at the end of a block."""
     canonical = np.stack([extract_slice(mask, plan, index) for mask in masks])
     mean = canonical.mean(0, dtype=np.float32) if last else None
-    return SliceEvent(target, index, first, canonical[first:], mean, mean, **more)
+    return SliceEvent(target, index, first, canonical[first:], mean, **more)
 
 
 def ranking_event(masks: np.ndarray, geometry: Geometry, target: str = "liver", top_k: int = 3) -> RankingEvent:

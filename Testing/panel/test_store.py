@@ -267,7 +267,7 @@ def test_fifty_proposals_stay_small(scene: Any) -> None:
         reach = 1 - ((index - 20) / 18) ** 2
         canonical = np.stack([(j[0] - 120) ** 2 + (i[0] - 100) ** 2 < reach * r**2 for r in radii])
         mean = canonical.mean(0, dtype=np.float32)
-        store.add(SliceEvent("liver", index, 0, extract_all(canonical, plan), mean, mean))
+        store.add(SliceEvent("liver", index, 0, extract_all(canonical, plan), mean))
     assert store.count("liver") == 50
     assert store.memory_bytes < 4e6
     assert len(store.rows("liver")) == 50

@@ -96,7 +96,6 @@ class ProposalStore:
             piece.append(restore_slice(mask, self.plan))
         if event.mean_probability is not None:
             piece.set_mean(restore_slice(np.asarray(event.mean_probability) > 0.5, self.plan))
-        if event.agreement is not None:
             piece.settle()
         self._staple.pop(event.target, None)
         self.revision += 1

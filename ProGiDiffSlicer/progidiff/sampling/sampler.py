@@ -108,7 +108,6 @@ class Sampler:
                 slice_index=part.index,
                 first_proposal=part.first,
                 masks=part.masks,
-                agreement=piece.agreement() if last else None,
                 mean_probability=piece.mean_probability() if last else None,
             )
         )

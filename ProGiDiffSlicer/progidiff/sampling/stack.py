@@ -33,11 +33,6 @@ class OpenSlice:
         self._filled += int(masks.any(axis=(1, 2)).sum())
         self.count += len(masks)
 
-    def agreement(self) -> np.ndarray:
-        """Share of proposals that contain each pixel, float32 (H, W)."""
-        assert self._votes is not None
-        return (self._votes / self.count).astype(np.float32)
-
     def mean_probability(self) -> np.ndarray:
         """Mean probability of the proposals, float32 (H, W)."""
         assert self._probability is not None

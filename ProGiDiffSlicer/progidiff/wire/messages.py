@@ -267,26 +267,23 @@ class SliceEvent:
     Attributes:
         target: canonical target name.
         slice_index: index along the slice axis.
-        first_proposal: index of ``masks[0]``; a slice may arrive in several blocks.
+        first_proposal: index of ``masks[0]``; a slice may arrive in several parts.
         masks: bool (n, rows, columns).
-        agreement: float32 (rows, columns), share of proposals 0..first_proposal+n that contain the pixel; ``None`` in the
-            middle of a block. Adaptive sampling sends one for each of its blocks; the last one counts.
-        mean_probability: float32 (rows, columns), mean of the proposals' probabilities; ``None`` likewise.
+        mean_probability: float32 (rows, columns), mean of the probabilities of the proposals 0..first_proposal+n; ``None``
+            in the middle of a block. Adaptive sampling sends one for each of its blocks; the last one counts. It travels in
+            256 steps, none of which crosses one half.
     """
 
     target: str
     slice_index: Place
     first_proposal: Place
     masks: Annotated[Array, Of("bool", 3)]
-    agreement: Annotated[Array, Of("float32", 2)] | None = None
     mean_probability: Annotated[Array, Of("float32", 2)] | None = None
 
-    def problem(self) -> str | None:
-        """What is wrong with the fields together, as a sentence."""
-        for name, shared in (("agreement", self.agreement), ("mean_probability", self.mean_probability)):
-            if shared is not None and shared.shape != self.masks.shape[1:]:
-                return f"The array {name} of a slice message must be of the masks' size."
-        return None
+    @property
+    def complete(self) -> bool:
+        """Whether a block of the slice's proposals ends with these."""
+        return self.mean_probability is not None
 
 
 @dataclass(frozen=True)
@@ -526,6 +523,8 @@ def to_frame(message: Request | Reply, request_id: int | None) -> Frame:
             header[name] = _plain(value)
         elif value is not None:
             arrays[name] = value
+    if isinstance(message, SliceEvent) and message.mean_probability is not None:
+        arrays["mean_probability"], header["corner"] = _packed(message.mean_probability)
     return Frame(header, arrays)
 
 
@@ -598,8 +597,11 @@ class _Wrong(Exception):
 
 def _read(cls: type[Any], frame: Frame) -> Any:
     kind = _NAMES[cls]
+    given = {**frame.header, **frame.arrays}
+    if cls is SliceEvent and "mean_probability" in given:
+        given["mean_probability"] = _unpacked(given["mean_probability"], given.get("corner"), given.get("masks"))
     try:
-        message = cls(**_values(cls, {**frame.header, **frame.arrays}))
+        message = cls(**_values(cls, given))
     except _Wrong as wrong:
         if wrong.wanted is None:
             raise ProtocolError(f'A {kind} message lacks the field "{wrong.name}".') from None
@@ -748,6 +750,33 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+# Probabilities as bytes ------------------------------------------------------------------------------------------------
+
+# Byte b stands for more than b / 256 up to (b + 1) / 256, so that more than one half is 128 and above.
+_SHARES = np.append(0, (np.arange(1, 256) + 0.5) / 256).astype(np.float32)
+
+
+def _packed(probability: Array) -> tuple[Array, list[int]]:
+    """The bytes of the box outside of which all are 0, and the box's first row and column."""
+    levels = np.clip(np.ceil(probability * 256) - 1, 0, 255).astype(np.uint8)
+    rows, columns = (np.flatnonzero(levels.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return levels[:0, :0], [0, 0]
+    return levels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], [int(rows[0]), int(columns[0])]
+
+
+def _unpacked(box: Any, corner: Any, masks: Any) -> Array:
+    """Probabilities, float32 of the masks' size; they are 0 outside the box."""
+    shape = masks.shape[1:] if isinstance(masks, np.ndarray) else ()
+    fits = isinstance(box, np.ndarray) and box.dtype == np.uint8 and isinstance(corner, list)
+    fits = fits and len(box.shape) == len(corner) == len(shape) == 2
+    if not fits or not all(type(c) is int and 0 <= c <= n - m for c, m, n in zip(corner, box.shape, shape, strict=True)):
+        raise ProtocolError("The mean probability of a slice message must be the bytes of a box within the masks.")
+    probability = np.zeros(shape, np.float32)
+    probability[corner[0] :, corner[1] :][: box.shape[0], : box.shape[1]] = _SHARES[box]
+    return probability
 
 
 # Images by their content ----------------------------------------------------------------------------------------------
