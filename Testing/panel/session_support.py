@@ -14,6 +14,7 @@ from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 from progidiff.ranking.ranking import rand_top_k, rank
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
+from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import (
     AdapterLoaded,
     AdapterUnloaded,
@@ -27,7 +28,6 @@ from progidiff.wire.messages import (
 )
 from ProGiDiffSlicerLib.logic.volumes import volume_image
 from ProGiDiffSlicerLib.worker.calls import Call
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from ..volume_examples import ramp
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import qt
 
+from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.panels.completion import completions, with_target
 from ProGiDiffSlicerLib.panels.history import MOST_KEPT, PromptHistory
 from ProGiDiffSlicerLib.panels.progress import remaining
 from ProGiDiffSlicerLib.parameters import Extent, Frames
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from .panel_support import GRID, Opened, opened, press, type_text
 from .session_support import VOCABULARY, add_sequence, plan_of, random_masks

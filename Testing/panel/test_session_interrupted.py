@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import slicer
 
+from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.logic.session import SessionState
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from .session_support import (
     FakeClient,

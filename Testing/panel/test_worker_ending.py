@@ -12,9 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from progidiff.wire.conversation import MOST_LINES
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.process import LONGEST_LINE, MOST_LINES, LogLines
+from ProGiDiffSlicerLib.worker.process import LONGEST_LINE, LogLines
 
 from .worker_support import (
     LIVER,

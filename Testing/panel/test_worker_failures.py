@@ -15,7 +15,7 @@ from progidiff.errors import InputError
 from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.patience import Patience
+from ProGiDiffSlicerLib.worker.process import PatientTimer
 
 from .worker_support import (
     Client,
@@ -268,8 +268,8 @@ def test_time_in_which_this_process_stood_still_does_not_count(spin: Spin) -> No
 def test_patience_ends_once_and_only_without_signs_of_life(spin: Spin) -> None:
     parent = qt.QObject()
     log: list[str] = []
-    kept = Patience(parent, lambda: log.append("kept"))
-    lost = Patience(parent, lambda: log.append("lost"))
+    kept = PatientTimer(parent, lambda: log.append("kept"))
+    lost = PatientTimer(parent, lambda: log.append("lost"))
     kept.start(0.2)
     lost.start(0.2)
 

@@ -11,9 +11,9 @@ import qt
 from progidiff.wire.frames import encode_frame
 from progidiff.wire.messages import ProgressEvent, ProposeRequest, SliceEvent, image_key, to_frame
 from ProGiDiffSlicerLib.signals import Signal
+from ProGiDiffSlicerLib.worker.calls import Image
 from ProGiDiffSlicerLib.worker.client import SENDING
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.image import Image
 from ProGiDiffSlicerLib.worker.link import MOST_FRAMES_PER_TURN, MOST_PENDING, MOST_READ_PER_TURN, Link
 
 from .worker_support import CountingProcess, Pulse, Record, Spin, phantom, run_event_loop, worker

@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import qt
 
+from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import ProgressEvent, ProposeRequest
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient, WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, worker_environment
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 from ProGiDiffSlicerLib.worker.process import QtProcess
 
 SCRIPT = Path(__file__).resolve().parents[1] / "engine" / "scripted_worker.py"

@@ -7,6 +7,7 @@ from typing import Any
 import qt
 import slicer
 
+from progidiff.wire.conversation import WorkerFailure
 from ProGiDiffSlicerLib.logic.rows import Row
 from ProGiDiffSlicerLib.panels.loading import load_panel
 from ProGiDiffSlicerLib.panels.node_choices import OwnNodesHider
@@ -19,7 +20,6 @@ from ProGiDiffSlicerLib.panels.status_line import StatusLine
 from ProGiDiffSlicerLib.panels.tuning import TuningPanel
 from ProGiDiffSlicerLib.parameters import Parameters
 from ProGiDiffSlicerLib.services import Services
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 
 class ModulePanels:

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from progidiff import __version__
 from progidiff.errors import ModelError
+from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import Loaded
 from ProGiDiffSlicerLib.setup.card import Card, card_of
 from ProGiDiffSlicerLib.setup.settings import Settings
@@ -17,7 +18,6 @@ from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 ClientFactory = Callable[[Callable[[], WorkerCommand]], WorkerClient]
 
