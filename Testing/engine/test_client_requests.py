@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from progidiff.client import (
+from progidiff.errors import CancelledError, InputError
+from progidiff.wire.client import (
     ClientState,
     RemoteError,
     WorkerClient,
     WorkerStateError,
 )
-from progidiff.errors import CancelledError, InputError
 from progidiff.wire.messages import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 
 from .worker_pipe import environment, phantom, scripted_command
@@ -41,7 +41,7 @@ def test_the_client_imports_neither_torch_nor_anything_else_heavy() -> None:
     probe = (
         "import json, sys\n"
         "before = set(sys.modules)\n"
-        "import progidiff.client, progidiff.wire.messages\n"
+        "import progidiff.wire.client\n"
         "roots = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(json.dumps(sorted(roots - set(sys.stdlib_module_names))))\n"
     )
@@ -77,17 +77,17 @@ def test_a_session_from_start_to_close(client: WorkerClient) -> None:
 
 
 def test_an_image_is_sent_once(client: WorkerClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from progidiff.client import connection
+    from progidiff.wire import conversation
 
     sent: list[int] = []
-    encode = connection.encode_frame
+    encode = conversation.encode_frame
 
     def spy(*arguments: object) -> list[bytes | memoryview]:
         buffers = encode(*arguments)  # type: ignore[arg-type]
         sent.append(sum(map(len, buffers)))
         return buffers
 
-    monkeypatch.setattr(connection, "encode_frame", spy)
+    monkeypatch.setattr(conversation, "encode_frame", spy)
     image = np.zeros((40, 64, 64), np.int16)
     image[20] = 1
     client.load("work", "cpu")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from progidiff.client import ClientState, RemoteError, WorkerClient
 from progidiff.errors import CancelledError
+from progidiff.wire.client import ClientState, RemoteError, WorkerClient
 from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent
 
 pytestmark = pytest.mark.slow  # one worker, which loads torch, serves all tests

@@ -118,8 +118,8 @@ def record_engine(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
 
 def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str, np.ndarray], list[Any]]:
     """The six requests and other calls through the client and a worker, and all that went over the wire."""
-    from progidiff.client import RemoteError, WorkerClient
     from progidiff.errors import CancelledError
+    from progidiff.wire.client import RemoteError, WorkerClient
     from progidiff.wire.frames import FrameDecoder
     from progidiff.wire.messages import ProposeRequest, frame_to_reply, frame_to_request
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from Testing.alone import alone
 
-from progidiff.client import WorkerClient
+from progidiff.wire.client import WorkerClient
 from progidiff.wire.messages import DoneEvent, ProposeRequest
 from ProGiDiffSlicerLib.setup.requirements import Need, read_needs
 

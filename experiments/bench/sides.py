@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.bench.reference import PipelineReference
 from experiments.bench.scene import PLANE, Scene
-from progidiff.client import WorkerClient
 from progidiff.sampling.engine import Engine
+from progidiff.wire.client import WorkerClient
 from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, SliceEvent
 
 

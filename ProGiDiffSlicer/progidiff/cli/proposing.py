@@ -14,7 +14,6 @@ from progidiff.cli.commandline import split_command
 from progidiff.cli.gathering import Gathered
 from progidiff.cli.progress import ProgressView
 from progidiff.cli.writing import Job, Wanted, model_record, names, write_results
-from progidiff.client import EventStream, WorkerClient
 from progidiff.errors import PromptError, WorkerError
 from progidiff.model.card import load_card
 from progidiff.outputs.atomic import atomic_folder, claimed
@@ -22,6 +21,7 @@ from progidiff.outputs.document import ProposalsDocument
 from progidiff.targets.parser import parse_prompt
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, parse_slice_range, plan_slices
+from progidiff.wire.client import EventStream, WorkerClient
 from progidiff.wire.messages import Device, ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
 
 #: Said after a warning about the values.
