@@ -87,13 +87,21 @@ class Plain:
 
 
 def gathered(events: Iterable[Any], plain: Plain) -> tuple[list[Any], dict[str, np.ndarray]]:
-    """The events of one request but for its progress, and the masks by target, bool (slices, N, rows, columns)."""
+    """The events of one request but for its progress, and masks, bool.
+
+    By target those of the proposals, (slices, N, rows, columns); by "target above one half" where their mean probability is
+    above one half, (slices, rows, columns).
+    """
     kept = [event for event in events if type(event).__name__ != "ProgressEvent"]
     parts: dict[str, dict[int, list[np.ndarray]]] = {}
+    means: dict[str, dict[int, np.ndarray]] = {}
     for event in kept:
         if hasattr(event, "masks"):
             parts.setdefault(event.target, {}).setdefault(event.slice_index, []).append(np.asarray(event.masks))
+            if event.mean_probability is not None:
+                means.setdefault(event.target, {})[event.slice_index] = event.mean_probability > 0.5
     masks = {target: np.stack([np.concatenate(slices[k]) for k in sorted(slices)]) for target, slices in parts.items()}
+    masks |= {f"{target} above one half": np.stack([slices[k] for k in sorted(slices)]) for target, slices in means.items()}
     return [plain(event) for event in kept], masks
 
 
