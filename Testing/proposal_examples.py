@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
 from progidiff.proposals import ranking
 from progidiff.proposals.votes import gram_matrix
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice
+from progidiff.wire.messages import ProposeRequest, RankingEvent, SliceEvent
 
 
 def random_masks(geometry: Geometry, count: int, seed: int = 3, share: float = 0.3) -> np.ndarray:

@@ -17,10 +17,8 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
 from progidiff.evaluation.accuracy import MIN_AREA_MM2
 from progidiff.evaluation.presenting import as_volume
-from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.outputs.atomic import atomic_file
 from progidiff.proposals.masks import bounding_box
-from progidiff.proposals.proposals import mean_probability
 from progidiff.proposals.ranking import Ranking, rank
 from progidiff.proposals.votes import gram_matrix
 from progidiff.sampling.conditioning import Conditioner
@@ -29,6 +27,7 @@ from progidiff.sampling.image import load_image
 from progidiff.sampling.run import Run
 from progidiff.sampling.sampler import Sampler
 from progidiff.volumes.slicing import SlicePlan
+from progidiff.wire.messages import ProposeRequest, SliceEvent
 
 #: Probability below which a pixel is not kept; far less than any threshold or bin that a table uses.
 _FAINT = 0.005
@@ -256,7 +255,7 @@ def _sampled(
     probabilities: dict[int, np.ndarray] = {}
 
     def collect(event: object) -> None:
-        if isinstance(event, SliceEvent) and (mean := mean_probability(event)) is not None:
+        if isinstance(event, SliceEvent) and (mean := event.mean_probability) is not None:
             probabilities[event.first_proposal + len(event.masks)] = mean
 
     request = ProposeRequest(

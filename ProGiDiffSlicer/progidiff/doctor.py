@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from progidiff import PYTHON_WINDOW, __version__
-from progidiff.client import WorkerClient
 from progidiff.errors import ModelError, ProGiDiffError, WorkerError
 from progidiff.locations import default_model_folder, model_size
-from progidiff.protocol import Device
+from progidiff.wire.client import WorkerClient
+from progidiff.wire.messages import Device
 
 Status = Literal["ok", "warning", "missing"]
 

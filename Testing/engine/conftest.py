@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progidiff.events import DoneEvent, Event, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 from progidiff.model.build import build_from_stable_diffusion
 from progidiff.model.folder import ProGiDiffModel
+from progidiff.wire.messages import DoneEvent, Event, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 
 #: Settings of a training of two steps.
 TINY_RUN: dict[str, Any] = {

@@ -20,7 +20,11 @@ from typing import Any
 import numpy as np
 
 from progidiff.errors import CancelledError, ModelError
-from progidiff.events import (
+from progidiff.proposals.ranking import ranking_event
+from progidiff.proposals.votes import gram_matrix
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import (
     DoneEvent,
     Event,
     ImageInfo,
@@ -29,10 +33,6 @@ from progidiff.events import (
     SliceEvent,
     WarningEvent,
 )
-from progidiff.proposals.ranking import ranking_event
-from progidiff.proposals.votes import gram_matrix
-from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.slicing import plan_slices
 from progidiff.worker.server import serve
 
 SCRIPT: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
@@ -132,13 +132,11 @@ class OrganEngine:
         return stack
 
     def _emit_slice(self, target: str, index: int, masks: np.ndarray, emit: Callable[[Event], None]) -> None:
-        # a preview that is plainly wrong: it must be replaced, not kept
-        emit(SliceEvent(target, index, 0, ~masks[:1], preview=True))
         block = SCRIPT.get("block", len(masks))
         for first in range(0, len(masks), block):
             part = masks[first : first + block]
             mean = masks.mean(axis=0, dtype=np.float32) if first + block >= len(masks) else None
-            emit(SliceEvent(target, index, first, part, mean, mean))
+            emit(SliceEvent(target, index, first, part, mean))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from progidiff.errors import CancelledError, InputError, ModelError, PromptError
-from progidiff.events import (
+from progidiff.wire.messages import (
     DoneEvent,
     Event,
     ImageInfo,
@@ -84,11 +84,13 @@ class ScriptedEngine:
         assert self.image is not None
         count = self.image.shape[0]
         for target in request.targets:
+            if target not in self.card.vocabulary:
+                raise PromptError(f'"{target}" is not known; the nearest is liver.')
             for k in range(count):
                 levels = np.linspace(0.2, 0.8, request.proposals) * float(self.image.max())
                 masks = self.image[k] > levels[:, None, None]
                 emit(ProgressEvent("sampling", k / count, k, k, count, target, 1.5))
-                emit(SliceEvent(target, k, 0, masks, masks.mean(0, dtype=np.float32), None))
+                emit(SliceEvent(target, k, 0, masks, masks.mean(0, dtype=np.float32)))
             n = request.proposals
             emit(
                 RankingEvent(
@@ -129,11 +131,12 @@ class ScriptedEngine:
 
     def _flood(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
         """Far more than any queue on the way holds; the buffer is used again and again."""
-        masks = np.zeros((8, 256, 256), bool)
-        mean = np.zeros((256, 256), np.float32)
+        masks = np.zeros((56, 256, 256), bool)
+        mean = np.ones((256, 256), np.float32)
         for k in range(request.seed):
-            mean[:] = k
-            emit(SliceEvent("liver", k, 0, masks, mean, mean))
+            masks[0] = False
+            masks[0].flat[k] = True
+            emit(SliceEvent("liver", k, 0, masks, mean))
         emit(DoneEvent("scripted", 8))
 
     def _noisy(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
@@ -179,17 +182,9 @@ def load(folder: Path | None, device: str, progress: Callable[[str, float], None
     return ScriptedEngine(mode)
 
 
-def parse(text: str, vocabulary: Sequence[str]) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(","))
-    for word in words:
-        if word not in vocabulary:
-            raise PromptError(f'"{word}" is not known; the nearest is liver.')
-    return words
-
-
 if __name__ == "__main__":
     options: dict[str, Any] = {}
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         options[name] = float(value) if name == "heartbeat_s" else int(value)
-    serve(load, parse, **options)
+    serve(load, **options)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from progidiff.errors import AdapterError, OutputError, WorseAdapterError
-from progidiff.events import DoneEvent, ProposeRequest, SliceEvent
 from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.model.adapter import ADAPTED, add_lora, lora_state, save_adapter, take_lora_off
 from progidiff.model.adapter_card import AdapterCard
@@ -24,6 +23,7 @@ from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine
 from progidiff.synthesis.tissues import VOCABULARY
 from progidiff.training import small
+from progidiff.wire.messages import DoneEvent, ProposeRequest, SliceEvent
 
 
 def fields(card: ModelCard, **other: Any) -> dict[str, Any]:

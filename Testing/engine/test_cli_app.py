@@ -14,8 +14,8 @@ import progidiff
 from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
 from progidiff.errors import InputError
-from progidiff.events import ProgressEvent
 from progidiff.model import build
+from progidiff.wire.messages import ProgressEvent
 
 from .command_support import ENVIRONMENT, ct, invoke, organs
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from progidiff.client import (
+from progidiff.errors import CancelledError, InputError
+from progidiff.wire.client import (
     ClientState,
     RemoteError,
     WorkerClient,
     WorkerStateError,
 )
-from progidiff.errors import CancelledError, InputError
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.messages import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 
 from .worker_pipe import environment, phantom, scripted_command
 
@@ -41,7 +41,7 @@ def test_the_client_imports_neither_torch_nor_anything_else_heavy() -> None:
     probe = (
         "import json, sys\n"
         "before = set(sys.modules)\n"
-        "import progidiff.client, progidiff.protocol\n"
+        "import progidiff.wire.client\n"
         "roots = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(json.dumps(sorted(roots - set(sys.stdlib_module_names))))\n"
     )
@@ -61,7 +61,6 @@ def test_a_session_from_start_to_close(client: WorkerClient) -> None:
     assert (info.slice_count, info.slice_shape, info.slice_spacing) == (3, (16, 20), 5.0)
     stream = client.propose(LIVER)
     assert client.state is ClientState.BUSY
-    assert stream.targets == ("liver",)
     events = list(stream)
     assert client.state is ClientState.READY
     assert isinstance(events[-1], DoneEvent)
@@ -72,35 +71,23 @@ def test_a_session_from_start_to_close(client: WorkerClient) -> None:
     assert sum(isinstance(event, RankingEvent) for event in events) == 1
     assert list(stream) == []
     assert client.status().state == "ready"
-    client.ping()
     client.close()
     assert client.state is ClientState.CLOSED
     client.close()
 
 
-def test_free_text_is_understood_by_the_worker(client: WorkerClient) -> None:
-    prepared(client, "work")
-    with client.propose(ProposeRequest(()), "spleen, liver") as stream:
-        assert stream.targets == ("spleen", "liver")
-    assert client.state is ClientState.READY
-    with pytest.raises(RemoteError, match="nearest") as refusal:
-        client.propose(ProposeRequest(()), "wing")
-    assert refusal.value.code == "prompt"
-    assert client.state is ClientState.READY
-
-
 def test_an_image_is_sent_once(client: WorkerClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from progidiff.client import connection
+    from progidiff.wire import conversation
 
     sent: list[int] = []
-    encode = connection.encode_frame
+    encode = conversation.encode_frame
 
     def spy(*arguments: object) -> list[bytes | memoryview]:
         buffers = encode(*arguments)  # type: ignore[arg-type]
         sent.append(sum(map(len, buffers)))
         return buffers
 
-    monkeypatch.setattr(connection, "encode_frame", spy)
+    monkeypatch.setattr(conversation, "encode_frame", spy)
     image = np.zeros((40, 64, 64), np.int16)
     image[20] = 1
     client.load("work", "cpu")
@@ -134,7 +121,7 @@ def test_what_is_no_volume_is_refused_before_it_is_sent(client: WorkerClient, im
     client.load("work", "cpu")
     with pytest.raises(InputError, match="three axes"):
         client.set_image(image, np.eye(4))
-    client.ping()
+    client.status()
 
 
 def test_an_image_above_the_workers_limit_is_refused_before_it_is_sent() -> None:
@@ -211,13 +198,13 @@ def test_a_callback_that_fails_ends_the_load_and_not_the_client(client: WorkerCl
 
     with pytest.raises(RuntimeError, match="widget"):
         client.load("work", "cpu", fail)
-    client.ping()
+    client.status()
 
 
 def test_requests_out_of_turn_are_refused() -> None:
     client = WorkerClient(scripted_command())
     with pytest.raises(WorkerStateError, match="start"):
-        client.ping()
+        client.status()
     client.close()
     with pytest.raises(WorkerStateError, match="new"):
         client.start()

@@ -26,13 +26,13 @@ from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases, to
 from progidiff.evaluation.examples import draw_examples
 from progidiff.evaluation.measuring import EvaluationSettings, measure_case
 from progidiff.evaluation.metrics import dice, hd95, metric_library
-from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
 from progidiff.outputs.evaluation_report import render_evaluation
 from progidiff.outputs.volumes_out import write_volume
 from progidiff.proposals.votes import consensus
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
+from progidiff.wire.messages import ProposeRequest, RankingEvent, SliceEvent
 
 SETTINGS = EvaluationSettings(proposals=3, steps=1, k=2)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from progidiff.errors import ProtocolError
-from progidiff.events import DoneEvent, ProposeRequest, SliceEvent, WarningEvent
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, STAPLE, Gathered, Proposals
 from progidiff.proposals.votes import (
     agreement,
@@ -22,6 +21,7 @@ from progidiff.proposals.votes import (
 )
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import extract_slice, plan_slices
+from progidiff.wire.messages import DoneEvent, ProposeRequest, SliceEvent, WarningEvent
 
 from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import GEOMETRIES, oblique

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from progidiff.errors import ProtocolError
-from progidiff.protocol import MAX_HEADER, Frame, FrameDecoder, encode_frame
+from progidiff.wire.frames import MAX_HEADER, Frame, FrameDecoder, encode_frame
 
 from .worker_pipe import raw_frame
 

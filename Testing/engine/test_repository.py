@@ -30,13 +30,10 @@ MAX_FILE_BYTES = 20_000_000
 SLICER_SIDE = {"slicer", "qt", "ctk", "vtk", "vtkmodules", "PythonQt"}
 # What the module inside Slicer imports of the engine; it must load without torch or anything else that Slicer does not have.
 SHARED = (
-    "progidiff.client",
     "progidiff.curation",
     "progidiff.errors",
-    "progidiff.events",
     "progidiff.locations",
     "progidiff.outputs.tags",
-    "progidiff.protocol",
     "progidiff.proposals",
     "progidiff.remote",
     "progidiff.resources",
@@ -46,6 +43,7 @@ SHARED = (
     "progidiff.volumes.packed",
     "progidiff.volumes.slicing",
     "progidiff.volumes.values",
+    "progidiff.wire",
 )
 IN_SLICER = {"numpy", "SimpleITK"}
 # Parents of shared modules: their __init__ holds no imports.

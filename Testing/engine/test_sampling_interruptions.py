@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from progidiff.errors import CancelledError, ModelError
-from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.messages import ProposeRequest, RankingEvent, SliceEvent
 
 Run = Callable[..., Any]
 CPU_MESSAGE = (

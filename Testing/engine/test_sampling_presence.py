@@ -56,9 +56,9 @@ def test_an_absent_target_is_left_out_and_costs_nothing(headed: Engine, run_engi
     assert ranking.empty_share == 1.0
     assert ranking.millilitres == [0.0] * 6
     assert [w.code for w in result.warnings] == ["empty"]
-    events = [event for event in result.slices if event.target == "spleen" and event.agreement is not None]
+    events = [event for event in result.slices if event.target == "spleen" and event.complete]
     assert len(events) == 4
-    assert all(not e.agreement.any() and not e.mean_probability.any() for e in events)
+    assert all(not e.masks.any() and not e.mean_probability.any() for e in events)
 
 
 @pytest.mark.slow

@@ -20,13 +20,13 @@ from progidiff.cli.app import app
 from progidiff.cli.stopping import interruptible
 from progidiff.cli.train import _work
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
-from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.model.folder import load_model
 from progidiff.model.text import encode_text, tokenize
 from progidiff.sampling.engine import Engine
 from progidiff.synthesis.tissues import VOCABULARY
 from progidiff.training import small
 from progidiff.training.run import RunSettings, TrainingData, Watch, train_base, train_control
+from progidiff.wire.messages import ProposeRequest, SliceEvent
 
 from .conftest import TINY_RUN
 

@@ -13,13 +13,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest
-from progidiff.protocol import Bye, Cancelled, Hello, HelloReply, Ping, Pong, Propose, Shutdown
+from progidiff.wire.messages import (
+    Bye,
+    Cancelled,
+    DoneEvent,
+    Hello,
+    HelloReply,
+    ProgressEvent,
+    ProposeRequest,
+    Shutdown,
+    Status,
+    StatusReply,
+)
 
 from .worker_pipe import PATIENCE_S, Peer, environment, request_bytes, scripted_command
 
 WORKER = [sys.executable, "-m", "progidiff", "worker"]
-SLOW = Propose(ProposeRequest(("liver",)))
+SLOW = ProposeRequest(("liver",))
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell and signals")
 
 
@@ -137,8 +147,8 @@ def test_the_end_of_the_requests_ends_even_an_engine_that_does_not_listen(mode: 
 
 def test_nobody_reading_ends_the_worker() -> None:
     with Peer(scripted_command("heartbeat_s=0.05")) as peer:
-        peer.send(Ping(), 1)
-        assert peer.final(1) == Pong()
+        peer.send(Status(), 1)
+        assert isinstance(peer.final(1), StatusReply)
         peer.stop_reading()
         assert peer.wait(30) == 0
 
@@ -180,7 +190,7 @@ def test_the_worker_goes_when_its_parent_is_killed(tmp_path: Path, keeps_pipe_op
     try:
         assert parent.stdin is not None
         assert parent.stdout is not None
-        parent.stdin.write(request_bytes(Ping(), 1).hex() + "\n")
+        parent.stdin.write(request_bytes(Status(), 1).hex() + "\n")
         parent.stdin.flush()
         sleeper, worker = int(parent.stdout.readline()), int(parent.stdout.readline())
         assert psutil.pid_exists(worker)

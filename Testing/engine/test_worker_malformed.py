@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from progidiff.protocol import ErrorReply, Hello, HelloReply, Ping, Pong, SetImage, encode_frame
+from progidiff.wire.frames import encode_frame
+from progidiff.wire.messages import ErrorReply, Hello, HelloReply, SetImage, Status, StatusReply
 from progidiff.worker.server import EXIT_OK, EXIT_PROTOCOL
 
 from .test_protocol_frames import BROKEN_HEADERS
@@ -20,12 +21,14 @@ def test_broken_frames_are_answered_and_the_worker_goes_on() -> None:
     with Peer(scripted_command()) as peer:
         for number, header in enumerate(BROKEN_HEADERS.values()):
             peer.send_bytes(raw_frame(header, bytes(8)))
-            peer.send(Ping(), number)
+            peer.send(Status(), number)
             owner, error = peer.next()
             assert isinstance(error, ErrorReply)
             assert error.code == "frame"
             assert owner in (None, 5)
-            assert peer.next() == (number, Pong())
+            answered, reply = peer.next()
+            assert answered == number
+            assert isinstance(reply, StatusReply)
 
 
 def test_wrong_requests_are_answered_with_their_id_and_the_worker_goes_on() -> None:
@@ -36,11 +39,11 @@ def test_wrong_requests_are_answered_with_their_id_and_the_worker_goes_on() -> N
             assert owner == 4
             assert isinstance(error, ErrorReply)
             assert error.code == code
-        peer.send_bytes(b"".join(encode_frame({"type": "hello", "v": 1, "id": 9}, {"x": np.arange(4)})))
+        peer.send_bytes(b"".join(encode_frame({"type": "hello", "v": 2, "id": 9}, {"x": np.arange(4)})))
         owner, error = peer.next()
         assert (owner, getattr(error, "code", None)) == (9, "schema")
-        peer.send(Ping(), 10)
-        assert peer.final(10) == Pong()
+        peer.send(Status(), 10)
+        assert isinstance(peer.final(10), StatusReply)
 
 
 @pytest.mark.slow
@@ -90,12 +93,12 @@ def test_the_end_of_the_stream_between_frames_is_a_clean_end() -> None:
 def test_a_writer_of_single_bytes_is_understood() -> None:
     image = request_bytes(SetImage(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4)), 1)
     with Peer(scripted_command()) as peer:
-        for value in image + request_bytes(Ping(), 2):
+        for value in image + request_bytes(Status(), 2):
             peer.send_bytes(bytes([value]))
         # One thread answers each: the order is open.
         answers = dict([peer.next(), peer.next()])
         assert getattr(answers[1], "code", None) == "no_model"
-        assert answers[2] == Pong()
+        assert isinstance(answers[2], StatusReply)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from progidiff.client import ClientState, RemoteError, WorkerClient
 from progidiff.errors import CancelledError
-from progidiff.events import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.client import ClientState, RemoteError, WorkerClient
+from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent
 
 pytestmark = pytest.mark.slow  # one worker, which loads torch, serves all tests
 LIVER = ProposeRequest(("liver",), proposals=3, top_k=2, steps=2, seed=5)
@@ -64,14 +64,6 @@ def test_the_worker_gives_what_the_engine_gives(client: WorkerClient, tiny_model
     assert [e for e in remote if isinstance(e, RankingEvent)] == [e for e in local if isinstance(e, RankingEvent)]
     assert isinstance(remote[-1], DoneEvent)
     assert remote[-1].timing.keys() == local[-1].timing.keys()  # type: ignore[union-attr]
-
-
-def test_free_text_goes_through_the_real_parser(client: WorkerClient) -> None:
-    with client.propose(ProposeRequest((), proposals=1, steps=1, slices=(1, 2)), "Leber") as stream:
-        assert stream.targets == ("liver",)
-    with pytest.raises(RemoteError, match="liver") as refusal:
-        client.propose(ProposeRequest(()), "lever")
-    assert refusal.value.code == "prompt"
 
 
 def test_a_running_request_is_cancelled_and_the_next_one_works(client: WorkerClient) -> None:

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
-from progidiff.client import WorkerClient, WorkerLostError
 from progidiff.remote import meaning_of_end, unattended
+from progidiff.wire.client import WorkerClient, WorkerFailedError
 
 from ..sshd import ENGINE, SshServer
 from .test_cli_propose import image_file, propose, segments_of
@@ -95,7 +95,7 @@ def test_a_connection_that_falls_silent_is_noticed(ssh_server: SshServer) -> Non
         for process in stopped:
             process.suspend()
         try:
-            with pytest.raises(WorkerLostError, match="gave no sign of life for 3 s"):
+            with pytest.raises(WorkerFailedError, match="gave no sign of life for 3 s"):
                 client.load()
         finally:
             for process in stopped:

@@ -15,18 +15,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from progidiff.protocol import (
-    FINAL,
-    Heartbeat,
-    Load,
-    Reply,
-    Request,
-    SetImage,
-    encode_frame,
-    frame_to_reply,
-    request_to_frame,
-)
-from progidiff.protocol.frames import PREFIX, FrameDecoder
+from progidiff.wire.frames import PREFIX, FrameDecoder, encode_frame
+from progidiff.wire.messages import FINAL, Heartbeat, Load, Reply, Request, SetImage, frame_to_reply, to_frame
 
 SCRIPT = Path(__file__).with_name("scripted_worker.py")
 ENGINE = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"
@@ -47,7 +37,7 @@ def raw_frame(header: bytes, payload: bytes = b"", *, magic: bytes = b"PGD1", cl
 
 
 def request_bytes(request: Request, request_id: int) -> bytes:
-    frame = request_to_frame(request, request_id)
+    frame = to_frame(request, request_id)
     return b"".join(encode_frame(frame.header, frame.arrays))
 
 

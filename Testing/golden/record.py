@@ -73,8 +73,6 @@ class Plain:
     def __call__(self, value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            if "capabilities" in fields:  # a set of names
-                fields["capabilities"] = dict.fromkeys(fields["capabilities"], True)
             return {"type": type(value).__name__, **self(fields)}
         if isinstance(value, dict):
             return {str(name): self(each) for name, each in value.items() if name not in VOLATILE}
@@ -89,20 +87,28 @@ class Plain:
 
 
 def gathered(events: Iterable[Any], plain: Plain) -> tuple[list[Any], dict[str, np.ndarray]]:
-    """The events of one request but for its progress, and the masks by target, bool (slices, N, rows, columns)."""
+    """The events of one request but for its progress, and masks, bool.
+
+    By target those of the proposals, (slices, N, rows, columns); by "target above one half" where their mean probability is
+    above one half, (slices, rows, columns).
+    """
     kept = [event for event in events if type(event).__name__ != "ProgressEvent"]
     parts: dict[str, dict[int, list[np.ndarray]]] = {}
+    means: dict[str, dict[int, np.ndarray]] = {}
     for event in kept:
         if hasattr(event, "masks"):
             parts.setdefault(event.target, {}).setdefault(event.slice_index, []).append(np.asarray(event.masks))
+            if event.mean_probability is not None:
+                means.setdefault(event.target, {})[event.slice_index] = event.mean_probability > 0.5
     masks = {target: np.stack([np.concatenate(slices[k]) for k in sorted(slices)]) for target, slices in parts.items()}
+    masks |= {f"{target} above one half": np.stack([slices[k] for k in sorted(slices)]) for target, slices in means.items()}
     return [plain(event) for event in kept], masks
 
 
 def record_engine(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The six requests, in this process."""
-    from progidiff.events import ProposeRequest
     from progidiff.sampling.engine import Engine
+    from progidiff.wire.messages import ProposeRequest
 
     engine = Engine.load(folder / "model", "cpu")
     engine.set_image(image(), AFFINE, "CT")
@@ -120,10 +126,10 @@ def record_engine(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
 
 def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str, np.ndarray], list[Any]]:
     """The six requests and other calls through the client and a worker, and all that went over the wire."""
-    from progidiff.client import RemoteError, WorkerClient
     from progidiff.errors import CancelledError
-    from progidiff.events import ProposeRequest
-    from progidiff.protocol import FrameDecoder, frame_to_reply, frame_to_request
+    from progidiff.wire.client import RemoteError, WorkerClient
+    from progidiff.wire.frames import FrameDecoder
+    from progidiff.wire.messages import ProposeRequest, frame_to_reply, frame_to_request
 
     told, masks = {}, {}
     with tempfile.TemporaryDirectory() as place:
@@ -150,8 +156,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
                 masks |= {f"{name}: {target}": stack for target, stack in found.items()}
                 if name in ADAPTED:
                     client.unload_adapter()
-            list(client.propose(ProposeRequest((), proposals=2, steps=1, slices=(0, 1)), "Leber, spleen"))
-            refused(client.propose, ProposeRequest(()), "brain")
+            list(client.propose(ProposeRequest(("liver", "spleen"), proposals=2, steps=1, slices=(0, 1))))
             refused(client.propose, ProposeRequest(("pancreas",)))
             refused(client.load_adapter, folder / "worse")
             with client.propose(ProposeRequest(("liver",), proposals=1000, steps=50)) as stream:
@@ -160,7 +165,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
                     list(stream)
                     raise AssertionError("the request was not cancelled")
                 except CancelledError:
-                    client.ping()
+                    client.status()
             client.status()
         requests, replies = (
             [read(frame) for frame in FrameDecoder().feed((Path(place) / name).read_bytes())]
@@ -171,7 +176,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
         answers = [plain(reply) for answered, reply in replies if answered == number]
         answers = [each for each in answers if each["type"] not in ("ProgressEvent", "Heartbeat")]
         if answers and answers[-1]["type"] == "Cancelled":  # how far it came is a matter of time
-            answers = [answers[0], answers[-1]]
+            answers = answers[-1:]
         wire.append({"request": plain(request), "replies": answers})
     return told, masks, wire
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent, ProposeRequest, SliceEvent
+from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProgressEvent, ProposeRequest, SliceEvent
 
 _BLOCK = 8
 
@@ -45,7 +45,7 @@ class EllipsoidEngine:
             for first in range(0, len(masks), _BLOCK):
                 last = first + _BLOCK >= len(masks)
                 mean = masks.mean(0, dtype=np.float32) if last else None
-                emit(SliceEvent("liver", index, first, masks[first : first + _BLOCK], mean, mean))
+                emit(SliceEvent("liver", index, first, masks[first : first + _BLOCK], mean))
             emit(ProgressEvent("sampling", (index + 1) / self.shape[0], index, index + 1, self.shape[0], "liver", 0.0))
         emit(ranking_event("liver", gram, request, 0.001, "All that were asked for."))
         emit(DoneEvent("ellipsoids", request.proposals))

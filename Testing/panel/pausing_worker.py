@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
-from scripted_worker import ScriptedEngine, parse
+from scripted_worker import ScriptedEngine
 
 from progidiff.errors import CancelledError
-from progidiff.events import Event, ProposeRequest, SliceEvent
+from progidiff.wire.messages import Event, ProposeRequest, SliceEvent
 from progidiff.worker.server import serve
 
 
@@ -41,4 +41,4 @@ def load(folder: Path | None, device: str, progress: Callable[[str, float], None
 
 
 if __name__ == "__main__":
-    serve(load, parse)
+    serve(load)

@@ -10,13 +10,20 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from progidiff.events import DoneEvent, ImageInfo, ProposeRequest
-from progidiff.protocol import AdapterLoaded, AdapterUnloaded, ImageReply, Loaded
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, plan_slices
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import (
+    AdapterLoaded,
+    AdapterUnloaded,
+    DoneEvent,
+    ImageInfo,
+    ImageReply,
+    Loaded,
+    ProposeRequest,
+)
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 from ProGiDiffSlicerLib.worker.calls import Call
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from ..volume_examples import ramp
 
@@ -138,8 +145,8 @@ class FakeClient:
     ) -> Call:
         return self._call("set_image", array_kji, affine, modality, plane, correct_values)
 
-    def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
-        return self._call("propose", request, prompt)
+    def propose(self, request: ProposeRequest) -> Call:
+        return self._call("propose", request)
 
     def _call(self, kind: str, *values: Any) -> Call:
         call = Call(kind, self.cancels.append)

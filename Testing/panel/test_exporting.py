@@ -13,10 +13,10 @@ import pydicom
 import pytest
 import slicer
 
-from progidiff.protocol import WriteSeg
 from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
+from progidiff.wire.messages import WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.scene.exporting import INSTANCES, Exporting, _request
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progidiff.events import WarningEvent
-from progidiff.protocol import Loaded
 from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import Loaded, WarningEvent
 from ProGiDiffSlicerLib.panels.review import describe_segment
 from ProGiDiffSlicerLib.parameters import Plane
 from ProGiDiffSlicerLib.scene.provenance import read_provenance

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import qt
 
-from progidiff.events import ProgressEvent, WarningEvent
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.panels.panel import remaining
 from ProGiDiffSlicerLib.panels.prompt import MOST_KEPT, PromptHistory, completions, with_target
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from ..proposal_examples import random_masks
 from .panel_support import GRID, Opened, opened, press, type_text

@@ -9,7 +9,7 @@ import pytest
 import slicer
 
 from progidiff.errors import InputError, PromptError
-from progidiff.events import ProgressEvent, WarningEvent
+from progidiff.wire.messages import ProgressEvent, WarningEvent
 from ProGiDiffSlicerLib.logic.run import RunRequest
 from ProGiDiffSlicerLib.logic.session import SessionState
 
@@ -44,9 +44,9 @@ def test_a_run_from_prompt_to_ranked_proposals(session: Watched, client: FakeCli
     np.testing.assert_allclose(affine, GEOMETRY.affine)
     assert modality == "CT"
     client.answer_image()
-    wanted, prompt = client.values
+    (wanted,) = client.values
     assert (wanted.targets, wanted.proposals, wanted.top_k, wanted.steps, wanted.seed) == (("liver",), 5, 2, 3, 7)
-    assert (wanted.slices, prompt) == (None, None)
+    assert wanted.slices is None
     send(client)
     ranking = ranking_event(MASKS, GEOMETRY, top_k=2)
     client.call.event.emit(ranking)

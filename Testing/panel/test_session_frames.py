@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import slicer
 
-from progidiff.events import ProgressEvent, RankingEvent
 from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import ProgressEvent, RankingEvent
 
 from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import oriented

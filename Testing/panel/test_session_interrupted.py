@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import slicer
 
-from progidiff.events import SliceEvent
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.logic.session import SessionState
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from ..proposal_examples import ranking_event, slice_event
 from .session_support import FakeClient, add_transform, add_volume

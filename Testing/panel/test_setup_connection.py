@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from progidiff import __version__
-from progidiff.protocol import Loaded
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import Loaded
 from ProGiDiffSlicerLib.setup.card import read_card
 from ProGiDiffSlicerLib.setup.connection import ConnectionTest, Trial, readiness
 from ProGiDiffSlicerLib.setup.settings import Settings
@@ -19,7 +20,6 @@ from ProGiDiffSlicerLib.setup.status import engine_status
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from .setup_examples import MemoryStore
 

@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from Testing.alone import alone
 
-from progidiff.client import WorkerClient
-from progidiff.events import DoneEvent, ProposeRequest
+from progidiff.wire.client import WorkerClient
+from progidiff.wire.messages import DoneEvent, ProposeRequest
 from ProGiDiffSlicerLib.setup import status as status_module
 from ProGiDiffSlicerLib.setup.status import Need, PythonHome, Status, engine_status, read_needs
 

@@ -10,8 +10,16 @@ import pytest
 import qt
 
 from progidiff.errors import InputError
-from progidiff.events import DoneEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
-from progidiff.protocol import ImageReply, Loaded, image_key
+from progidiff.wire.messages import (
+    DoneEvent,
+    ImageReply,
+    Loaded,
+    ProposeRequest,
+    RankingEvent,
+    SliceEvent,
+    WarningEvent,
+    image_key,
+)
 from ProGiDiffSlicerLib.worker.client import WorkerState
 
 from ..slicer_host import collected_exceptions
@@ -51,7 +59,6 @@ def test_a_run_submitted_at_once_starts_the_worker_and_runs_in_order(spin: Spin)
         assert isinstance(done, DoneEvent)
         assert (client.loaded, client.loaded_from, client.image) == (loaded, ("work", "cpu"), image)
         assert client.hello is not None
-        assert run.targets == [("liver",)]
         slices = run.of(SliceEvent)
         assert [event.slice_index for event in slices] == [0, 1, 2]
         volume = phantom()
@@ -61,19 +68,18 @@ def test_a_run_submitted_at_once_starts_the_worker_and_runs_in_order(spin: Spin)
         assert client.states == ["starting", "ready", "busy", "ready"]
 
 
-def test_a_prompt_that_is_not_known_fails_with_its_code_and_the_worker_goes_on(spin: Spin) -> None:
+def test_a_target_that_is_not_known_fails_with_its_code_and_the_worker_goes_on(spin: Spin) -> None:
     with worker() as client:
         first = client.run()
         spin(lambda: first.done)
-        wrong = Record(client.propose(ProposeRequest(()), "heart"))
+        wrong = Record(client.propose(ProposeRequest(("heart",))))
         spin(lambda: wrong.done)
         assert (wrong.failure.kind, wrong.failure.code) == ("remote", "prompt")
         assert wrong.failure.message == '"heart" is not known; the nearest is liver.'
         assert client.state is WorkerState.READY
         assert client.failures == []
-        right = Record(client.propose(ProposeRequest(()), "spleen, liver"))
+        right = Record(client.propose(ProposeRequest(("spleen", "liver"))))
         spin(lambda: right.done)
-        assert right.targets == [("spleen", "liver")]
         assert right.outcomes == [("propose", "succeeded")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -11,9 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from progidiff.wire.conversation import MOST_LINES
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.process import LONGEST_LINE, MOST_LINES, LogLines
+from ProGiDiffSlicerLib.worker.process import LONGEST_LINE, LogLines
 
 from .worker_support import (
     LIVER,
@@ -120,7 +122,7 @@ def test_the_log_is_bounded_and_holds_no_pixels_names_or_prompts(spin: Spin) -> 
     volume = np.full((4, 64, 64), 0x4142, np.int16)  # as text: BABABA...
     with worker() as client:
         runs = [client.run("work", volume) for _ in range(3)]
-        refused = Record(client.propose(LIVER, "DOE^JANE"))
+        refused = Record(client.propose(dataclasses.replace(LIVER, targets=("DOE^JANE",))))
         spin(lambda: refused.done and runs[-1].done)
         log = client.log_tail()
         assert "4x64x64" in log

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -12,10 +13,13 @@ import pytest
 import qt
 
 from progidiff.errors import InputError
-from progidiff.events import SliceEvent
+from progidiff.wire.client import ClientState, WorkerFailedError
+from progidiff.wire.client import WorkerClient as BlockingClient
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.patience import Patience
+from ProGiDiffSlicerLib.worker.process import PatientTimer
 
 from .worker_support import (
     Client,
@@ -43,9 +47,10 @@ pytestmark = pytest.mark.usefixtures("app")
 # A worker that says hello and answers the next request with whatever the test wants.
 HELLO_THEN = """
 import sys, time
-from progidiff.protocol import FrameDecoder, HelloReply, encode_frame, frame_to_request, reply_to_frame
+from progidiff.wire.frames import FrameDecoder, encode_frame
+from progidiff.wire.messages import HelloReply, frame_to_request, to_frame
 def say(reply, number):
-    frame = reply_to_frame(reply, number)
+    frame = to_frame(reply, number)
     sys.stdout.buffer.write(b"".join(map(bytes, encode_frame(frame.header, frame.arrays))))
     sys.stdout.flush()
 decoder = FrameDecoder()
@@ -53,7 +58,7 @@ while True:
     for frame in decoder.feed(sys.stdin.buffer.read1(65536)):
         number, request = frame_to_request(frame)
         if type(request).__name__ == "Hello":
-            say(HelloReply("0", 1, "3", (), 1 << 40, 1.0), number)
+            say(HelloReply("0", 1, "3", 1 << 40, 1.0), number)
         else:
             {}
             sys.stdout.flush()
@@ -61,13 +66,54 @@ while True:
 """
 
 
-@pytest.mark.parametrize("program", ["no-such-program-anywhere", str(Path(__file__).parent), ""])
-def test_a_program_that_cannot_be_run(program: str, spin: Spin) -> None:
-    with worker(WorkerCommand(program, (), dict(os.environ))) as client:
+def after_hello(answer: str) -> WorkerCommand:
+    return python(HELLO_THEN.replace("{}", answer))
+
+
+def by_blocking_pipes(command: WorkerCommand, spin: Spin, start_timeout_s: float = 60.0) -> WorkerFailure:
+    """Why a run on a worker of this command fails, with the client of the command line."""
+    words = [command.program, *command.arguments]
+    client = BlockingClient(words, env=command.environment, start_timeout=start_timeout_s)
+
+    def run() -> None:
+        client.start()
+        client.load("work", "cpu")
+
+    with pytest.raises(WorkerFailedError) as error:
+        run()
+    assert client.state is ClientState.FAILED
+    assert error.value.failure.message in str(error.value)
+    client.close()
+    return error.value.failure
+
+
+def by_qprocess(command: WorkerCommand, spin: Spin, start_timeout_s: float = 60.0) -> WorkerFailure:
+    """The same with the module's own."""
+    with worker(command, start_timeout_s=start_timeout_s) as client:
         failure = failed_run(client, spin).failure
-        assert failure.kind == "start"
-        assert f'could not be started with "{program}"' in failure.message
-        assert failure.message.endswith("check the worker command in Setup.")
+        assert client.log_tail().endswith(failure.details)
+        return failure
+
+
+@pytest.fixture(params=[by_blocking_pipes, by_qprocess])
+def fails(request: pytest.FixtureRequest, spin: Spin) -> Iterator[Callable[..., WorkerFailure]]:
+    """Runs a command as the worker by either driver; returns why that fails, and no process is left."""
+    before = {child.pid for child in children()}
+    yield partial(request.param, spin=spin)
+    spin(lambda: {child.pid for child in children()} <= before)
+
+
+@pytest.mark.parametrize("program", ["no-such-program-anywhere", str(Path(__file__).parent), ""])
+def test_a_program_that_cannot_be_run(program: str, fails: Callable[..., WorkerFailure]) -> None:
+    failure = fails(WorkerCommand(program, (), dict(os.environ)))
+    assert failure.kind == "start"
+    assert f'could not be started with "{program}"' in failure.message
+    assert "check the worker command" in failure.message
+
+
+def test_the_module_says_where_the_command_is_chosen(spin: Spin) -> None:
+    failure = by_qprocess(WorkerCommand("no-such-program-anywhere", (), dict(os.environ)), spin)
+    assert failure.message.endswith("check the worker command in Setup.")
 
 
 def test_a_command_that_is_none_says_so(spin: Spin) -> None:
@@ -80,83 +126,73 @@ def test_a_command_that_is_none_says_so(spin: Spin) -> None:
         assert (failure.kind, failure.message) == ("start", "The worker command is empty; type one.")
 
 
-def test_a_program_that_ends_at_once_shows_its_last_words(spin: Spin) -> None:
-    with worker(python("import sys; print('the licence has expired', file=sys.stderr); sys.exit(9)")) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "start"
-        assert "did not start (exit code 9)" in failure.message
-        assert failure.details == "the licence has expired"
-        assert client.log_tail() == "the licence has expired"
-
-
-def test_a_python_without_the_engine_is_recognized(spin: Spin) -> None:
-    with worker(run_python("-m", "progidiff_that_is_not_there", "worker")) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "start"
-        assert 'no package "progidiff_that_is_not_there"; install it' in failure.message
-
-
-@pytest.mark.slow
-def test_a_program_that_never_answers_is_ended(spin: Spin) -> None:
-    with worker(python("import time; time.sleep(600)"), start_timeout_s=1.5) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "start"
-        assert "did not answer within 1.5 s" in failure.message
-        spin(lambda: not children())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("text", ["Welcome to gpu-host!\n", "PX", "PGD1 and then no lengths that could be right"])
-def test_nonsense_before_hello(text: str, spin: Spin) -> None:
-    with worker(python(f"import sys, time; sys.stdout.write({text!r}); sys.stdout.flush(); time.sleep(600)")) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "protocol"
-        assert "login script" in failure.message
-        assert text not in failure.message + failure.details + client.log_tail()
-        spin(lambda: not children())
-
-
-def test_an_end_in_the_middle_of_hello_is_a_failed_start(spin: Spin) -> None:
-    with worker(python("import sys; sys.stdout.write('PGD')")) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "start"
-        assert "exit code 0" in failure.message
-
-
-def test_a_worker_of_another_version(spin: Spin) -> None:
-    hello = (
-        "import json, struct, sys, time\n"
-        "h = json.dumps({'type': 'hello', 'v': 2, 'id': 1}).encode()\n"
-        "sys.stdout.buffer.write(b'PGD1' + struct.pack('<IQ', len(h), 0) + h)\n"
-        "sys.stdout.flush(); time.sleep(600)"
-    )
-    with worker(python(hello)) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "protocol"
-        assert "install the same version on both sides" in failure.message
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        ("sys.stdout.write('Killed')", "does not hold messages"),
-        ("sys.stdout.buffer.write(b'PGD1' + bytes([255] * 12))", "longer than the limit"),
-        ("from progidiff.protocol import Pong; say(Pong(), number)", "sent a Pong message where a Loaded was due"),
-        (
-            "from progidiff.protocol import ErrorReply; say(ErrorReply('frame', 'It was cut.'), None)",
-            "could not read a request",
-        ),
-    ],
-    ids=["text", "lengths", "wrong reply", "unread request"],
+HELLO_OF_ANOTHER_VERSION = (
+    "import json, struct, sys, time\n"
+    "h = json.dumps({'type': 'hello', 'v': 1, 'id': 1}).encode()\n"
+    "sys.stdout.buffer.write(b'PGD1' + struct.pack('<IQ', len(h), 0) + h)\n"
+    "sys.stdout.flush(); time.sleep(600)"
 )
-def test_nonsense_after_hello(answer: str, says: str, spin: Spin) -> None:
-    with worker(python(HELLO_THEN.replace("{}", answer))) as client:
-        failure = failed_run(client, spin).failure
-        assert failure.kind == "protocol"
-        assert says in failure.message
+SAYS = "import sys, time; sys.stdout.write({!r}); sys.stdout.flush(); time.sleep(600)"
+# What runs, and the kind, a part of the message and the details of its failure.
+FAILURES: dict[str, tuple[WorkerCommand, str, str, str]] = {
+    "ends at once": (
+        python("import sys; print('the licence has expired', file=sys.stderr); sys.exit(9)"),
+        "start",
+        "did not start (exit code 9)",
+        "the licence has expired",
+    ),
+    "no engine": (
+        run_python("-m", "progidiff_that_is_not_there", "worker"),
+        "start",
+        'no package "progidiff_that_is_not_there"; install it',
+        "No module named",
+    ),
+    "end in the middle of hello": (python("import sys; sys.stdout.write('PGD')"), "start", "exit code 0", ""),
+    "another version": (python(HELLO_OF_ANOTHER_VERSION), "protocol", "another version of the protocol", ""),
+    "greeting": (python(SAYS.format("Welcome to gpu-host!\n")), "protocol", "login script", ""),
+    "no magic": (python(SAYS.format("PX")), "protocol", "login script", ""),
+    "no lengths": (python(SAYS.format("PGD1 and then no lengths that could be right")), "protocol", "login script", ""),
+    "text after hello": (after_hello("sys.stdout.write('Killed')"), "protocol", "does not hold messages", ""),
+    "lengths after hello": (
+        after_hello("sys.stdout.buffer.write(b'PGD1' + bytes([255] * 12))"),
+        "protocol",
+        "longer than the limit",
+        "",
+    ),
+    "wrong reply": (
+        after_hello("from progidiff.wire.messages import Bye; say(Bye(), number)"),
+        "protocol",
+        "sent a Bye message where a Loaded was due",
+        "",
+    ),
+    "unread request": (
+        after_hello("from progidiff.wire.messages import ErrorReply; say(ErrorReply('frame', 'It was cut.'), None)"),
+        "protocol",
+        "could not read a request",
+        "",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAILURES)
+def test_each_failure_is_told_apart_by_either_driver(name: str, fails: Callable[..., WorkerFailure]) -> None:
+    command, kind, says, details = FAILURES[name]
+    failure = fails(command)
+    assert failure.kind == kind
+    assert says in failure.message
+    assert details in failure.details
+    assert failure.message.endswith(".")
+    if kind == "protocol":
         assert "install the same version" in failure.message.lower()
-        spin(lambda: not children())
+        assert "Welcome" not in failure.message + failure.details
+
+
+@pytest.mark.slow
+def test_a_program_that_never_answers_is_ended(fails: Callable[..., WorkerFailure]) -> None:
+    failure = fails(python("import time; time.sleep(600)"), start_timeout_s=1.5)
+    assert failure.kind == "start"
+    assert "did not answer within 1.5 s" in failure.message
 
 
 def reach_idle(client: Client, spin: Spin) -> Record:
@@ -205,7 +241,7 @@ def test_what_was_received_before_the_end_is_not_lost(spin: Spin) -> None:
         spin(lambda: run.done)
         assert [how for _, how in run.outcomes] == ["succeeded", "succeeded", "failed"]
         # The third may have been on its way when the process died.
-        assert {event.slice_index for event in run.of(SliceEvent) if not event.preview} >= {0, 1}
+        assert {event.slice_index for event in run.of(SliceEvent)} >= {0, 1}
         assert run.failure.kind == "exit"
         assert "exit code 9" in run.failure.message
         assert run.failure.details.endswith("RuntimeError: the scripted end")
@@ -267,8 +303,8 @@ def test_time_in_which_this_process_stood_still_does_not_count(spin: Spin) -> No
 def test_patience_ends_once_and_only_without_signs_of_life(spin: Spin) -> None:
     parent = qt.QObject()
     log: list[str] = []
-    kept = Patience(parent, lambda: log.append("kept"))
-    lost = Patience(parent, lambda: log.append("lost"))
+    kept = PatientTimer(parent, lambda: log.append("kept"))
+    lost = PatientTimer(parent, lambda: log.append("lost"))
     kept.start(0.2)
     lost.start(0.2)
 

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from progidiff.events import ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import local_command
 
@@ -22,19 +22,18 @@ REQUEST = ProposeRequest(("liver",), proposals=4, steps=2, seed=3)
 LONG = dataclasses.replace(REQUEST, proposals=512, steps=50)
 
 
-def submit(client: Client, folder: Path, request: ProposeRequest = REQUEST, prompt: str | None = None) -> Record:
+def submit(client: Client, folder: Path, request: ProposeRequest = REQUEST) -> Record:
     volume, affine = phantom()
-    return Record(client.load(str(folder), "cpu"), client.set_image(volume, affine, "CT"), client.propose(request, prompt))
+    return Record(client.load(str(folder), "cpu"), client.set_image(volume, affine, "CT"), client.propose(request))
 
 
 def masks(record: Record) -> dict[int, np.ndarray]:
     """bool (N, rows, columns) by slice; a slice may come in several blocks."""
     parts: dict[int, list[np.ndarray]] = {}
     for event in record.of(SliceEvent):
-        if not event.preview:
-            known = parts.setdefault(event.slice_index, [])
-            assert event.first_proposal == sum(map(len, known))
-            known.append(event.masks)
+        known = parts.setdefault(event.slice_index, [])
+        assert event.first_proposal == sum(map(len, known))
+        known.append(event.masks)
     return {index: np.concatenate(known) for index, known in parts.items()}
 
 
@@ -67,7 +66,7 @@ def test_a_run_gives_the_same_proposals_again_and_in_a_worker_started_anew(tiny_
 
 
 @pytest.mark.slow
-def test_cancel_bad_prompt_and_stop_on_one_worker(tiny_model_folder: Path, tmp_path: Path, spin: Spin) -> None:
+def test_cancel_unknown_target_and_stop_on_one_worker(tiny_model_folder: Path, tmp_path: Path, spin: Spin) -> None:
     with worker(local_command()) as client:
         run = submit(client, tiny_model_folder, LONG)
         spin(lambda: len(run.ends) == 2 and bool(run.of(ProgressEvent)), 240)
@@ -76,7 +75,7 @@ def test_cancel_bad_prompt_and_stop_on_one_worker(tiny_model_folder: Path, tmp_p
         assert run.outcomes[-1] == ("propose", "cancelled")
         pid = client.pid
 
-        wrong = Record(client.propose(dataclasses.replace(REQUEST, targets=()), "heart"))
+        wrong = Record(client.propose(dataclasses.replace(REQUEST, targets=("heart",))))
         spin(lambda: wrong.done)
         assert (wrong.failure.kind, wrong.failure.code) == ("remote", "prompt")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import qt
 
-from progidiff.events import ProgressEvent, ProposeRequest, SliceEvent
-from progidiff.protocol import encode_frame, image_key, reply_to_frame
+from progidiff.wire.frames import encode_frame
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, SliceEvent, image_key, to_frame
 from ProGiDiffSlicerLib.signals import Signal
+from ProGiDiffSlicerLib.worker.calls import Image
 from ProGiDiffSlicerLib.worker.client import SENDING
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.image import Image
 from ProGiDiffSlicerLib.worker.link import MOST_FRAMES_PER_TURN, MOST_PENDING, MOST_READ_PER_TURN, Link
 
 from .worker_support import CountingProcess, Pulse, Record, Spin, phantom, run_event_loop, worker
@@ -66,7 +66,7 @@ def test_a_flood_of_frames_leaves_the_event_loop_free(spin: Spin) -> None:
         timer.stop()
         pulse.stop()
         assert [event.slice_index for event in flood.events] == list(range(count))
-        assert all(float(event.mean_probability[0, 0]) == event.slice_index for event in flood.events)
+        assert all(event.masks[0].argmax() == event.slice_index for event in flood.events)
         steps = np.diff(np.array(turns), axis=0)
         print(
             f"\nflood: {process.bytes_read / 2**20:.0f} MB in {len(turns)} turns, "
@@ -120,7 +120,7 @@ class FullPipe:
 @pytest.mark.parametrize("payload", [0, 400_000], ids=["small frames", "large frames"])
 def test_what_waits_is_read_in_portions(payload: int, spin: Spin) -> None:
     masks = np.zeros((8, 10, payload // 10), np.bool_)
-    frame = reply_to_frame(SliceEvent("liver", 0, 0, masks) if payload else ProgressEvent("sampling", 0.5), 7)
+    frame = to_frame(SliceEvent("liver", 0, 0, masks) if payload else ProgressEvent("sampling", 0.5), 7)
     one = b"".join(map(bytes, encode_frame(frame.header, frame.arrays)))
     count = 5000 if not payload else 40
     process = FullPipe(one * count)

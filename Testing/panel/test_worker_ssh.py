@@ -12,7 +12,7 @@ import highdicom
 import numpy as np
 import pytest
 
-from progidiff.events import SliceEvent
+from progidiff.wire.messages import SliceEvent
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, parse_command
 

@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import qt
 
-from progidiff.events import ProgressEvent, ProposeRequest
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import ProgressEvent, ProposeRequest
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient, WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, worker_environment
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 from ProGiDiffSlicerLib.worker.process import QtProcess
 
 SCRIPT = Path(__file__).resolve().parents[1] / "engine" / "scripted_worker.py"
@@ -54,7 +54,6 @@ class Record:
 
     def __init__(self, *calls: Call) -> None:
         self.events: list[Any] = []
-        self.targets: list[tuple[str, ...]] = []
         self.ends: list[tuple[str, str, Any]] = []
         self.calls = calls
         for call in calls:
@@ -62,7 +61,6 @@ class Record:
 
     def _listen(self, call: Call) -> None:
         call.event.connect(self.events.append)
-        call.accepted.connect(self.targets.append)
         call.succeeded.connect(lambda reply: self.ends.append((call.kind, "succeeded", reply)))
         call.failed.connect(lambda failure: self.ends.append((call.kind, "failed", failure)))
         call.cancelled.connect(lambda: self.ends.append((call.kind, "cancelled", None)))
@@ -132,6 +130,10 @@ class CountingProcess(QtProcess):
         self.most_pending = max(self.most_pending, self.pending)
 
 
+def is_sampling(record: Record) -> bool:
+    return any(event.phase == "sampling" for event in record.of(ProgressEvent))
+
+
 def reach_loading(client: Client, spin: Spin) -> Record:
     """A run whose model is being loaded, for a minute."""
     record = client.run("slow_load")
@@ -152,7 +154,7 @@ def reach_sending(client: Client, spin: Spin) -> Record:
 def reach_proposing(client: Client, spin: Spin) -> Record:
     """A run that makes proposals, for a minute."""
     record = client.run("slow")
-    spin(lambda: bool(record.targets) and record.of(ProgressEvent)[-1].phase == "sampling")
+    spin(lambda: is_sampling(record))
     return record
 
 
@@ -194,7 +196,7 @@ def reach_starting(client: Client, spin: Spin) -> Record:
 
 def reach_cancelling(client: Client, spin: Spin) -> Record:
     record = client.run("deaf")
-    spin(lambda: bool(record.targets))
+    spin(lambda: is_sampling(record))
     assert client.cancel()
     assert client.state is WorkerState.CANCELLING
     return record

@@ -19,12 +19,12 @@ from experiments.bench.results import BenchReport, ModelResult
 from experiments.bench.scene import SLICES, Scene
 from experiments.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Side, WorkerSide
 from progidiff import __version__
-from progidiff.client import WorkerClient
 from progidiff.errors import InputError
 from progidiff.locations import default_model_folder
-from progidiff.protocol import Device
 from progidiff.sampling.denoise import MAX_STEPS
 from progidiff.sampling.engine import Engine
+from progidiff.wire.client import WorkerClient
+from progidiff.wire.messages import Device
 
 Say = Callable[[str], None]
 #: diffusers' default ``guidance_scale``.

@@ -11,10 +11,10 @@ import numpy as np
 
 from experiments.bench.reference import PipelineReference
 from experiments.bench.scene import PLANE, Scene
-from progidiff.client import WorkerClient
-from progidiff.events import DoneEvent, Event, ProposeRequest, SliceEvent
 from progidiff.proposals.proposals import Gathered
 from progidiff.sampling.engine import Engine
+from progidiff.wire.client import WorkerClient
+from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, SliceEvent
 
 
 @dataclass(frozen=True)

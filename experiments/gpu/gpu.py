@@ -130,8 +130,8 @@ def _check_proposals(arguments: argparse.Namespace, told: Told) -> None:
     from experiments.bench.scene import Scene
     from progidiff.errors import CancelledError
     from progidiff.evaluation.metrics import dice
-    from progidiff.events import ProposeRequest
     from progidiff.sampling.engine import Engine
+    from progidiff.wire.messages import ProposeRequest
 
     here, there = Engine.load(arguments.model, "cpu"), Engine.load(arguments.model, arguments.device)
     scene = Scene.make(here.model, 256)
@@ -211,8 +211,8 @@ def _check_full_memory(arguments: argparse.Namespace, told: Told) -> None:
 
     from experiments.bench.scene import Scene
     from progidiff.errors import ModelError
-    from progidiff.events import ProposeRequest
     from progidiff.sampling.engine import Engine
+    from progidiff.wire.messages import ProposeRequest
 
     engine = Engine.load(arguments.model, "cuda")
     scene = Scene.make(engine.model, 512)

@@ -20,9 +20,9 @@ from experiments.tables.proposals import (
 from experiments.tables.records import Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.metrics import dice, proposal_scores
-from progidiff.events import RankingMethod
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import gram_matrix
+from progidiff.wire.messages import RankingMethod
 
 NAME = "ranking"
 TITLE = "Ranking without a reference against true Dice"

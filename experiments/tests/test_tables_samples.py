@@ -15,8 +15,8 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
 from progidiff.evaluation.ablation import Ablation, disturbed_state
 from progidiff.evaluation.presenting import as_volume
-from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
 from progidiff.sampling.engine import Engine, weights_key
+from progidiff.wire.messages import ProposeRequest, RankingEvent, SliceEvent
 
 SETTINGS = SampleSettings("set", "weights", 5)
 TARGETS = ("liver", "spleen")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TextIO
 
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.errors import ProGiDiffError
-from progidiff.protocol import Frame, FrameDecoder
+from progidiff.wire.frames import Frame, FrameDecoder
 
 _READ = 1 << 18
 

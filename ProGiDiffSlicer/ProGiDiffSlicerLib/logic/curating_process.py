@@ -18,7 +18,7 @@ import qt
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError, ProtocolError
-from progidiff.protocol import encode_frame
+from progidiff.wire.frames import encode_frame
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, own_python, worker_environment
 from ProGiDiffSlicerLib.worker.process import Process, ProcessFactory, QtProcess
 

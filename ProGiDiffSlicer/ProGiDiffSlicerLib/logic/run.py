@@ -11,9 +11,8 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from progidiff.events import Event, ProgressEvent, ProposeRequest, SchedulerName
-from progidiff.protocol import AdapterLoaded, ImageReply, Loaded
 from progidiff.volumes.slicing import SlicePlan
+from progidiff.wire.messages import AdapterLoaded, Event, ImageReply, Loaded, ProgressEvent, ProposeRequest, SchedulerName
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, Point, VolumeImage
 from ProGiDiffSlicerLib.signals import Signal
 
@@ -33,7 +32,7 @@ class RunRequest:
         extent: the volume, a range (of ``start`` to ``stop``) or a slice (at ``point_ras``).
         start, stop: half-open range of slices along the slice axis.
         point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
-        proposals, top_k, steps, scheduler, seed, adaptive, everywhere: as in :class:`progidiff.events.ProposeRequest`.
+        proposals, top_k, steps, scheduler, seed, adaptive, everywhere: as in ``ProposeRequest``.
         model_folder: folder of the model as the worker sees it; ``None`` or "" for the bundled one.
         adapter_folder: folder of the adapter as the worker sees it; ``None`` or "" for the base model.
         adapter_even_if_worse: use it although it was not better than its base on its held-out cases.
@@ -115,7 +114,7 @@ class Client(Protocol):
         correct_values: bool = ...,
     ) -> Any: ...
 
-    def propose(self, request: ProposeRequest, prompt: str | None = ...) -> Any: ...
+    def propose(self, request: ProposeRequest) -> Any: ...
 
 
 class Run:

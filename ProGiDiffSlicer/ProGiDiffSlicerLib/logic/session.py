@@ -16,10 +16,10 @@ import vtk
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from progidiff.events import Event, RankingEvent, SliceEvent, WarningEvent
 from progidiff.targets import Target, catalog, parse_prompt
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, plan_slices
+from progidiff.wire.messages import Event, RankingEvent, SliceEvent, WarningEvent
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
 from ProGiDiffSlicerLib.logic.store import ProposalStore

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from slicer.i18n import tr as _
 
-from progidiff.events import Event
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, STAPLE, Gathered, MaskKey
 from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import Event
 from ProGiDiffSlicerLib.scene.volumes import VolumeImage
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import qt
 import slicer
 import vtk
 
+from progidiff.wire.conversation import WorkerFailure
 from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
 from ProGiDiffSlicerLib.panels.prompt import PromptPanel
@@ -18,7 +19,6 @@ from ProGiDiffSlicerLib.panels.tuning import TuningPanel
 from ProGiDiffSlicerLib.parameters import Parameters
 from ProGiDiffSlicerLib.scene.nodes import is_own, nodes_of
 from ProGiDiffSlicerLib.services import Services
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 
 class ModulePanels(Panel):

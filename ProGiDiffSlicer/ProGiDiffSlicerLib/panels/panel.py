@@ -12,7 +12,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from progidiff.events import IMAGE_WARNINGS, WarningEvent
+from progidiff.wire.messages import IMAGE_WARNINGS, WarningEvent
 from ProGiDiffSlicerLib.parameters import Parameters
 from ProGiDiffSlicerLib.signals import Signal
 

@@ -16,7 +16,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
-from progidiff.protocol import SegmentFacts, SegWritten, WriteSeg
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import SegmentFacts, SegWritten, WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
 from ProGiDiffSlicerLib.scene.examples import Slices, examine, mask_on_volume, stamp, volume_of
 from ProGiDiffSlicerLib.scene.labelmaps import segment_labelmap, segments_of, values_of
@@ -24,7 +25,6 @@ from ProGiDiffSlicerLib.scene.provenance import PROVENANCE_TAGS, get_tag
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 INSTANCES = "DICOM.instanceUIDs"
 _TERMINOLOGY = "TerminologyEntry"

@@ -10,7 +10,8 @@ from slicer.i18n import tr as _
 
 from progidiff import __version__
 from progidiff.errors import InputError, ModelError
-from progidiff.protocol import Loaded
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import Loaded
 from ProGiDiffSlicerLib.setup.card import Card, card_of, read_card
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import Status
@@ -18,7 +19,6 @@ from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 ClientFactory = Callable[[Callable[[], WorkerCommand]], WorkerClient]
 

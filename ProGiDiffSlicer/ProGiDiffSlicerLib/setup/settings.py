@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 import slicer
 
-from progidiff.protocol import Device
+from progidiff.wire.messages import Device
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, local_command, parse_command
 

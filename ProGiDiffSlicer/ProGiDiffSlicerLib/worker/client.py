@@ -7,24 +7,26 @@ from enum import Enum
 from typing import Any
 
 import qt
+from slicer.i18n import tr as _
 
 from progidiff.errors import InputError, ProtocolError
-from progidiff.events import DoneEvent, ProgressEvent, ProposeRequest
-from progidiff.protocol import (
+from progidiff.wire.conversation import WorkerFailure, refused
+from progidiff.wire.messages import (
     FINAL,
-    Accepted,
     AdapterLoaded,
     AdapterUnloaded,
     Cancel,
     Cancelled,
     Device,
+    DoneEvent,
     ErrorReply,
     HelloReply,
     ImageReply,
     Load,
     LoadAdapter,
     Loaded,
-    Propose,
+    ProgressEvent,
+    ProposeRequest,
     Reply,
     Request,
     SegWritten,
@@ -33,18 +35,12 @@ from progidiff.protocol import (
 )
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.signals import Signal
-from ProGiDiffSlicerLib.worker import failures
-from ProGiDiffSlicerLib.worker.calls import Call
+from ProGiDiffSlicerLib.worker.calls import Array, Call, Image, Job, Jobs, run_all
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
-from ProGiDiffSlicerLib.worker.image import Array, Image
-from ProGiDiffSlicerLib.worker.jobs import Job, Jobs, run_all
 from ProGiDiffSlicerLib.worker.link import Link
-from ProGiDiffSlicerLib.worker.patience import Patience
-from ProGiDiffSlicerLib.worker.process import ProcessFactory, QtProcess
+from ProGiDiffSlicerLib.worker.process import PatientTimer, ProcessFactory, QtProcess
 
 SENDING = "sending the image"
-_HEADER_ROOM = 4096
 _PROGRESS_STEP = 0.02
 
 
@@ -109,7 +105,7 @@ class WorkerClient:
         self._leaving: list[Link] = []
         self._jobs = Jobs()
         self._idle = IdleQueue(parent)
-        self._cancelling = Patience(parent, self._cancel_expired)
+        self._cancelling = PatientTimer(parent, self._cancel_expired)
         # Whatever a call leads to happens in a later turn of the event loop: first its listeners can connect.
         self._wake = qt.QTimer(parent)
         self._wake.setSingleShot(True)
@@ -118,7 +114,7 @@ class WorkerClient:
 
     def log_tail(self) -> str:
         """The last lines of the log of the current worker, or of the last one."""
-        return "" if self._log is None else self._log.log_text
+        return "" if self._log is None else self._log.conversation.log_text
 
     def start(self) -> None:
         """Start the worker, if none runs."""
@@ -192,9 +188,9 @@ class WorkerClient:
         )
         return self._submit(job)
 
-    def propose(self, request: ProposeRequest, prompt: str | None = None) -> Call:
-        """Proposals of ``request.targets``, or of what ``prompt`` names, on the image; succeeds with ``DoneEvent``."""
-        return self._submit(Job(Call("propose", self._cancel_call), DoneEvent, Propose(request, prompt)))
+    def propose(self, request: ProposeRequest) -> Call:
+        """Proposals on the image; succeeds with ``DoneEvent``."""
+        return self._submit(Job(Call("propose", self._cancel_call), DoneEvent, request))
 
     def write_seg(self, request: WriteSeg) -> Call:
         """Segments as DICOM SEG; needs no model and no image. Succeeds with ``SegWritten``; nothing builds on it."""
@@ -228,7 +224,7 @@ class WorkerClient:
         if job is None or job.request_id is not None:
             return
         if job.image is None or job.image.ready:
-            self._begin(link, link.hello, job)
+            self._begin(link, job)
         else:
             self._set_state(WorkerState.BUSY)
 
@@ -237,7 +233,7 @@ class WorkerClient:
         try:
             command = self._command()
         except InputError as error:
-            self._on_broken(failures.bad_command(str(error)))
+            self._on_broken(WorkerFailure("start", str(error)))
             return
         link = Link(self._process_factory, self._parent, self._start_timeout_s, self._heartbeat_timeout_s)
         link.opened.connect(self._on_opened)
@@ -248,11 +244,11 @@ class WorkerClient:
         self._link = self._log = link
         link.start(command)
 
-    def _begin(self, link: Link, hello: HelloReply, job: Job) -> None:
+    def _begin(self, link: Link, job: Job) -> None:
         request = job.request
         if job.image is not None:
-            if job.image.nbytes + _HEADER_ROOM > hello.max_payload:
-                self._fail(job, failures.too_large(job.image.nbytes / 2**20, hello.max_payload / 2**20))
+            if too_large := link.conversation.too_large(job.image.nbytes):
+                self._fail(job, too_large)
                 return
             job.by_key = self.image is not None and self.image.key == job.image.key
             request = job.image.by_key() if job.by_key else job.image.with_voxels()
@@ -267,7 +263,7 @@ class WorkerClient:
         try:
             job.request_id = link.send(request)
         except ProtocolError as error:
-            self._fail(job, failures.not_prepared(error))
+            self._fail(job, _not_prepared(error))
             return False
         link.expect_signs(True)
         return True
@@ -281,9 +277,7 @@ class WorkerClient:
         job, link = self._jobs.running, self._link
         if job is None or link is None or request_id != job.request_id:
             return  # the acknowledgement of a cancel, or the rest of a call that is over
-        if isinstance(reply, Accepted):
-            job.call.accepted.emit(reply.targets)
-        elif not isinstance(reply, FINAL):
+        if not isinstance(reply, FINAL):
             job.call.event.emit(reply)
         elif isinstance(reply, job.expects):
             self._keep(job, reply)
@@ -291,12 +285,12 @@ class WorkerClient:
         elif isinstance(reply, Cancelled) or (isinstance(reply, ErrorReply) and job.cancelling):
             self._finish(job.call.end_cancelled)
         elif not isinstance(reply, ErrorReply):
-            link.fail(failures.out_of_turn(type(reply).__name__, job.expects.__name__, link.log_text))
+            link.fail(link.conversation.out_of_turn(reply, job.expects))
         elif reply.code == "unknown_image" and job.by_key and job.image is not None:
             job.by_key = False
             self._send(link, job, job.image.with_voxels())
         else:
-            self._fail(job, failures.refused(reply))
+            self._fail(job, refused(reply))
 
     def _on_sent(self) -> None:
         # Its answer to a cancel cannot come before all that was sent before has arrived.
@@ -367,7 +361,7 @@ class WorkerClient:
             run_all(*ends)
 
     def _not_copied(self, job: Job, error: Exception) -> None:
-        self._fail(job, failures.not_prepared(error))
+        self._fail(job, _not_prepared(error))
 
     def _cancel_call(self, call: Call) -> None:
         running = self._jobs.running
@@ -389,7 +383,7 @@ class WorkerClient:
 
     def _cancel_expired(self) -> None:
         if self._link is not None:
-            self._link.fail(failures.did_not_stop(self._cancel_timeout_s, self._link.log_text))
+            self._link.fail(self._link.conversation.did_not_stop(self._cancel_timeout_s))
 
     def _forget(self) -> None:
         self.hello = self.loaded = self.loaded_from = self.image = None
@@ -403,3 +397,12 @@ class WorkerClient:
 
 def _failing(call: Call, failure: WorkerFailure) -> Callable[[], None]:
     return lambda: call.fail(failure)
+
+
+def _not_prepared(error: Exception) -> WorkerFailure:
+    """The image could not be copied, or the request not be put into words."""
+    if isinstance(error, MemoryError):
+        message = _("There is not enough memory to copy the volume; close other programs or crop the volume.")
+        return WorkerFailure("remote", message, code="memory")
+    message = _("The request could not be sent ({reason}); change it and try again.")
+    return WorkerFailure("remote", message.format(reason=str(error).rstrip(".") or type(error).__name__), code="input")

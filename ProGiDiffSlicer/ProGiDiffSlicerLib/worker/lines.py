@@ -11,8 +11,7 @@ from slicer.i18n import tr as _
 from progidiff.errors import InputError
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.patience import Patience
-from ProGiDiffSlicerLib.worker.process import Process, ProcessFactory, QtProcess
+from ProGiDiffSlicerLib.worker.process import PatientTimer, Process, ProcessFactory, QtProcess
 
 #: A process that was asked to stop finishes its step, measures and writes what it has; then it is ended.
 STOP_GRACE_S = 180.0
@@ -85,7 +84,7 @@ class LineProcess:
         self._rest = b""
         self._log: deque[str] = deque(maxlen=60)
         self._error = ""
-        self._patience = Patience(parent, self.kill)
+        self._patience = PatientTimer(parent, self.kill)
 
     @property
     def running(self) -> bool:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from typing import Any
 
 import qt
+from slicer.i18n import tr as _
 
-from progidiff.errors import ProtocolError
-from progidiff.protocol import (
-    ErrorReply,
-    Frame,
-    FrameDecoder,
-    Heartbeat,
-    Hello,
-    HelloReply,
-    Request,
-    encode_frame,
-    frame_to_reply,
-    request_to_frame,
-)
+from progidiff.wire.conversation import Conversation, WorkerFailure
+from progidiff.wire.messages import Hello, HelloReply, Reply, Request
 from ProGiDiffSlicerLib.idle import BUDGET_S
 from ProGiDiffSlicerLib.signals import Signal
-from ProGiDiffSlicerLib.worker import failures
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.failures import WorkerFailure
-from ProGiDiffSlicerLib.worker.patience import Patience
-from ProGiDiffSlicerLib.worker.process import MOST_LINES, ProcessFactory
+from ProGiDiffSlicerLib.worker.process import PatientTimer, ProcessFactory
 
 # What one turn of the event loop reads and writes at most, whatever the time it takes.
 MOST_READ_PER_TURN = 1 << 20
@@ -42,9 +30,8 @@ class Link:
     """Talks to one process.
 
     Attributes:
-        hello: what the worker said of itself, once it has.
+        conversation: what is said, and why it ended.
         released: the process has ended, and everything it used is given back.
-        log: the last lines of its log.
         opened: Signal(HelloReply).
         replied: Signal(request id, Reply).
         sent: Signal(): some of what is :attr:`unsent` has left.
@@ -55,8 +42,7 @@ class Link:
     def __init__(
         self, process_factory: ProcessFactory, parent: Any, start_timeout_s: float, heartbeat_timeout_s: float
     ) -> None:
-        self.hello: HelloReply | None = None
-        self.log: deque[str] = deque(maxlen=MOST_LINES)
+        self.conversation = Conversation(_(" in Setup"), _)
         self.opened, self.replied, self.sent, self.broken, self.gone = (Signal() for _ in range(5))
         self._start_timeout_s = start_timeout_s
         self._heartbeat_timeout_s = heartbeat_timeout_s
@@ -64,14 +50,11 @@ class Link:
         self._open = True
         self._exit: tuple[int, bool] | None = None
         self.released = False
-        self._next_id = 0
-        self._decoder = FrameDecoder()
-        self._frames: deque[Frame] = deque()
         self._outgoing: deque[memoryview] = deque()
         self._queued = 0
         self._turning = False
-        self._starting = Patience(parent, self._start_expired)
-        self._silence = Patience(parent, self._silence_expired)
+        self._starting = PatientTimer(parent, self._start_expired)
+        self._silence = PatientTimer(parent, self._silence_expired)
         self._grace = qt.QTimer(parent)
         self._grace.setSingleShot(True)
         self._grace.connect("timeout()", self.kill)
@@ -82,7 +65,7 @@ class Link:
         self._process.started.connect(self._on_started)
         self._process.readable.connect(self._on_readable)
         self._process.written.connect(self._on_written)
-        self._process.log_line.connect(self.log.append)
+        self._process.log_line.connect(self.conversation.log.append)
         self._process.failed_to_start.connect(self._on_failed_to_start)
         self._process.finished.connect(self._on_finished)
 
@@ -92,8 +75,9 @@ class Link:
         return self._queued + self._process.pending
 
     @property
-    def log_text(self) -> str:
-        return "\n".join(self.log)
+    def hello(self) -> HelloReply | None:
+        """What the worker said of itself, once it has."""
+        return self.conversation.hello
 
     def start(self, command: WorkerCommand) -> None:
         """Start the process; ends in ``opened`` or ``broken``."""
@@ -107,13 +91,11 @@ class Link:
         Raises:
             ProtocolError: it holds something that cannot be sent.
         """
-        self._next_id += 1
-        frame = request_to_frame(request, self._next_id)
-        buffers = [memoryview(buffer) for buffer in encode_frame(frame.header, frame.arrays)]
-        self._outgoing.extend(buffers)
+        request_id, buffers = self.conversation.send(request)
+        self._outgoing.extend(map(memoryview, buffers))
         self._queued += sum(map(len, buffers))
         self._write_some()
-        return self._next_id
+        return request_id
 
     def expect_signs(self, wanted: bool) -> None:
         """Whether silence is a failure from now on."""
@@ -155,7 +137,6 @@ class Link:
         self._silence.stop()
         self._pump.stop()
         self._outgoing.clear()
-        self._frames.clear()
         self._queued = 0
         if self._exit is not None:
             self._release()
@@ -195,7 +176,7 @@ class Link:
         self._exit = (-1, False)
         if self._open:
             self._shut()
-            self.broken.emit(failures.not_found(self._program, reason))
+            self.broken.emit(self.conversation.not_found(self._program, reason))
         self._release()
 
     def _on_finished(self, code: int, crashed: bool) -> None:
@@ -206,10 +187,10 @@ class Link:
             self._release()
 
     def _start_expired(self) -> None:
-        self.fail(failures.no_answer(self._start_timeout_s, self.log_text))
+        self.fail(self.conversation.no_answer(self._start_timeout_s))
 
     def _silence_expired(self) -> None:
-        self.fail(failures.silent(self._heartbeat_timeout_s, self.log_text))
+        self.fail(self.conversation.silent(self._heartbeat_timeout_s))
 
     def _write_some(self) -> None:
         while self._outgoing and self._process.pending < MOST_PENDING:
@@ -244,39 +225,31 @@ class Link:
 
     def _read_and_deliver(self, end: float) -> bool:
         """Whether there may be more."""
-        nbytes = frames = 0
+        nbytes = replies = 0
         while self._open:
-            if self._frames:
-                frames += 1
-                self._deliver(self._frames.popleft())
+            if reply := self.conversation.next_reply():
+                replies += 1
+                self._deliver(*reply)
+            elif self.conversation.failure is not None:
+                self.fail(self.conversation.failure)
             elif data := self._process.read(_READ):
                 self._silence.reset()
                 nbytes += len(data)
-                self._frames.extend(self._decoder.feed(data))
+                self.conversation.receive(data)
             else:
                 return False
-            if nbytes >= MOST_READ_PER_TURN or frames >= MOST_FRAMES_PER_TURN or time.monotonic() >= end:
+            if nbytes >= MOST_READ_PER_TURN or replies >= MOST_FRAMES_PER_TURN or time.monotonic() >= end:
                 break
         return True
 
-    def _deliver(self, frame: Frame) -> None:
-        try:
-            request_id, reply = frame_to_reply(frame)
-        except ProtocolError as error:
-            self.fail(failures.unreadable(str(error), self.log_text))
-            return
-        if isinstance(reply, Heartbeat):
-            return
-        if isinstance(reply, HelloReply) and self.hello is None:
-            self.hello = reply
+    def _deliver(self, request_id: int, reply: Reply) -> None:
+        if reply is self.hello:
             self._starting.stop()
             self.opened.emit(reply)
-        elif request_id is not None:
+        else:
             self.replied.emit(request_id, reply)
-        elif isinstance(reply, ErrorReply):
-            self.fail(failures.unread(reply.message, self.log_text))
 
     def _ended(self, code: int, crashed: bool) -> None:
-        explain = failures.did_not_start if self.hello is None else failures.ended
         self._shut()
-        self.broken.emit(explain(code, crashed, self.log_text))
+        # where the system knows signals, Qt gives the number of the one that ended it
+        self.broken.emit(self.conversation.ended(-code if crashed and os.name != "nt" else code, crashed))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import qt
 
 from progidiff.remote import unattended
+from progidiff.wire.conversation import MOST_LINES, Patience
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.tree import kill_tree
 
 LONGEST_LINE = 2000
-MOST_LINES = 200
 
 
 class Process(Protocol):
@@ -185,3 +186,40 @@ class QtProcess:
         for line in self._lines.finish():
             self.log_line.emit(line)
         self.finished.emit(int(code), bool(status == qt.QProcess.CrashExit))
+
+
+class PatientTimer:
+    """Calls back when nothing was heard for some time; signs of life that waited unread are read before its next tick."""
+
+    def __init__(self, parent: Any, expired: Callable[[], None]) -> None:
+        self._expired = expired
+        self._patience: Patience | None = None
+        self._timer = qt.QTimer(parent)
+        self._timer.connect("timeout()", self._tick)
+
+    def start(self, limit_s: float) -> None:
+        """Begin to wait, at most ``limit_s`` seconds after the last sign of life."""
+        tick_s = min(1.0, limit_s / 4)
+        self._patience = Patience(limit_s, tick_s, time.monotonic())
+        self._timer.start(max(1, int(1000 * tick_s)))
+
+    def reset(self) -> None:
+        """There was a sign of life."""
+        if self._patience is not None:
+            self._patience.reset()
+
+    def stop(self) -> None:
+        """Wait no longer."""
+        self._patience = None
+        self._timer.stop()
+
+    def release(self) -> None:
+        """Stop for good and give the timer back."""
+        self.stop()
+        self._timer.disconnect("timeout()", self._tick)
+        self._timer.deleteLater()
+
+    def _tick(self) -> None:
+        if self._patience is not None and self._patience.ends(time.monotonic()):
+            self.stop()
+            self._expired()

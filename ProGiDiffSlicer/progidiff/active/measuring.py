@@ -10,12 +10,11 @@ import numpy as np
 
 from progidiff.active.disagreement import SliceDoubt, TargetDoubt
 from progidiff.active.record import Item, TargetItem
-from progidiff.events import IMAGE_WARNINGS, Event, ProposeRequest, SliceEvent, WarningEvent
-from progidiff.proposals.proposals import mean_probability
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan, plan_slices, restore_slice
+from progidiff.wire.messages import IMAGE_WARNINGS, Event, ProposeRequest, SliceEvent, WarningEvent
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,8 @@ def _sample(
 
     def told(event: Event) -> None:
         if isinstance(event, SliceEvent):
-            if (mean := mean_probability(event)) is not None:
-                probability[event.target] = mean
+            if event.mean_probability is not None:
+                probability[event.target] = event.mean_probability
         elif isinstance(event, WarningEvent) and event.code in IMAGE_WARNINGS:
             notes.setdefault(event.message)
 

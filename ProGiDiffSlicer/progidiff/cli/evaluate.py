@@ -192,7 +192,7 @@ class _bar:
     def _show(self, state: Progress) -> None:
         import time
 
-        from progidiff.events import ProgressEvent
+        from progidiff.wire.messages import ProgressEvent
 
         measured = state.done - state.kept + state.share
         share = (state.done + state.share) / max(state.total, 1)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from progidiff.events import ProgressEvent
+from progidiff.wire.messages import ProgressEvent
 
 # Below this share a remaining time would be a guess.
 _MIN_FRACTION = 0.03

@@ -13,17 +13,16 @@ from pathlib import Path
 from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import ProgressView
 from progidiff.cli.writing import Job, Wanted, model_record, names, write_results
-from progidiff.client import EventStream, WorkerClient
 from progidiff.errors import PromptError, WorkerError
-from progidiff.events import ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
 from progidiff.model.card import load_card
 from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
 from progidiff.proposals.proposals import Gathered
-from progidiff.protocol import Device
 from progidiff.targets.parser import parse_prompt
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, parse_slice_range, plan_slices
+from progidiff.wire.client import EventStream, WorkerClient
+from progidiff.wire.messages import Device, ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
 
 #: Said after a warning about the values.
 _CORRECT = " The option for that is --correct-values."

@@ -14,7 +14,6 @@ import numpy as np
 
 from progidiff.cli.pictures import target_pictures
 from progidiff.errors import InputError
-from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 from progidiff.outputs.colours import shade
 from progidiff.outputs.dicom_seg import dicom_seg, read_headers
 from progidiff.outputs.document import (
@@ -38,6 +37,7 @@ from progidiff.targets.catalog import Target
 from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan
+from progidiff.wire.messages import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"
 DICOM_NAME = "proposals.dcm"

@@ -11,10 +11,10 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice, proposal_scores, spearman
 from progidiff.evaluation.presenting import as_volume
 from progidiff.evaluation.summaries import patient_bootstrap
-from progidiff.events import ProposeRequest
 from progidiff.model.card import Accuracy
 from progidiff.proposals.proposals import MEAN, Proposals
 from progidiff.sampling.engine import Engine
+from progidiff.wire.messages import ProposeRequest
 
 #: Smallest labelled area that counts as present, in mm²; slivers at an organ's very end say little about a model.
 MIN_AREA_MM2 = 100.0

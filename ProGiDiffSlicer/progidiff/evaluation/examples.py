@@ -9,11 +9,11 @@ from progidiff.errors import CancelledError
 from progidiff.evaluation.case_results import CaseResult, TargetResult
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
-from progidiff.events import ProposeRequest
 from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
 from progidiff.proposals.masks import bounding_box
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.slicing import extract_slice
+from progidiff.wire.messages import ProposeRequest
 
 #: What a picture shows about the outlines.
 MARGIN_MM = 50.0

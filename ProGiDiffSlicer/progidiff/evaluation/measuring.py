@@ -13,11 +13,11 @@ from progidiff.evaluation.case_results import SINGLE, AnswerScore, CaseResult, M
 from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
 from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
-from progidiff.events import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
-from progidiff.proposals.proposals import CONSENSUS, MEAN, MaskKey, Proposals, mean_probability
+from progidiff.proposals.proposals import CONSENSUS, MEAN, MaskKey, Proposals
 from progidiff.proposals.ranking import rank
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.slicing import extract_slice
+from progidiff.wire.messages import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _Gathered:
 
     def take(self, event: SliceEvent) -> None:
         """Some proposals on a slice; with the last of them the slice is complete."""
-        image, mean = self._image, mean_probability(event)
+        image, mean = self._image, event.mean_probability
         if image.ignored is not None:
             known = ~extract_slice(image.ignored, image.plan, event.slice_index)
             mean = None if mean is None else mean * known

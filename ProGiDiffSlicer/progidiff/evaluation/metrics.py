@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from progidiff.events import RankingEvent
 from progidiff.proposals.ranking import Ranking
+from progidiff.wire.messages import RankingEvent
 
 Presence = Literal["TP", "FP", "FN", "TN"]
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progidiff import __version__
 from progidiff.errors import InputError
-from progidiff.events import RankingMethod, SchedulerName
+from progidiff.wire.messages import RankingMethod, SchedulerName
 
 DOCUMENT_NAME = "proposals.json"
 FORMAT_VERSION = "1.0"

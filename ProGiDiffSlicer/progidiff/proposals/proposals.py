@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from progidiff.errors import ProtocolError
-from progidiff.events import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 from progidiff.proposals.masks import Box, Crop, Window, assemble, count_votes, cut, hull, pack
 from progidiff.proposals.ranking import ranking_event
 from progidiff.proposals.votes import Overlap, consensus_level, consensus_overlap, finished, grow_gram, staple_steps
 from progidiff.volumes.slicing import SlicePlan, insert_slice
+from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 
 #: Ensembles: masks made of all proposals. The consensus has the highest expected Dice (:func:`.votes.consensus_level`) and
 #: is nearer to radiologists' outlines than the majority.
@@ -30,11 +30,6 @@ class Tally(NamedTuple):
 
     voxels: int = 0
     agreed: float = 0.0
-
-
-def mean_probability(event: SliceEvent) -> np.ndarray | None:
-    """Mean probability of all proposals of a slice so far, float32 (rows, columns); ``None`` within a block of them."""
-    return event.mean_probability
 
 
 class _Slice:
@@ -159,7 +154,7 @@ class Proposals:
             raise ProtocolError(
                 "The worker sent a slice that does not belong to this volume; install the same version on both sides."
             )
-        mean = mean_probability(event)
+        mean = event.mean_probability
         if mean is not None and mean.shape != self.plan.shape_rc:
             raise _left_out()
         piece = self._slices.get(event.slice_index)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from progidiff.errors import InputError
-from progidiff.events import ProposeRequest, RankingEvent, RankingMethod
 from progidiff.proposals.votes import mean_pairwise_dice, pairwise_dice
+from progidiff.wire.messages import ProposeRequest, RankingEvent, RankingMethod
 
 DUPLICATE_DICE = 0.98
 """Proposals whose Dice is above this look the same to a reader and are shown once."""

@@ -9,9 +9,9 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from progidiff.errors import CancelledError, InputError
-from progidiff.events import SchedulerName
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.conditioning import predict
+from progidiff.wire.messages import SchedulerName
 
 MAX_STEPS = 100
 _ORDERS: dict[str, int] = {"ddim": 1, "dpmsolver++": 2}

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from progidiff.errors import AdapterError, InputError, ModelError, WorseAdapterError
-from progidiff.events import DoneEvent, Event, ImageInfo, ProposeRequest, WarningEvent
 from progidiff.memory import peak_memory_mb
 from progidiff.model.adapter import AppliedAdapter, apply_adapter
 from progidiff.model.adapter_card import AdapterCard, load_adapter_card
@@ -26,6 +25,7 @@ from progidiff.sampling.denoise import make_scheduler
 from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.sampling.run import Emit, Run
 from progidiff.sampling.sampler import Sampler
+from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProposeRequest, WarningEvent
 
 #: Most proposals of one target.
 MAX_PROPOSALS = 1000

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from progidiff.errors import InputError
-from progidiff.events import ImageInfo
 from progidiff.model.card import Modality, ModelCard
-from progidiff.protocol import image_key
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import Normaliser, normaliser
 from progidiff.volumes.axes import nearest_axes
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
 from progidiff.volumes.values import NotHounsfield, likely_modality, not_hounsfield
+from progidiff.wire.messages import ImageInfo, image_key
 
 #: Slices on which the body is looked for.
 _LOOKS = 7

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from progidiff.errors import CancelledError, ModelError
-from progidiff.events import Event, ProgressEvent, ProposeRequest, WarningEvent
 from progidiff.proposals.proposals import Proposals
 from progidiff.volumes.slicing import SlicePlan
+from progidiff.wire.messages import Event, ProgressEvent, ProposeRequest, WarningEvent
 
 Emit = Callable[[Event], None]
 

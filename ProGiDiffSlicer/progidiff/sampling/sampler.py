@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from progidiff.events import SliceEvent
 from progidiff.memory import is_out_of_memory
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.conditioning import Conditioner
@@ -20,6 +19,7 @@ from progidiff.sampling.image import LoadedImage
 from progidiff.sampling.noise import proposal_noise
 from progidiff.sampling.presence import presence_threshold
 from progidiff.sampling.run import Run
+from progidiff.wire.messages import SliceEvent
 
 Row = tuple[int, str, int]  # slice, target, proposal
 
@@ -95,13 +95,13 @@ class Sampler:
 
     def _send(self, run: Run, part: _Part, last: bool) -> None:
         """Gather a part and send it; the last one of a block with what all proposals of the slice so far say."""
-        proposals, place = run.proposals[part.target], (part.index, part.target)
+        place = (part.index, part.target)
         before = run.probabilities.get(place)
         total = run.probabilities[place] = part.probability if before is None else before + part.probability
         mean = np.asarray(total / (part.first + len(part.masks)), np.float32) if last else None
         event = SliceEvent(part.target, part.index, part.first, part.masks, mean_probability=mean)
-        proposals.add(event)
-        run.emit(replace(event, agreement=proposals.agreement_slice(part.index)) if last else event)
+        run.proposals[part.target].add(event)
+        run.emit(event)
         run.sent(len(part.masks))
 
     def _sampled(self, run: Run, batch: list[Row]) -> list[_Part] | None:

@@ -11,10 +11,10 @@ import numpy as np
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice
 from progidiff.evaluation.presenting import as_volume
-from progidiff.events import ProposeRequest
 from progidiff.model.adapter_card import TargetScore
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import Stack
+from progidiff.wire.messages import ProposeRequest
 
 #: Smallest labelled area that counts as present, in mm².
 _MIN_AREA_MM2 = 100.0

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 
 from progidiff.errors import CancelledError, ProGiDiffError, ProtocolError
-from progidiff.events import Event
 from progidiff.memory import is_out_of_memory
-from progidiff.protocol import Accepted, Cancelled, ErrorReply, Reply
+from progidiff.wire.messages import Cancelled, ErrorReply, Event, Reply
 from progidiff.worker.log import LOG, where
 from progidiff.worker.outbox import BULK_LIMIT, Outbox
 
@@ -49,7 +48,7 @@ class Run:
         if self._cancelled.is_set():
             raise CancelledError("The request was cancelled.")
 
-    def emit(self, event: Event | Accepted) -> None:
+    def emit(self, event: Event) -> None:
         """Send an event; waits while the client is far behind."""
         self._outbox.wait_for_room(BULK_LIMIT)
         self._outbox.post(event, self.request_id)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from progidiff.events import Event, ImageInfo, ProposeRequest
-from progidiff.protocol import Array
+from progidiff.wire.frames import Array
+from progidiff.wire.messages import Event, ImageInfo, ProposeRequest
 
 
 class Card(Protocol):
@@ -62,8 +62,6 @@ class Engine(Protocol):
 
 # Model folder (None: the bundled model), device, progress(phase, fraction) -> engine.
 EngineFactory = Callable[[Path | None, str, Callable[[str, float], None]], Engine]
-# Prompt text, vocabulary -> target names; raises PromptError.
-PromptParser = Callable[[str, Sequence[str]], Sequence[str]]
 
 
 def load_engine(folder: Path | None, device: str, progress: Callable[[str, float], None]) -> Engine:
@@ -73,14 +71,3 @@ def load_engine(folder: Path | None, device: str, progress: Callable[[str, float
 
     engine: Engine = DiffusionEngine.load(folder, device, progress)
     return engine
-
-
-def parse_targets(text: str, vocabulary: Sequence[str]) -> tuple[str, ...]:
-    """Target names that a free-text prompt means.
-
-    Raises:
-        PromptError: it names something that the vocabulary does not hold.
-    """
-    from progidiff.targets.parser import parse_prompt
-
-    return tuple(target.key for target in parse_prompt(text, vocabulary))

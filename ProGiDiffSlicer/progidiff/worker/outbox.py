@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from progidiff.protocol import Reply, encode_frame, reply_to_frame
+from progidiff.wire.frames import encode_frame
+from progidiff.wire.messages import Reply, to_frame
 from progidiff.worker.pipes import Pipes
 
 BULK_LIMIT = 64 << 20
@@ -52,7 +53,7 @@ class Outbox:
         Raises:
             ProtocolError: the reply holds something that cannot be sent.
         """
-        frame = reply_to_frame(reply, request_id)
+        frame = to_frame(reply, request_id)
         buffers = [bytes(buffer) for buffer in encode_frame(frame.header, frame.arrays)]
         with self._changed:
             if self._broken:

@@ -10,28 +10,24 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from progidiff import __version__
 from progidiff.memory import device_memory_mb, process_memory_mb
-from progidiff.protocol import (
-    CAPABILITIES,
-    MAX_PAYLOAD,
+from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder
+from progidiff.wire.messages import (
     Acknowledged,
     Bye,
     Cancel,
     ErrorReply,
-    Frame,
-    FrameDecoder,
     Heartbeat,
     Hello,
     HelloReply,
     Load,
     LoadAdapter,
-    Ping,
-    Pong,
-    Propose,
+    ProposeRequest,
+    Reply,
     Request,
     RequestError,
     SetImage,
@@ -42,8 +38,8 @@ from progidiff.protocol import (
     WriteSeg,
     frame_to_request,
 )
-from progidiff.worker.compute import Compute, Work
-from progidiff.worker.engine_api import EngineFactory, PromptParser, load_engine, parse_targets
+from progidiff.worker.compute import Compute, Run
+from progidiff.worker.engine_api import EngineFactory, load_engine
 from progidiff.worker.liveness import every, watch_parent
 from progidiff.worker.log import LOG, start_log, where
 from progidiff.worker.outbox import REPLY_LIMIT, Outbox
@@ -67,7 +63,6 @@ class Server:
         self,
         pipes: Pipes,
         engine_factory: EngineFactory,
-        prompt_parser: PromptParser,
         max_payload: int,
         heartbeat_s: float,
     ) -> None:
@@ -78,7 +73,15 @@ class Server:
         self._ending = threading.Lock()
         self._outbox = Outbox(pipes, on_broken=lambda: self.end(EXIT_OK, "nobody reads the replies"))
         self._compute = Compute(self._outbox)
-        self._session = Session(engine_factory, prompt_parser)
+        self._session = session = Session(engine_factory)
+        self._work: dict[type[Request], Callable[[Any, Run], Reply]] = {
+            Load: session.load,
+            LoadAdapter: session.load_adapter,
+            UnloadAdapter: session.unload_adapter,
+            SetImage: session.set_image,
+            ProposeRequest: session.propose,
+            WriteSeg: write_seg,
+        }
 
     def run(self) -> NoReturn:
         """Answer requests until the client goes, asks for the end, or breaks the protocol."""
@@ -125,47 +128,23 @@ class Server:
 
     def _handle(self, request_id: int, request: Request) -> None:
         post = self._outbox.post
-        session = self._session
         if isinstance(request, Hello):
             post(self._hello(), request_id)
-        elif isinstance(request, Ping):
-            post(Pong(), request_id)
         elif isinstance(request, Status):
             post(self._status(), request_id)
         elif isinstance(request, Cancel):
             post(Acknowledged(self._compute.cancel(request.request)), request_id)
-        elif isinstance(request, Load):
-            load = request
-            self._submit(request_id, "load", lambda run: session.load(load, run))
-        elif isinstance(request, SetImage):
-            image = request
-            self._submit(request_id, "set image", lambda run: session.set_image(image, run))
-        elif isinstance(request, Propose):
-            propose = request
-            self._submit(request_id, "propose", lambda run: session.propose(propose, run))
-        elif isinstance(request, LoadAdapter):
-            adapter = request
-            self._submit(request_id, "load adapter", lambda run: session.load_adapter(adapter, run))
-        elif isinstance(request, UnloadAdapter):
-            unload = request
-            self._submit(request_id, "unload adapter", lambda run: session.unload_adapter(unload, run))
-        elif isinstance(request, WriteSeg):
-            segments = request
-            self._submit(request_id, "write seg", lambda run: write_seg(segments, run))
-
-    def _submit(self, request_id: int, name: str, work: Work) -> None:
-        if not self._compute.submit(request_id, name, work):
-            self._outbox.post(
-                ErrorReply("busy", "The worker is busy with another request.", "Wait for it, or cancel it."),
-                request_id,
-            )
+        else:
+            work = self._work[type(request)]
+            if not self._compute.submit(request_id, work.__name__.replace("_", " "), lambda run: work(request, run)):
+                busy = ErrorReply("busy", "The worker is busy with another request.", "Wait for it, or cancel it.")
+                post(busy, request_id)
 
     def _hello(self) -> HelloReply:
         return HelloReply(
             version=__version__,
             pid=os.getpid(),
             python=platform.python_version(),
-            capabilities=CAPABILITIES,
             max_payload=self._max_payload,
             heartbeat_s=self._heartbeat_s,
         )
@@ -195,7 +174,6 @@ class Server:
 
 def serve(
     engine_factory: EngineFactory = load_engine,
-    prompt_parser: PromptParser = parse_targets,
     *,
     max_payload: int = MAX_PAYLOAD,
     heartbeat_s: float = HEARTBEAT_S,
@@ -215,7 +193,7 @@ def serve(
     faulthandler.enable(file=1)
     threading.excepthook = lambda args: _crash(args.exc_value)
     try:
-        Server(pipes, engine_factory, prompt_parser, max_payload, heartbeat_s).run()
+        Server(pipes, engine_factory, max_payload, heartbeat_s).run()
     except KeyboardInterrupt:
         LOG.info("interrupted")
         os._exit(EXIT_OK)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from progidiff.errors import InputError
-from progidiff.events import DoneEvent, Event, ImageInfo, ProgressEvent
-from progidiff.protocol import (
-    Accepted,
+from progidiff.wire.frames import Array
+from progidiff.wire.messages import (
     AdapterLoaded,
     AdapterUnloaded,
-    Array,
     Cancelled,
+    DoneEvent,
+    Event,
+    ImageInfo,
     ImageReply,
     Load,
     LoadAdapter,
     Loaded,
-    Propose,
+    ProgressEvent,
+    ProposeRequest,
     Reply,
     SegWritten,
     SetImage,
@@ -30,7 +32,7 @@ from progidiff.protocol import (
     image_key,
 )
 from progidiff.worker.compute import RequestFailed, Run
-from progidiff.worker.engine_api import Engine, EngineFactory, PromptParser
+from progidiff.worker.engine_api import Engine, EngineFactory
 from progidiff.worker.log import LOG
 
 
@@ -49,9 +51,8 @@ class _Image:
 class Session:
     """State behind the requests. Only the compute thread changes it."""
 
-    def __init__(self, load_engine: EngineFactory, parse_prompt: PromptParser) -> None:
+    def __init__(self, load_engine: EngineFactory) -> None:
         self._load_engine = load_engine
-        self._parse_prompt = parse_prompt
         self._engine: Engine | None = None
         self._image: _Image | None = None
         self._info: ImageInfo | None = None
@@ -120,18 +121,14 @@ class Session:
         LOG.info("image of %s, %s", "x".join(map(str, request.array.shape)), request.array.dtype)
         return ImageReply(key, self._apply_image(engine, self._image))
 
-    def propose(self, request: Propose, run: Run) -> Reply:
+    def propose(self, request: ProposeRequest, run: Run) -> Reply:
         """Run the engine on the current image."""
         engine = self._need_engine()
         if self._image is None:
             raise RequestFailed("no_image", "There is no image to work on.", "Set an image first.")
-        wanted = request.request
         vocabulary = engine.card.vocabulary
-        if request.prompt is not None:
-            wanted = replace(wanted, targets=tuple(self._parse_prompt(request.prompt, vocabulary)))
-        known = [target if target in vocabulary else "(unknown)" for target in wanted.targets]
-        LOG.info("%d proposals of %s", wanted.proposals, ", ".join(known))
-        run.emit(Accepted(wanted.targets))
+        known = [target if target in vocabulary else "(unknown)" for target in request.targets]
+        LOG.info("%d proposals of %s", request.proposals, ", ".join(known))
         self._apply_image(engine, self._image)
         done: list[DoneEvent] = []
 
@@ -143,7 +140,7 @@ class Session:
             else:
                 run.emit(event)
 
-        engine.propose(wanted, emit, run.cancelled)
+        engine.propose(request, emit, run.cancelled)
         if run.cancelled():
             return Cancelled()
         if not done:

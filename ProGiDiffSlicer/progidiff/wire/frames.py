@@ -16,27 +16,58 @@ the lengths were sound the stream goes on after it; where not (``fatal``), the n
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from progidiff.errors import ProtocolError
-from progidiff.protocol.arrays import (
-    DTYPES,
-    MAX_PAYLOAD,
-    Array,
-    ArraySpec,
-    array_bytes,
-    array_view,
-    parse_specs,
-)
+
+Array = npt.NDArray[Any]
 
 MAGIC = b"PGD1"
 PREFIX = struct.Struct("<4sIQ")
 MAX_HEADER = 1 << 20
+MAX_PAYLOAD = 8 << 30
+
+_ALIGN = 8
+_MAX_ARRAYS = 16
+_MAX_NAME = 64
+_MAX_NDIM = 6
+# Only plain numbers may travel: an object, string or record dtype has no business in a message.
+_INTEGERS = {"int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"}
+_DTYPES = frozenset({"bool", *_INTEGERS, "float16", "float32", "float64"})
+
+
+@dataclass(frozen=True)
+class _ArraySpec:
+    """Name, type and shape of one array of a payload."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def encoding(self) -> str:
+        return "bits" if self.dtype == "bool" else "raw"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire, without padding."""
+        return (self.count + 7) // 8 if self.dtype == "bool" else self.count * np.dtype(self.dtype).itemsize
+
+    @property
+    def padded(self) -> int:
+        """Bytes on the wire; arrays begin at multiples of 8, so that they can be used where they lie."""
+        return -(-self.nbytes // _ALIGN) * _ALIGN
 
 
 @dataclass(frozen=True)
@@ -72,13 +103,13 @@ def encode_frame(header: Mapping[str, Any], arrays: Mapping[str, Array] | None =
     total = 0
     for name, array in (arrays or {}).items():
         kind = array.dtype.newbyteorder("=").name
-        if kind not in DTYPES:
+        if kind not in _DTYPES:
             raise ProtocolError(f"An array of type {kind} cannot be sent; convert it to a plain number type.")
-        spec = ArraySpec(name, kind, tuple(int(n) for n in array.shape))
+        spec = _ArraySpec(name, kind, tuple(int(n) for n in array.shape))
         specs.append({"name": name, "dtype": kind, "shape": spec.shape, "encoding": spec.encoding})
         total += spec.padded
         if spec.nbytes:
-            buffers.append(array_bytes(array, kind))
+            buffers.append(_array_bytes(array, kind))
         if spec.padded > spec.nbytes:
             buffers.append(bytes(spec.padded - spec.nbytes))
     fields = dict(header)
@@ -125,7 +156,7 @@ class FrameDecoder:
         self._head = bytearray()
         self._lengths: tuple[int, int] | None = None
         self._frame: Frame | None = None
-        self._specs: list[ArraySpec] = []
+        self._specs: list[_ArraySpec] = []
         self._payload: Array | None = None
         self._filled = 0
 
@@ -176,7 +207,7 @@ class FrameDecoder:
         header: dict[str, Any] = {}
         try:
             header = _parse_object(bytes(self._head))
-            self._specs = parse_specs(header.pop("arrays", []), payload_length)
+            self._specs = _parse_specs(header.pop("arrays", []), payload_length)
             self._payload = np.empty(payload_length, np.uint8)
         except ProtocolError as error:
             self._frame = Frame(header, problem=str(error))
@@ -191,7 +222,7 @@ class FrameDecoder:
         offset = 0
         for spec in self._specs:
             try:
-                frame.arrays[spec.name] = array_view(spec, self._payload[offset : offset + spec.nbytes])
+                frame.arrays[spec.name] = _array_view(spec, self._payload[offset : offset + spec.nbytes])
             except MemoryError:
                 return Frame(frame.header, problem="There is not enough memory to unpack the arrays of a message.")
             offset += spec.padded
@@ -218,3 +249,61 @@ def _parse_object(data: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _array_bytes(array: Array, kind: str) -> memoryview:
+    """The array's bytes on the wire, not copied if it is contiguous and little endian already."""
+    if kind == "bool":
+        return np.packbits(array).data
+    little = np.ascontiguousarray(array, dtype=np.dtype(kind).newbyteorder("<"))
+    return little.reshape(-1).view(np.uint8).data
+
+
+def _array_view(spec: _ArraySpec, data: Array) -> Array:
+    """The array whose bytes on the wire are ``data`` (uint8); a view of them, but for bool."""
+    if spec.dtype == "bool":
+        return np.unpackbits(data, count=spec.count).view(np.bool_).reshape(spec.shape)
+    return data.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
+
+
+def _parse_specs(value: object, payload_length: int) -> list[_ArraySpec]:
+    """Checked ``header["arrays"]``.
+
+    Raises:
+        ProtocolError: not a sound description of ``payload_length`` bytes.
+    """
+    if not isinstance(value, list) or len(value) > _MAX_ARRAYS:
+        raise ProtocolError(f"The arrays of a message must be a list of at most {_MAX_ARRAYS}.")
+    specs = [_parse_spec(item, payload_length) for item in value]
+    if len({spec.name for spec in specs}) != len(specs):
+        raise ProtocolError("A message names an array twice.")
+    described = sum(spec.padded for spec in specs)
+    if described != payload_length:
+        raise ProtocolError(f"A message describes {described} bytes of arrays but carries {payload_length}.")
+    return specs
+
+
+def _parse_spec(item: object, payload_length: int) -> _ArraySpec:
+    if not isinstance(item, dict) or set(item) != {"name", "dtype", "shape", "encoding"}:
+        raise ProtocolError("An array of a message must have a name, a dtype, a shape and an encoding.")
+    name, dtype, shape, encoding = item["name"], item["dtype"], item["shape"], item["encoding"]
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+        raise ProtocolError(f"The name of an array must be a text of 1 to {_MAX_NAME} characters.")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ProtocolError("The dtype of an array must be a plain number type.")
+    if encoding != _ArraySpec(name, dtype, ()).encoding:
+        raise ProtocolError("Arrays of bool must be encoded as bits, all others raw.")
+    if not isinstance(shape, list) or len(shape) > _MAX_NDIM or not all(map(_is_size, shape)):
+        raise ProtocolError(f"The shape of an array must be a list of at most {_MAX_NDIM} whole numbers.")
+    # Zeros are left out, so that an empty array cannot carry dimensions that no numpy array can have.
+    if math.prod(_nonzero(shape)) > 8 * max(payload_length, _ALIGN):
+        raise ProtocolError("The shape of an array is larger than the message.")
+    return _ArraySpec(name, dtype, tuple(shape))
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_PAYLOAD * 8
+
+
+def _nonzero(shape: Iterable[int]) -> list[int]:
+    return [n for n in shape if n]

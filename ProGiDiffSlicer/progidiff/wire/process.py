@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from progidiff.client.errors import WorkerStartError
 from progidiff.remote import unattended
+from progidiff.wire.conversation import Conversation
 
-_TAIL_LINES = 100
 _LONGEST_LINE = 2000
 _TERM_WAIT_S = 1.0
 _KILL_WAIT_S = 5.0
@@ -47,16 +45,17 @@ class WorkerProcess:
     def __init__(
         self,
         command: Sequence[str],
+        conversation: Conversation,
         env: Mapping[str, str] | None = None,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         """Start the process.
 
         Raises:
-            WorkerStartError: there is no such program, or it may not be run.
+            OSError: there is no such program, or it may not be run.
         """
         self._on_log = on_log
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._log = conversation.log
         try:
             self._process = subprocess.Popen(
                 unattended(command),
@@ -69,22 +68,14 @@ class WorkerProcess:
                 start_new_session=True,
                 creationflags=_WINDOWS_FLAGS,
             )
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise WorkerStartError(
-                f'The worker could not be started with "{command[0]}" ({reason}); check its command.'
-            ) from error
+        except ValueError as error:  # a zero byte in the command
+            raise OSError(str(error)) from error
         self._logger = threading.Thread(target=self._collect_log, name="worker-log", daemon=True)
         self._logger.start()
 
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.poll()
-
-    def stderr_tail(self, wait_s: float = 0.0) -> str:
-        """Last lines of the log; waits up to ``wait_s`` for its end."""
+    def read_log_to_its_end(self, wait_s: float) -> None:
+        """Wait for the end of the log, ``wait_s`` seconds at most."""
         self._logger.join(wait_s)
-        return "\n".join(list(self._tail))
 
     def read(self) -> bytes:
         """What has arrived on standard output; nothing at its end."""
@@ -155,7 +146,7 @@ class WorkerProcess:
         with io.BufferedReader(cast(io.RawIOBase, stderr)) as lines:
             while line := lines.readline(_LONGEST_LINE):
                 text = line.decode("utf-8", "replace").rstrip()
-                self._tail.append(text)
+                self._log.append(text)
                 self._tell(text)
 
     def _tell(self, line: str) -> None:
@@ -164,4 +155,4 @@ class WorkerProcess:
                 self._on_log(line)
             except Exception as error:  # the log must be drained in any case, or the worker would block
                 self._on_log = None
-                self._tail.append(f"(the log is not shown any more: {type(error).__name__})")
+                self._log.append(f"(the log is not shown any more: {type(error).__name__})")

@@ -1,0 +1,806 @@
+"""The messages between a client and the worker: a dataclass each, written into frames and read from them by its annotations.
+
+A request goes as ``encode_frame(frame.header, frame.arrays)`` of :func:`to_frame`; what comes back through a
+:class:`~progidiff.wire.frames.FrameDecoder` is read by :func:`frame_to_reply`. Every request gets exactly one final reply
+(:data:`FINAL`) with its id; events may come before it, heartbeats at any time. The engine speaks in the same events.
+
+Whoever reads trusts nothing: types, ranges and choices are those of the class, and an error names message and field, never a
+value. A request with a field that its class lacks is refused; a reply may say more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from progidiff.errors import ProtocolError
+from progidiff.wire.frames import Array, Frame
+
+PROTOCOL_VERSION = 2
+MAX_ID = 2**53  # whole numbers that survive every JSON reader
+MAX_TEXT = 32_768  # the longest path that Windows knows
+
+RankingMethod = Literal["soft_dice", "medoid"]
+SchedulerName = Literal["ddim", "dpmsolver++"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds, both included: of a number, of the characters of a text, of the items of a list."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Of:
+    """What an array holds, and along how many axes."""
+
+    dtype: str
+    axes: int
+
+
+Id = Annotated[int, Range(0, MAX_ID)]
+Place = Annotated[int, Range(0, 2**31)]
+Proposals = Annotated[int, Range(1, 1024)]
+
+# What is asked --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProposeRequest:
+    """One request for proposals on the current image.
+
+    Attributes:
+        targets: canonical target names of the model's vocabulary, e.g. ``("liver", "left kidney")``.
+        proposals: number of samples N per target (the maximum when ``adaptive``).
+        top_k: how many distinct proposals are put forward.
+        steps: denoising steps, 1-100 (4 is the default model's design point).
+        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
+        seed: seed of the noise fields; proposal i is the same whatever N, batch size or device count.
+        slices: half-open range along the slice axis, or ``None`` for all slices.
+        adaptive: sample in blocks until the consensus has settled.
+        batch_size: most samples in one network call, or ``None`` for automatic.
+        ranking: how proposals are scored without ground truth.
+        everywhere: also draw a target on slices where the model's segmentation head finds it unlikely; otherwise so many of
+            the proposals are empty there as it is unlikely.
+    """
+
+    targets: Annotated[tuple[Annotated[str, Range(0, 200)], ...], Range(1, 64)]
+    proposals: Proposals = 16
+    top_k: Proposals = 3
+    steps: Annotated[int, Range(1, 100)] = 4
+    scheduler: SchedulerName = "ddim"
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    slices: tuple[Place, Place] | None = None
+    adaptive: bool = False
+    batch_size: Annotated[int, Range(1, 65_536)] | None = None
+    ranking: RankingMethod = "soft_dice"
+    everywhere: bool = False
+
+    def problem(self) -> str | None:
+        """What is wrong with the fields together, as a sentence."""
+        if self.slices is not None and self.slices[0] >= self.slices[1]:
+            return 'The field "slices" of a propose message must be a start and a larger stop.'
+        return None
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who are you? Answered before torch is imported."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """State and memory, now."""
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Cancel what runs, say goodbye and end."""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Cancel the running request, or only the request with id ``request``."""
+
+    request: Id | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a model folder as the worker's machine sees it (``None``: the bundled model)."""
+
+    folder: str | None = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Use a LoRA adapter on the loaded model, in place of the one in use.
+
+    Attributes:
+        folder: the adapter's folder, of the worker's machine.
+        even_if_worse: also one that was not better than its base on the cases held out from its training.
+    """
+
+    folder: str
+    even_if_worse: bool = False
+
+
+@dataclass(frozen=True)
+class UnloadAdapter:
+    """Go back to the base model."""
+
+
+@dataclass(frozen=True, eq=False)
+class SetImage:
+    """Make a volume the current one.
+
+    Attributes:
+        array: (K, J, I) numbers; ``None`` asks for the image with ``key`` that the worker may still hold.
+        affine: 4x4 float64, IJK -> RAS in mm; ``None`` together with ``array``.
+        modality: "CT" or "MR", another code of DICOM where that is what the image says to be, or ``None``.
+        plane: of the slices, or ``None``: what suits volume and model.
+        key: :func:`image_key` of the rest; required without ``array``.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
+    """
+
+    array: Array | None = None
+    affine: Array | None = None
+    modality: str | None = None
+    plane: str | None = None
+    key: Annotated[str, Range(0, 128)] | None = None
+    correct_values: bool = False
+
+    def problem(self) -> str | None:
+        """What is wrong with the fields together, as a sentence."""
+        if self.modality is not None and not re.fullmatch("[A-Z0-9]{2,16}", self.modality):
+            return 'The field "modality" of a set_image message must be a code of DICOM, such as CT or MR.'
+        if self.plane not in (None, "axial", "coronal", "sagittal"):
+            return 'The field "plane" of a set_image message must be one of axial, coronal, sagittal.'
+        if self.array is None and self.affine is None and self.key is not None:
+            return None
+        if self.array is None or self.affine is None:
+            return "A set_image message needs the arrays named array and affine, or the key of an image."
+        if self.array.ndim != 3 or self.array.size == 0 or self.array.dtype == np.bool_:
+            return "The image must be a non-empty volume of numbers with three axes."
+        return _affine_problem(self.affine)
+
+
+@dataclass(frozen=True)
+class SegmentFacts:
+    """What a segment is, beside its mask: as in :class:`progidiff.outputs.segmentation.Segment`."""
+
+    name: str
+    color: tuple[Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)], Annotated[float, Range(0, 1)]]
+    terminology: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    id: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class WriteSeg:
+    """Write segments, which a person accepted, as DICOM SEG beside the DICOM images that their volume was read from.
+
+    Attributes:
+        segments: what they are.
+        masks: uint8 (segment, K, J, I / 8 rounded up), bits along I; they may overlap.
+        columns: voxels along I.
+        affine: 4x4 float64, IJK -> RAS in mm, of the volume.
+        instances: SOP instance UIDs of the images.
+        files: the images on the worker's machine, in the order of ``instances``; none where their headers are sent.
+        headers: uint8, one after another: the images up to their pixels, in the same order.
+        header_sizes: bytes of each.
+    """
+
+    segments: Annotated[tuple[SegmentFacts, ...], Range(1, 1024)]
+    masks: Annotated[Array, Of("uint8", 4)]
+    columns: Annotated[int, Range(1, 2**31)]
+    affine: Array
+    instances: Annotated[tuple[Annotated[str, Range(0, 64)], ...], Range(0, 100_000)]
+    files: Annotated[tuple[str, ...], Range(0, 100_000)] = ()
+    headers: Annotated[Array, Of("uint8", 1)] | None = None
+    header_sizes: tuple[Annotated[int, Range(1, 2**31)], ...] = ()
+
+    def problem(self) -> str | None:
+        """What is wrong with the fields together, as a sentence."""
+        if not self.masks.size or self.masks.shape[::3] != (len(self.segments), (self.columns + 7) // 8):
+            return "The masks of a write_seg message must be one for each segment, with one bit for each column."
+        sent = 0 if self.headers is None else self.headers.size
+        named, given = (self.files, self.header_sizes) if self.headers is None else (self.header_sizes, self.files)
+        if len(named) != len(self.instances) or given or sum(self.header_sizes) != sent:
+            return "A write_seg message needs either the file or the header of each instance."
+        return _affine_problem(self.affine)
+
+
+Request = Hello | Status | Shutdown | Cancel | Load | LoadAdapter | UnloadAdapter | SetImage | ProposeRequest | WriteSeg
+
+
+def _affine_problem(affine: Array) -> str | None:
+    if affine.shape == (4, 4) and affine.dtype.kind == "f" and np.isfinite(affine).all():
+        return None
+    return "The affine of an image must be 4 x 4 finite floating point numbers."
+
+
+# What the engine tells while it works ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the engine made of an image: its content hash and its slice plan."""
+
+    content_hash: str
+    plane: str
+    slice_count: Id
+    slice_shape: tuple[Id, Id]
+    spacing_rc: tuple[float, float]
+    slice_spacing: float
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """Progress of the running request; ``fraction`` is in [0, 1], ``eta_s`` in seconds."""
+
+    phase: str
+    fraction: float
+    slice_index: Place | None = None
+    slices_done: Place = 0
+    slices_total: Place = 0
+    target: str | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class SliceEvent:
+    """Proposals of one target on one slice, in the canonical slice view at the image's own resolution.
+
+    Attributes:
+        target: canonical target name.
+        slice_index: index along the slice axis.
+        first_proposal: index of ``masks[0]``; a slice may arrive in several parts.
+        masks: bool (n, rows, columns).
+        mean_probability: float32 (rows, columns), mean of the probabilities of the proposals 0..first_proposal+n; ``None``
+            in the middle of a block. Adaptive sampling sends one for each of its blocks; the last one counts. It travels in
+            256 steps, none of which crosses one half.
+    """
+
+    target: str
+    slice_index: Place
+    first_proposal: Place
+    masks: Annotated[Array, Of("bool", 3)]
+    mean_probability: Annotated[Array, Of("float32", 2)] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether a block of the slice's proposals ends with these."""
+        return self.mean_probability is not None
+
+
+@dataclass(frozen=True)
+class RankingEvent:
+    """The proposals of one target over the whole requested extent, ranked without ground truth.
+
+    Attributes:
+        target: canonical target name.
+        order: proposal indices, best first (representatives of near-duplicate groups only).
+        scores: score of each proposal by index, in [0, 1].
+        groups: near-duplicates (pairwise Dice above 0.98), one list per entry of ``order``, representative first.
+        top_k: the k best representatives; ``random_pick`` is one of them, drawn with the request's seed (RandTop-k).
+        millilitres: volume of each proposal by index.
+        empty: whether each proposal is empty; ``empty_share`` is their share.
+        mean_pairwise_dice: diversity (1 = all alike).
+        stop_reason: why sampling ended, as a sentence.
+    """
+
+    target: str
+    order: list[Place]
+    scores: list[float]
+    groups: list[list[Place]]
+    top_k: list[Place]
+    random_pick: Annotated[int, Range(-(2**31), 2**31)]
+    millilitres: list[float]
+    empty: list[bool]
+    empty_share: float
+    mean_pairwise_dice: float
+    stop_reason: str
+
+
+#: Codes of warnings about an image as a whole, the most important first.
+IMAGE_WARNINGS = ("plane", "values", "values_unknown", "values_corrected", "values_kept", "modality")
+
+
+@dataclass(frozen=True)
+class WarningEvent:
+    """Something the user should know that did not stop the request."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class DoneEvent:
+    """The request is complete. Times in seconds, memory in MiB."""
+
+    model_id: str
+    proposals: Place
+    timing: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float = 0.0
+    adapter_id: str | None = None
+
+
+# What else the worker says --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    """The worker introduces itself; ``heartbeat_s`` lies between heartbeats, ``max_payload`` is in bytes."""
+
+    version: str
+    pid: Id
+    python: str
+    max_payload: Id
+    heartbeat_s: float
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The process lives, and has worked on request ``running`` for ``running_s`` seconds."""
+
+    running: Id | None
+    running_s: float
+
+
+@dataclass(frozen=True)
+class StatusReply:
+    """``state`` is ``"empty"`` (no model), ``"ready"`` or ``"working"``; memory in MiB.
+
+    ``None`` stands for what is not known or not there.
+    """
+
+    state: str
+    running: Id | None
+    model_id: str | None
+    device: str | None
+    image_key: str | None
+    memory_mb: float | None
+    device_memory_mb: float | None
+    uptime_s: float
+    adapter_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """Answer to cancel: whether there was something to cancel, which gets its own final reply."""
+
+    running: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is loaded; ``card`` is its model card as JSON."""
+
+    model_id: str
+    vocabulary: Annotated[tuple[str, ...], Range(0, 100_000)]
+    device: str | None
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterLoaded:
+    """An adapter is in use; ``card`` is its card as JSON."""
+
+    adapter_id: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterUnloaded:
+    """The base model is in use."""
+
+
+@dataclass(frozen=True)
+class ImageReply:
+    """The image is the current one; ``key`` is its :func:`image_key`."""
+
+    key: str
+    info: ImageInfo
+
+
+@dataclass(frozen=True, eq=False)
+class SegWritten:
+    """The content of a DICOM SEG file."""
+
+    content: Annotated[Array, Of("uint8", 1)]
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """Final reply of a request that was cancelled."""
+
+
+@dataclass(frozen=True)
+class Bye:
+    """Last frame before a requested end."""
+
+
+@dataclass(frozen=True)
+class ErrorReply:
+    """Final reply of a request that failed: a stable code, a sentence for the user, and maybe what to try."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+Event = ProgressEvent | SliceEvent | RankingEvent | WarningEvent | DoneEvent
+Final = (
+    HelloReply
+    | StatusReply
+    | Acknowledged
+    | Loaded
+    | AdapterLoaded
+    | AdapterUnloaded
+    | ImageReply
+    | SegWritten
+    | DoneEvent
+    | Cancelled
+    | Bye
+    | ErrorReply
+)
+Reply = Final | Heartbeat | Event
+#: The replies after which nothing more is said about their request.
+FINAL = get_args(Final)
+
+_REQUESTS: dict[str, Any] = {
+    "hello": Hello,
+    "status": Status,
+    "shutdown": Shutdown,
+    "cancel": Cancel,
+    "load": Load,
+    "set_image": SetImage,
+    "propose": ProposeRequest,
+    "load_adapter": LoadAdapter,
+    "unload_adapter": UnloadAdapter,
+    "write_seg": WriteSeg,
+}
+_REPLIES: dict[str, Any] = {
+    "hello": HelloReply,
+    "heartbeat": Heartbeat,
+    "status": StatusReply,
+    "acknowledged": Acknowledged,
+    "loaded": Loaded,
+    "adapter_loaded": AdapterLoaded,
+    "adapter_unloaded": AdapterUnloaded,
+    "image": ImageReply,
+    "seg_written": SegWritten,
+    "progress": ProgressEvent,
+    "slice": SliceEvent,
+    "ranking": RankingEvent,
+    "warning": WarningEvent,
+    "done": DoneEvent,
+    "cancelled": Cancelled,
+    "bye": Bye,
+    "error": ErrorReply,
+}
+_NAMES = {cls: name for table in (_REQUESTS, _REPLIES) for name, cls in table.items()}
+
+
+class RequestError(ProtocolError):
+    """A request that cannot be understood.
+
+    Attributes:
+        code: ``"frame"``, ``"version"``, ``"type"`` or ``"schema"``.
+        request_id: id of the request if that much could be read.
+    """
+
+    def __init__(self, message: str, code: str, request_id: int | None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.request_id = request_id
+
+
+def to_frame(message: Request | Reply, request_id: int | None) -> Frame:
+    """The frame of a message; its arrays are not copied.
+
+    ``request_id`` is ``None`` where a reply answers no request, as a heartbeat.
+    """
+    cls: Any = type(message)
+    header: dict[str, Any] = {"type": _NAMES[cls], "v": PROTOCOL_VERSION, "id": request_id}
+    arrays: dict[str, Array] = {}
+    for name, (_, _, is_array) in _readers(cls).items():
+        value = getattr(message, name)
+        if not is_array:
+            header[name] = _plain(value)
+        elif value is not None:
+            arrays[name] = value
+    if isinstance(message, SliceEvent) and message.mean_probability is not None:
+        arrays["mean_probability"], header["corner"] = _packed(message.mean_probability)
+    return Frame(header, arrays)
+
+
+def frame_to_request(frame: Frame) -> tuple[int, Request]:
+    """Id and request of a frame.
+
+    Raises:
+        RequestError: the frame is broken, of another version, of unknown type, or not as its class says.
+    """
+    header = frame.header
+    request_id = header.get("id")
+    if type(request_id) is not int or not 0 <= request_id <= MAX_ID:
+        request_id = None
+    if frame.problem is not None:
+        raise RequestError(frame.problem, "frame", request_id)
+    if header.get("v") != PROTOCOL_VERSION or header.get("v") is True:
+        raise RequestError(
+            f"This worker speaks version {PROTOCOL_VERSION} of the protocol; install the same version on both sides.",
+            "version",
+            request_id,
+        )
+    kind = header.get("type")
+    cls = _REQUESTS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise RequestError(
+            "The worker does not know this type of request; install the same version on both sides.", "type", request_id
+        )
+    if request_id is None:
+        raise RequestError("A request needs an id, a whole number from 0.", "schema", None)
+    try:
+        if {*header, *frame.arrays} - {*_readers(cls), "type", "v", "id"}:
+            raise ProtocolError(f"A {kind} message has fields or arrays that are not known; both sides need one version.")
+        return request_id, _read(cls, frame)
+    except ProtocolError as error:
+        raise RequestError(str(error), "schema", request_id) from None
+
+
+def frame_to_reply(frame: Frame) -> tuple[int | None, Reply]:
+    """Request id and reply (or event) of a frame. Unknown fields are ignored: a newer worker may say more.
+
+    Raises:
+        ProtocolError: the frame is broken, of another version, of unknown type, or not as its class says.
+    """
+    if frame.problem is not None:
+        raise ProtocolError(frame.problem)
+    header = frame.header
+    if header.get("v") != PROTOCOL_VERSION or header.get("v") is True:
+        raise ProtocolError("The worker speaks another version of the protocol; install the same version on both sides.")
+    kind, request_id = header.get("type"), header.get("id")
+    if request_id is not None and (type(request_id) is not int or not 0 <= request_id <= MAX_ID):
+        raise ProtocolError(f'The field "id" of a reply message must be a whole number from 0 to {MAX_ID}.')
+    cls = _REPLIES.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ProtocolError("The worker sent a reply of an unknown type; install the same version on both sides.")
+    return request_id, _read(cls, frame)
+
+
+# Annotations read and written -----------------------------------------------------------------------------------------
+
+_Reader = Callable[[Any], Any]
+
+
+class _Wrong(Exception):
+    """A value is not ``wanted``, in words; of a dataclass, its field ``name`` is not (``None``: is not there)."""
+
+    def __init__(self, wanted: str | None, name: str = "") -> None:
+        self.wanted = wanted
+        self.name = name
+
+
+def _read(cls: type[Any], frame: Frame) -> Any:
+    kind = _NAMES[cls]
+    given = {**frame.header, **frame.arrays}
+    if cls is SliceEvent and "mean_probability" in given:
+        given["mean_probability"] = _unpacked(given["mean_probability"], given.get("corner"), given.get("masks"))
+    try:
+        message = cls(**_values(cls, given))
+    except _Wrong as wrong:
+        if wrong.wanted is None:
+            raise ProtocolError(f'A {kind} message lacks the field "{wrong.name}".') from None
+        raise ProtocolError(f'The field "{wrong.name}" of a {kind} message must be {wrong.wanted}.') from None
+    if hasattr(message, "problem") and (problem := message.problem()):
+        raise ProtocolError(problem)
+    return message
+
+
+def _values(cls: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, (reader, required, _) in _readers(cls).items():
+        if name in given:
+            try:
+                found[name] = reader(given[name])
+            except _Wrong as wrong:
+                raise _Wrong(wrong.wanted, name) from None
+        elif required:
+            raise _Wrong(None, name)
+    return found
+
+
+@cache
+def _readers(cls: Any) -> dict[str, tuple[_Reader, bool, bool]]:
+    """By name of a field: how it is read, whether a message must have it, whether it is an array."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        entry.name: (
+            _reader(hints[entry.name]),
+            entry.default is MISSING and entry.default_factory is MISSING,
+            "ndarray" in repr(hints[entry.name]),
+        )
+        for entry in fields(cls)
+    }
+
+
+@cache
+def _reader(hint: Any, rule: Any = None) -> _Reader:
+    """What returns a checked value of JSON, or an array, as an annotation has it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _reader(args[0], args[1])
+    if origin in (types.UnionType, Union):  # ``X | None``
+        some = _reader(args[0], rule)
+        return lambda value: None if value is None else some(value)
+    if origin is Literal:
+        return _check(f"one of {', '.join(args)}", lambda value: isinstance(value, str) and value in args)
+    if hint is bool:
+        return _check("true or false", lambda value: isinstance(value, bool))
+    if hint is int:
+        low, high = rule.low, rule.high
+        return _check(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+    if hint is float:
+        return _check("a number", lambda value: _is_number(value, rule), _to_float)
+    if hint is str:
+        longest = MAX_TEXT if rule is None else rule.high
+        return _check(f"a text of at most {longest} characters", lambda value: _is_text(value, longest))
+    if origin is np.ndarray:
+        what = "an array" if rule is None else f"an array of {rule.dtype} with {rule.axes} axes"
+        return _check(what, lambda value: isinstance(value, np.ndarray) and rule in (None, Of(value.dtype.name, value.ndim)))
+    if origin is dict:
+        each: _Reader = (lambda value: value) if args[1] is Any else _reader(args[1])
+        many = _check("an object", lambda value: isinstance(value, dict))
+        return lambda value: dict(zip(many(value), _all(map(each, value.values())), strict=True))
+    if origin in (list, tuple):
+        return _list_reader(origin, args, rule)
+    assert is_dataclass(hint), hint
+    made: Any = hint
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Wrong("an object")
+        try:
+            return made(**_values(made, value))
+        except _Wrong as wrong:
+            raise _Wrong(f'an object whose field "{wrong.name}" is {wrong.wanted or "given"}') from None
+
+    return read
+
+
+def _list_reader(kind: type[Any], args: tuple[Any, ...], rule: Range | None) -> _Reader:
+    several = kind is list or args[-1] is ...
+    low, high = (0, math.inf) if rule is None else (rule.low, rule.high)
+    if not several:
+        low = high = len(args)
+    readers = [_reader(each) for each in (args[:1] if several else args)]
+    many = f"a list of {low} items" if low == high else f"a list of {low} or more items, at most {high}"
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            raise _Wrong(many)
+        each = readers * len(value) if several else readers
+        return kind(_all(reader(item) for reader, item in zip(each, value, strict=True)))
+
+    return read
+
+
+def _all(items: Iterable[Any]) -> list[Any]:
+    try:
+        return list(items)
+    except _Wrong as wrong:
+        raise _Wrong(f"a list or an object, each item {wrong.wanted}") from None
+
+
+def _check(wanted: str, fits: Callable[[Any], bool], change: _Reader = lambda value: value) -> _Reader:
+    def read(value: Any) -> Any:
+        if not fits(value):
+            raise _Wrong(wanted)
+        return change(value)
+
+    return read
+
+
+def _is_number(value: object, rule: Range | None) -> bool:
+    if value is None and rule is None:
+        return True  # JSON has no NaN
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
+        return False
+    return rule is None or rule.low <= value <= rule.high
+
+
+def _to_float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _is_text(value: object, longest: float) -> bool:
+    # Zero bytes and lone surrogates can be written in JSON, but no file system and no UTF-8 stream takes them.
+    if not isinstance(value, str) or len(value) > longest or "\0" in value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it: numpy's numbers become Python's, tuples lists, numbers that are not finite null."""
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, str):
+        # A file name in a message may hold what is no text (see _is_text).
+        return value[:MAX_TEXT].replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+# Probabilities as bytes ------------------------------------------------------------------------------------------------
+
+# Byte b stands for more than b / 256 up to (b + 1) / 256, so that more than one half is 128 and above.
+_SHARES = np.append(0, (np.arange(1, 256) + 0.5) / 256).astype(np.float32)
+
+
+def _packed(probability: Array) -> tuple[Array, list[int]]:
+    """The bytes of the box outside of which all are 0, and the box's first row and column."""
+    levels = np.clip(np.ceil(probability * 256) - 1, 0, 255).astype(np.uint8)
+    rows, columns = (np.flatnonzero(levels.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return levels[:0, :0], [0, 0]
+    return levels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], [int(rows[0]), int(columns[0])]
+
+
+def _unpacked(box: Any, corner: Any, masks: Any) -> Array:
+    """Probabilities, float32 of the masks' size; they are 0 outside the box."""
+    shape = masks.shape[1:] if isinstance(masks, np.ndarray) else ()
+    fits = isinstance(box, np.ndarray) and box.dtype == np.uint8 and isinstance(corner, list)
+    fits = fits and len(box.shape) == len(corner) == len(shape) == 2
+    if not fits or not all(type(c) is int and 0 <= c <= n - m for c, m, n in zip(corner, box.shape, shape, strict=True)):
+        raise ProtocolError("The mean probability of a slice message must be the bytes of a box within the masks.")
+    probability = np.zeros(shape, np.float32)
+    probability[corner[0] :, corner[1] :][: box.shape[0], : box.shape[1]] = _SHARES[box]
+    return probability
+
+
+# Images by their content ----------------------------------------------------------------------------------------------
+
+
+def image_key(array: Array, affine: Array, modality: str | None, plane: str | None, correct_values: bool = False) -> str:
+    """Content hash (BLAKE2b, hex) by which client and worker agree that an image needs no second transfer."""
+    digest = image_digest(array.dtype, array.shape, affine, modality, plane, correct_values)
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def image_digest(
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    affine: Array,
+    modality: str | None,
+    plane: str | None,
+    correct_values: bool = False,
+) -> hashlib.blake2b:
+    """:func:`image_key` for whoever hashes in portions: update it with the voxels' bytes, little endian in C order."""
+    digest = hashlib.blake2b(digest_size=20)
+    facts: tuple[object, ...] = (dtype.newbyteorder("<").str, shape, modality, plane)
+    digest.update(repr((*facts, "corrected") if correct_values else facts).encode())
+    digest.update(np.ascontiguousarray(affine, dtype="<f8").tobytes())
+    return digest
