@@ -179,7 +179,7 @@ def test_a_killed_worker_costs_neither_prompt_nor_proposals_and_one_click_starts
     driver.ask("liver", 2, 1, seed=1, slices=SLICES)
     driver.wait(lambda: driver.settled, 120)
     again = driver.session.store
-    assert again.ranked("liver")
+    assert again["liver"].ranked
     for number in range(2):
         for index in range(SLICES[0] - 1, SLICES[1]):
             assert np.array_equal(again["liver"].slice_mask(number, index), store["liver"].slice_mask(number, index))
