@@ -25,11 +25,11 @@ from experiments.samples import present_targets
 from experiments.tables.setup import TableSetup
 from experiments.tables.twins import TWIN_TUNED, UNET_TUNED, Pretrained
 from experiments.unet import Sampling, mc_dropout_samples, tta_samples, unet_probability
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
 from progidiff.evaluation.accuracy import score_slices
 from progidiff.evaluation.metrics import dice
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine, weights_key
 from progidiff.training.session import Watch

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ THIN, CORONAL = np.diag([8.0, 8.0, 5.0, 1.0]), np.diag([5.0, 12.0, 5.0, 1.0])
 @pytest.mark.slow
 def test_training_and_evaluation_cut_as_the_engine_does(responsive_folder: Path, tmp_path: Path) -> None:
     loaded = Engine.load(responsive_folder, "cpu")
-    other = loaded.card.model_copy(update={"planes": ["coronal"]})
+    other = replace(loaded.card, planes=["coronal"])
     for name, affine, known, plane, expected in (
         ("thin", THIN, loaded.card, None, "axial"),
         ("coronal", CORONAL, loaded.card, None, "coronal"),

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from progidiff import __version__, doctor
+from progidiff.cards import ModelCard, Window, save_card
 from progidiff.cli.app import app
-from progidiff.model.card import ModelCard, Window, save_card
 
 ORGANS_WORKER = Path(__file__).with_name("organs_worker.py")
 PROBE = """print('a line of chatter')

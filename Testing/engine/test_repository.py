@@ -30,6 +30,7 @@ MAX_FILE_BYTES = 20_000_000
 SLICER_SIDE = {"slicer", "qt", "ctk", "vtk", "vtkmodules", "PythonQt"}
 # What the module inside Slicer imports of the engine; it must load without torch or anything else that Slicer does not have.
 SHARED = (
+    "progidiff.cards",
     "progidiff.client",
     "progidiff.curation",
     "progidiff.errors",

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from progidiff.cards import ModelCard, Window
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError, ModelError
-from progidiff.model.card import ModelCard, Window
 from progidiff.sampling.grid import lay_grid
 from progidiff.sampling.intensity import normaliser
 from progidiff.training.augment import augment, without_margin

@@ -21,6 +21,7 @@ from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.failures import WorkerFailure
 
 from ..volume_examples import ramp
+from .setup_examples import CARD
 
 LABELMAP = "Binary labelmap"
 VOCABULARY = ("liver", "spleen", "left kidney")
@@ -202,7 +203,10 @@ class FakeClient:
 
     def answer_load(self) -> None:
         assert self.call.kind == "load"
-        self.loaded, self.loaded_from = Loaded("fake", self.vocabulary, "cpu"), self.values
+        self.loaded, self.loaded_from = (
+            Loaded("fake", self.vocabulary, "cpu", {**CARD, "vocabulary": self.vocabulary}),
+            self.values,
+        )
         self.call.succeed(self.loaded)
 
     def answer_adapter(self) -> None:

@@ -16,9 +16,9 @@ from experiments.tables.records import MEAN, Record, cell, fact, groups, interva
 from experiments.tables.setup import TableResult, TableSetup
 from experiments.tables.twins import TWIN_IS, Pretrained
 from experiments.unet import DROPOUT, mc_dropout_samples, sample_unet_into, tta_samples, unet_probability
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice
-from progidiff.model.card import ModelCard
 from progidiff.ranking.ensembles import agreement
 from progidiff.ranking.gram import gram_matrix, mean_pairwise_dice
 

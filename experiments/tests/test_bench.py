@@ -22,9 +22,9 @@ from experiments.bench.reference import PipelineReference
 from experiments.bench.results import Agreement, ModelResult, Row, Spread
 from experiments.bench.scene import Scene
 from experiments.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Sample
+from progidiff.cards import Window, make_card
 from progidiff.errors import InputError, ModelError
 from progidiff.model import backbones
-from progidiff.model.card import Window, make_card
 from progidiff.model.folder import ProGiDiffModel, load_model, save_model
 from progidiff.sampling.engine import Engine
 from progidiff.training import small
@@ -74,7 +74,7 @@ def model(request: pytest.FixtureRequest, tiny_model_folder: Path) -> ProGiDiffM
     if request.param == "mask decoder":
         return bundled_like()
     model = wake(load_model(tiny_model_folder))
-    model.card = model.card.model_copy(update={"spacing_mm": 12.0})  # 32 pixels that cover the phantom
+    model.card = replace(model.card, spacing_mm=12.0)  # 32 pixels that cover the phantom
     return model
 
 

@@ -110,9 +110,11 @@ class TuningPanel:
         box.clear()
         box.addItem(_("Base model (no adapter)"))
         for number, adapter in enumerate(self._adapters, 1):
-            note = _("another model's") if adapter.misfit(base) else "" if adapter.better else _("not shown to be better")
-            box.addItem(f"{adapter.name} ({note})" if note else adapter.name)
-            box.setItemData(number, adapter.summary, qt.Qt.ToolTipRole)
+            note = (
+                _("another model's") if adapter.misfit(base) else "" if adapter.card.better else _("not shown to be better")
+            )
+            box.addItem(f"{adapter.card.name} ({note})" if note else adapter.card.name)
+            box.setItemData(number, adapter.summary(), qt.Qt.ToolTipRole)
         box.blockSignals(blocked)
         self.refresh()
 
@@ -139,7 +141,7 @@ class TuningPanel:
         blocked = check.blockSignals(True)
         check.setChecked(parameters is not None and parameters.adapterEvenIfWorse)
         check.blockSignals(blocked)
-        check.setVisible(adapter is not None and not adapter.better)
+        check.setVisible(adapter is not None and not adapter.card.better)
         self.ui.deleteAdapterButton.setEnabled(adapter is not None)
         self.ui.undoDeleteButton.setEnabled(bool(self._deleted))
         self.show_cases()
@@ -157,7 +159,7 @@ class TuningPanel:
         self.use("")
         self.look()
         text = _("The adapter {name} was put away; the next run uses the base model.")
-        self._status.say(text.format(name=adapter.name))
+        self._status.say(text.format(name=adapter.card.name))
 
     def undo_delete(self) -> None:
         """Bring the adapter back that was deleted last."""
@@ -185,7 +187,7 @@ class TuningPanel:
         if adapter is None:
             return _("The chosen adapter is not in the folder any more; choose another one.") if folder else ""
         misfit = adapter.misfit(base_hash(self._settings.modelFolder or None))
-        return misfit or adapter.summary
+        return misfit or adapter.summary()
 
     def _on_adapter(self, _number: int) -> None:
         adapter = self._adapter()

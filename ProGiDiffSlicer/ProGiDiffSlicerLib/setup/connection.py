@@ -9,9 +9,10 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from progidiff import __version__
+from progidiff.cards import ModelCard
 from progidiff.errors import ModelError
 from progidiff.protocol import Loaded
-from ProGiDiffSlicerLib.setup.card import Card, card_of
+from ProGiDiffSlicerLib.setup.card import card_of
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
@@ -36,7 +37,7 @@ class Trial:
     worked: bool
     message: str
     details: str = ""
-    card: Card | None = None
+    card: ModelCard | None = None
 
 
 class ConnectionTest:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from slicer.i18n import tr as _
 
+from progidiff.cards import ModelCard
 from progidiff.errors import InputError, ModelError
-from ProGiDiffSlicerLib.setup.card import Card, read_card
+from ProGiDiffSlicerLib.setup.card import read_card
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import Status
 
@@ -26,7 +27,7 @@ class Readiness:
     ready: bool
     worker: str
     model: str
-    card: Card | None
+    card: ModelCard | None
 
 
 def readiness(settings: Settings, status: Status) -> Readiness:

@@ -15,7 +15,7 @@ from progidiff.cli.propose import CorrectOption, DeviceName, PlaneOption
 from progidiff.errors import CancelledError, ProGiDiffError
 
 if TYPE_CHECKING:
-    from progidiff.model.adapter_card import AdapterCard
+    from progidiff.cards import AdapterCard
 
 
 class LayersName(StrEnum):

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from progidiff.cards import load_card
 from progidiff.cli.commandline import split_command
 from progidiff.cli.gathering import Gathered
 from progidiff.cli.progress import ProgressView
@@ -17,7 +18,6 @@ from progidiff.cli.writing import Job, Wanted, model_record, names, write_result
 from progidiff.client import EventStream, WorkerClient
 from progidiff.errors import PromptError, WorkerError
 from progidiff.events import ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
-from progidiff.model.card import load_card
 from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
 from progidiff.protocol import Device

@@ -16,7 +16,7 @@ from progidiff.errors import CancelledError, DatasetError, OutputError
 from progidiff.resources import resource_folders
 
 if TYPE_CHECKING:
-    from progidiff.model.card import ModelCard
+    from progidiff.cards import ModelCard
     from progidiff.training.run import RunSettings, TrainingData, Watch
 
 app = typer.Typer(name="train", help="Train a model, or go on with a training that was interrupted.", no_args_is_help=True)

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from progidiff.cards import Accuracy
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice, proposal_scores, spearman
 from progidiff.evaluation.presenting import as_volume
 from progidiff.evaluation.summaries import patient_bootstrap
 from progidiff.events import ProposeRequest, RankingEvent, SliceEvent
-from progidiff.model.card import Accuracy
 from progidiff.ranking.ranking import Ranking
 from progidiff.sampling.engine import Engine
 

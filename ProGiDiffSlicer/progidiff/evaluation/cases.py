@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from progidiff.cards import ModelCard
 from progidiff.curation import CuratedCase, CuratedSet, patient_groups
 from progidiff.datasets.manifest import MANIFEST_NAME
 from progidiff.datasets.naming import with_unions
@@ -18,7 +19,6 @@ from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError
 from progidiff.evaluation.presenting import as_volume
-from progidiff.model.card import ModelCard
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, plan_slices
 

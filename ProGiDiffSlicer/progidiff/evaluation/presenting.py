@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.model.card import ModelCard
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import normaliser
 

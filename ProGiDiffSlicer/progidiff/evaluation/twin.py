@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.presenting import on_grid
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ImageEncoder
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from progidiff.cards import TrainingSource, Window, make_card
 from progidiff.errors import ModelError
 from progidiff.locations import INDEX_NAME
 from progidiff.model.backbones import BACKBONES, SD_IMAGE_ENCODER, backbone_name
-from progidiff.model.card import TrainingSource, Window, make_card
 from progidiff.model.checks import read_json
 from progidiff.model.components import (
     load_network,

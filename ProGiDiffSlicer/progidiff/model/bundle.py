@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progidiff.cards import ModelCard
 from progidiff.errors import ModelError
-from progidiff.model.card import ModelCard
 from progidiff.model.components import NETWORKS, quiet_libraries
 
 if TYPE_CHECKING:

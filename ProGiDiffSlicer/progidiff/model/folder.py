@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progidiff.cards import ModelCard, load_card
 from progidiff.errors import ModelError
 from progidiff.locations import INDEX_NAME, default_model_folder, model_size
 from progidiff.model.bundle import ProGiDiffModel, check_fit
-from progidiff.model.card import ModelCard, load_card
 from progidiff.model.checks import find_weights, read_json, sha256_of
 from progidiff.model.components import (
     ACCEPTED,

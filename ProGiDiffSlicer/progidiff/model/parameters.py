@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progidiff.cards import load_card
 from progidiff.errors import ModelError
 from progidiff.locations import INDEX_NAME, model_size
 from progidiff.model.backbones import BACKBONES, PAPER_TRAINABLE_PARAMETERS, Backbone
-from progidiff.model.card import load_card
 from progidiff.model.checks import read_json
 from progidiff.model.components import NETWORKS, require_folder, resolve_class
 
@@ -132,7 +132,7 @@ def print_info(config_or_folder: str | Path, as_json: bool = False) -> str | dic
         info |= _beside_paper(config_or_folder, info["trainable_parameters"])
     else:
         folder = Path(config_or_folder)
-        info |= {"bytes": model_size(folder), "card": load_card(folder).model_dump(mode="json")}
+        info |= {"bytes": model_size(folder), "card": load_card(folder).to_dict()}
     return info if as_json else _as_text(info, rows)
 
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from progidiff.cards import ModelCard, save_card
 from progidiff.errors import OutputError
 from progidiff.locations import CARD_NAME, INDEX_NAME
 from progidiff.model.bundle import ProGiDiffModel, check_fit
-from progidiff.model.card import ModelCard, save_card
 from progidiff.model.checks import read_json, sha256_of
 from progidiff.model.components import ACCEPTED, index_entry, quiet_libraries
 from progidiff.model.replacing import replacing
@@ -58,9 +58,9 @@ def save_model(model: ProGiDiffModel, folder: Path, weights_dtype: torch.dtype |
         for path in weights:
             # safetensors writes for its own user alone; a model folder is often shared.
             path.chmod((fresh / INDEX_NAME).stat().st_mode)
-        card = ModelCard.model_validate(
+        card = ModelCard.read(
             {
-                **model.card.model_dump(),
+                **model.card.to_dict(),
                 "sha256": {path.relative_to(fresh).as_posix(): sha256_of(path) for path in weights},
                 "trainable_parameters": model.trainable_parameters(),
             }

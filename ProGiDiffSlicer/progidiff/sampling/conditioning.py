@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from progidiff.model.card import Modality
+from progidiff.cards import Modality
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.text import encode_text, tokenize
 from progidiff.sampling.presence import presence_of

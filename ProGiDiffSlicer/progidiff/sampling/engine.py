@@ -12,12 +12,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from progidiff.cards import AdapterCard, ModelCard, load_adapter_card
 from progidiff.errors import AdapterError, InputError, ModelError, WorseAdapterError
 from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, WarningEvent
 from progidiff.memory import peak_memory_mb
 from progidiff.model.adapter import AppliedAdapter, apply_adapter
-from progidiff.model.adapter_card import AdapterCard, load_adapter_card
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.ranking.stopping import AdaptiveStopping
 from progidiff.sampling.conditioning import Conditioner

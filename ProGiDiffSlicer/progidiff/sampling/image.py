@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from progidiff.cards import Modality, ModelCard
 from progidiff.errors import InputError
 from progidiff.events import ImageInfo
-from progidiff.model.card import Modality, ModelCard
 from progidiff.protocol import image_key
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import Normaliser, normaliser

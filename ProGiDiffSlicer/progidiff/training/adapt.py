@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
+from progidiff.cards import AdapterCard, Counts, ModelCard, Retention, TargetScore, load_card
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import CancelledError, DatasetError, why_left_out
 from progidiff.evaluation.phantom_set import held_out_phantoms
 from progidiff.locations import weights_hash
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
-from progidiff.model.adapter_card import AdapterCard, Counts, Retention, TargetScore
-from progidiff.model.card import ModelCard, load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine
 from progidiff.training.curated import open_cases
@@ -115,7 +114,7 @@ def adapt(
             "adapter_id": adapter_id,
             "steps": tuning.steps,
             "cases": {"training": len(train), "validation": len(held_out)},
-            "targets": {target: count.model_dump() for target, count in counts.items()},
+            "targets": {target: count.to_dict() for target, count in counts.items()},
             "left_out": left_out,
         }
     )
@@ -182,7 +181,7 @@ def adapt(
             "better": better,
             "cancelled": tuned.cancelled,
             "reason": f"{reason} {notes}".strip(),
-            "card": written.model_dump(mode="json"),
+            "card": written.to_dict(),
         }
     )
     return written

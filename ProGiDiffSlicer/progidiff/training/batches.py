@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from progidiff.model.card import ModelCard
+from progidiff.cards import ModelCard
 from progidiff.synthesis.fields import Shape, normal
 from progidiff.synthesis.labelmaps import LabelVolume
 from progidiff.synthesis.source import BODY_GRIDS, Plane, SyntheticBatch, SyntheticSource

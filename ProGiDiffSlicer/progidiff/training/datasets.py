@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from progidiff.cards import ModelCard
 from progidiff.datasets.split import split_by_patient
 from progidiff.errors import DatasetError
-from progidiff.model.card import ModelCard
 from progidiff.training.augment import augment, without_margin
 from progidiff.training.batches import BatchSource, TrainingBatch
 from progidiff.training.stacks import PreparedStack, Stack, margin_of, prepare

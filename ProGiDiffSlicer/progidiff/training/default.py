@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from progidiff.cards import ModelCard, TrainingSource, TrainingStage, Window, make_card
 from progidiff.errors import DatasetError, ModelError
-from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window, make_card
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.networks import ControlBranch
 from progidiff.model.text import tokenize

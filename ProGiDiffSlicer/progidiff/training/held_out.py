@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from progidiff.cards import TargetScore
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.metrics import dice
 from progidiff.evaluation.presenting import as_volume
 from progidiff.events import Event, ProposeRequest, RankingEvent, SliceEvent
-from progidiff.model.adapter_card import TargetScore
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import Stack
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
+from progidiff.cards import ModelCard, Window, load_card
 from progidiff.errors import ModelError
-from progidiff.model.card import ModelCard, Window, load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.model.networks import MaskDecoder
 from progidiff.training import small
@@ -68,7 +68,7 @@ def train_base(
     first = AutoencoderStage(parts.vae, parts.mask_decoder, run.source(1), run.validation, frozen=pictures)
     run.train(first, run.first_steps(default=True), 1)
     shift, scale = run.latents(first)
-    parts.card = ModelCard.model_validate({**parts.card.model_dump(), "latent_shift": shift, "latent_scale": scale})
+    parts.card = replace(parts.card, latent_shift=shift, latent_scale=scale)
     source = run.source(2)
     run.train(BaseStage(**run.diffusion(parts, source)), run.settings.steps, 2)
     with torch.random.fork_rng(devices=[]):

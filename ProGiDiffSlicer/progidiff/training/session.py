@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from progidiff.cards import ModelCard, TrainingStage
 from progidiff.errors import ModelError, OutputError
 from progidiff.locations import CARD_NAME
-from progidiff.model.card import ModelCard, TrainingStage
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.text import tokenize
 from progidiff.outputs.atomic import holds_files
@@ -124,7 +124,7 @@ class TrainingRun:
             self.watch.log(f"The model has no words for {', '.join(ignored)}; these labels are left out.")
         if vocabulary != parts.card.vocabulary or not parts.image_encoder.config.classes:
             parts.image_encoder.learn_classes(len(vocabulary))
-        parts.card = parts.card.model_copy(update={"vocabulary": vocabulary})
+        parts.card = replace(parts.card, vocabulary=vocabulary)
 
     def open(self, parts: ProGiDiffModel) -> None:
         """Claim the work folder and lay out the validation slices; call when the model's grid and vocabulary are known."""
@@ -219,15 +219,15 @@ class TrainingRun:
         control = self.kind == "control"  # a backbone sees masks only
         modalities = [m for m in card.windows if m in self.opened.modalities] if control else card.modalities
         planes = planes_of(source, self.opened) if control or self.data.plane else card.planes
-        parts.card = ModelCard.model_validate(
+        parts.card = ModelCard.read(
             {
-                **card.model_dump(exclude={"created", "accuracy", "sha256"}),
+                **{name: value for name, value in card.to_dict().items() if name not in {"created", "accuracy", "sha256"}},
                 "model_id": f"{slug(self.out.name)}-{self.kind}",
                 "name": f"ProGiDiff {self.out.name}",
                 "modalities": modalities,
                 "planes": planes,
-                "trained_on": [s.model_dump() for s in sources],
-                "training": [s.model_dump() for s in [*card.training, *self.done]],
+                "trained_on": sources,
+                "training": [*card.training, *self.done],
                 "notes": " ".join(t for t in (note, "Accuracy was not measured. For research, not for diagnosis.") if t),
             }
         )

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from progidiff.cards import ModelCard
 from progidiff.datasets.manifest import MANIFEST_NAME
 from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError, InputError
-from progidiff.model.card import ModelCard
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import normaliser
 from progidiff.volumes.slicing import USUAL_PLANES

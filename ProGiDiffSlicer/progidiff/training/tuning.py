@@ -15,10 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from progidiff.cards import Layers, Modality
 from progidiff.errors import CancelledError, DatasetError, ModelError
 from progidiff.model.adapter import add_lora
-from progidiff.model.adapter_card import Layers
-from progidiff.model.card import Modality
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch
 from progidiff.model.text import tokenize
