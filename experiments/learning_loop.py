@@ -22,7 +22,7 @@ from progidiff.cards import load_card
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.evaluation.presenting import as_volume
-from progidiff.locations import ADAPTER_CARD_NAME, default_model_folder
+from progidiff.places import ADAPTER_CARD_NAME, default_model_folder
 
 SEED = 0
 

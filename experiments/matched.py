@@ -29,7 +29,7 @@ from progidiff.errors import DatasetError, InputError, ModelError
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.model.adapter import ADAPTED, take_lora_off
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.ranking.ensembles import consensus
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank

@@ -18,7 +18,7 @@ from progidiff.errors import InputError
 from progidiff.evaluation.accuracy import MIN_AREA_MM2
 from progidiff.evaluation.presenting import as_volume
 from progidiff.events import ProposeRequest, SliceEvent
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import Ranking, rank
 from progidiff.sampling.conditioning import Conditioner

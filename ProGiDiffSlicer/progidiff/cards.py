@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from progidiff.errors import AdapterError, ModelError
-from progidiff.locations import ADAPTER_CARD_NAME, CARD_NAME, default_model_folder
+from progidiff.places import ADAPTER_CARD_NAME, CARD_NAME, default_model_folder, replaced_file
 
 Modality = Literal["CT", "MR"]
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -397,7 +396,7 @@ class AdapterCard(_Card):
 
     Attributes:
         adapter_id: unique name.
-        base_model_id, base_sha256: the model that it belongs to; the hash is ``progidiff.locations.weights_hash`` of the
+        base_model_id, base_sha256: the model that it belongs to; the hash is ``progidiff.places.weights_hash`` of the
             checksums on its card.
         rank, alpha: of LoRA (arXiv 2106.09685): W' = W + alpha / rank * B A.
         layers: ``"attention"`` (projections of the attention blocks) or ``"all"`` (every convolution and linear layer of the
@@ -462,10 +461,9 @@ def make_card(content: Mapping[str, Any]) -> ModelCard:
 
 def save_card(card: ModelCard | AdapterCard, folder: Path) -> None:
     """Write the card into its folder; a reader sees the old card or the whole new one."""
-    path = folder / card.FILE
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(card.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(card.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    with replaced_file(folder / card.FILE) as staged:
+        staged.write_text(text + "\n", encoding="utf-8")
 
 
 def load_card(folder: Path | None = None) -> ModelCard:

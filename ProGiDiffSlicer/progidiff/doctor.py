@@ -25,7 +25,7 @@ from progidiff import __version__
 from progidiff.cards import load_card
 from progidiff.client import WorkerClient
 from progidiff.errors import ModelError, ProGiDiffError, WorkerError
-from progidiff.locations import default_model_folder, model_size
+from progidiff.places import default_model_folder, model_size
 from progidiff.protocol import Device
 
 Status = Literal["ok", "warning", "missing"]

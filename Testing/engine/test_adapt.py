@@ -28,9 +28,9 @@ from progidiff.cards import load_adapter_card
 from progidiff.cli.app import app
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
 from progidiff.model.adapter import lora_state
 from progidiff.model.folder import load_model
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
 from progidiff.sampling.engine import Engine
 from progidiff.training.adapt import AdaptSettings, adapt
 from progidiff.training.curated import open_cases

@@ -26,9 +26,8 @@ from progidiff.errors import OutputError
 from progidiff.evaluation.cases import cases_of_folder
 from progidiff.evaluation.evaluate import evaluate_cases
 from progidiff.evaluation.measuring import EvaluationSettings
-from progidiff.outputs.atomic import claimed
 from progidiff.outputs.document import read_document
-from progidiff.resources import resource_folders
+from progidiff.places import claimed, resource_folders
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import open_dataset, stacks_of
 
@@ -321,7 +320,7 @@ def test_the_training_folder_is_claimed_as_well(tmp_path: Path) -> None:
 
 def test_a_run_that_was_killed_keeps_nobody_away(tmp_path: Path) -> None:
     out = tmp_path / "new" / "results"
-    program = "import sys, time\nfrom pathlib import Path\nfrom progidiff.outputs.atomic import claimed\n"
+    program = "import sys, time\nfrom pathlib import Path\nfrom progidiff.places import claimed\n"
     program += "with claimed(Path(sys.argv[1])):\n    print('claimed', flush=True)\n    time.sleep(60)\n"
     environment = {**os.environ, "PYTHONPATH": str(Path(progidiff.__file__).parents[1])}
     with subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, env=environment) as other:

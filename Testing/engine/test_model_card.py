@@ -17,7 +17,7 @@ from progidiff.cards import (
     save_card,
 )
 from progidiff.errors import ModelError
-from progidiff.locations import CARD_NAME
+from progidiff.places import CARD_NAME
 
 
 def fields(**changes: Any) -> dict[str, Any]:

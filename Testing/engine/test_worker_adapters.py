@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from progidiff.cli.app import app
 from progidiff.client import RemoteError, WorkerClient
 from progidiff.events import DoneEvent, ProposeRequest, SliceEvent
-from progidiff.locations import ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.model.adapter import add_lora, lora_state, save_adapter
 from progidiff.model.folder import load_model
 from progidiff.outputs.document import read_document
 from progidiff.outputs.volumes_out import write_volume
+from progidiff.places import ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.volumes.geometry import Geometry
 
 REQUEST = ProposeRequest(("liver",), proposals=3, steps=2, seed=1)

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import SimpleITK as sitk
 
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 
 from .driver import ROOT, Driver, qt, slicer
 from .stall import StallWatch

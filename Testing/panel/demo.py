@@ -19,9 +19,8 @@ from typing import Any
 
 from progidiff.cli.progress import ProgressView, progress_view
 from progidiff.errors import InputError, ProGiDiffError
-from progidiff.outputs.atomic import atomic_folder
 from progidiff.outputs.figures import display_window
-from progidiff.resources import sample_volume
+from progidiff.places import atomic_folder, sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume, read_volume, volume_name
 from progidiff.volumes.slicing import plan_slices

@@ -15,8 +15,7 @@ import SimpleITK as sitk
 
 from progidiff.errors import InputError
 from progidiff.events import ProgressEvent
-from progidiff.locations import ADAPTER_CARD_NAME
-from progidiff.resources import sample_volume
+from progidiff.places import ADAPTER_CARD_NAME, sample_volume
 from progidiff.volumes.reading import Volume, read_volume
 from progidiff.volumes.slicing import plan_slices
 

@@ -12,7 +12,7 @@ import pytest
 
 from progidiff.cards import load_card
 from progidiff.errors import ModelError
-from progidiff.locations import default_model_folder
+from progidiff.places import default_model_folder
 from ProGiDiffSlicerLib.setup.card import bundled_folder, read_card
 
 pytestmark = pytest.mark.usefixtures("app")

@@ -21,7 +21,7 @@ from experiments.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Sid
 from progidiff import __version__
 from progidiff.client import WorkerClient
 from progidiff.errors import InputError
-from progidiff.locations import default_model_folder
+from progidiff.places import default_model_folder
 from progidiff.protocol import Device
 from progidiff.sampling.denoise import MAX_STEPS
 from progidiff.sampling.engine import Engine

@@ -21,7 +21,7 @@ from experiments.tables.proposals import (
 from experiments.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.metrics import dice, proposal_scores
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.ranking.ensembles import consensus, majority, staple
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank

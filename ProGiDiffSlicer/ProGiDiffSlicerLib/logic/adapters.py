@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 
 from progidiff.cards import AdapterCard, CardError, CardVersionError, ModelCard, load_card
 from progidiff.errors import AdapterError, ModelError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, CARD_NAME, default_model_folder, weights_hash
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, CARD_NAME, default_model_folder, weights_hash
 
 _TRASH = ".deleted"
 

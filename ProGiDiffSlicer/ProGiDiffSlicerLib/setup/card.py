@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 
 from progidiff.cards import CardError, CardVersionError, ModelCard
 from progidiff.errors import ModelError
-from progidiff.locations import CARD_NAME, INDEX_NAME, default_model_folder
+from progidiff.places import CARD_NAME, INDEX_NAME, default_model_folder
 
 
 def bundled_folder() -> Path:

@@ -79,7 +79,7 @@ def adapt(
     """
     from progidiff.cli.stopping import StopWord, interruptible
     from progidiff.cli.training import STOPPING, TrainingView
-    from progidiff.outputs.atomic import claimed
+    from progidiff.places import claimed
     from progidiff.training.adapt import AdaptSettings
     from progidiff.training.adapt import adapt as run
     from progidiff.training.session import Watch

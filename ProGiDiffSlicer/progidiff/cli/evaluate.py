@@ -80,8 +80,8 @@ def evaluate(
     from progidiff.evaluation.evaluate import evaluate_cases, to_csv
     from progidiff.evaluation.examples import draw_examples
     from progidiff.evaluation.measuring import EvaluationSettings
-    from progidiff.outputs.atomic import atomic_folder, claimed
     from progidiff.outputs.evaluation_report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
+    from progidiff.places import atomic_folder, claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 
@@ -126,7 +126,7 @@ def evaluate(
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Learn before the work, not after it, that the results cannot be written."""
-    from progidiff.outputs.atomic import MARKER, holds_files
+    from progidiff.places import MARKER, holds_files
 
     if out.is_file() or (out.is_dir() and not overwrite and not (out / MARKER).is_file() and holds_files(out)):
         from progidiff.errors import OutputError

@@ -90,7 +90,7 @@ def _search(
     from progidiff.active.search import rank_folder
     from progidiff.cards import load_card
     from progidiff.cli.stopping import StopWord, interruptible
-    from progidiff.outputs.atomic import claimed
+    from progidiff.places import claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 

@@ -18,8 +18,8 @@ from progidiff.cli.writing import Job, Wanted, model_record, names, write_result
 from progidiff.client import EventStream, WorkerClient
 from progidiff.errors import PromptError, WorkerError
 from progidiff.events import ProgressEvent, ProposeRequest, RankingMethod, SchedulerName, WarningEvent
-from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
+from progidiff.places import atomic_folder, claimed
 from progidiff.protocol import Device
 from progidiff.targets.parser import parse_prompt
 from progidiff.volumes.reading import read_volume

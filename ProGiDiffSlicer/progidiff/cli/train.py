@@ -13,7 +13,7 @@ import typer
 from progidiff.cli.failures import EXIT_CANCELLED
 from progidiff.cli.propose import CorrectOption, DeviceName, PlaneName, PlaneOption
 from progidiff.errors import CancelledError, DatasetError, OutputError
-from progidiff.resources import resource_folders
+from progidiff.places import resource_folders
 
 if TYPE_CHECKING:
     from progidiff.cards import ModelCard
@@ -166,7 +166,7 @@ def _watch(out: Path, work: Path) -> Iterator[Watch]:
     """A view of the run, which has its folders to itself; one that is stopped ends with one line and exit code 130."""
     from progidiff.cli.stopping import interruptible
     from progidiff.cli.training import STOPPING, TrainingView
-    from progidiff.outputs.atomic import claimed
+    from progidiff.places import claimed
     from progidiff.training.session import Watch
 
     try:

@@ -22,7 +22,7 @@ from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluation_summary import TargetSummary, summarise_cases
 from progidiff.evaluation.measuring import EvaluationSettings, measure_case
 from progidiff.evaluation.metrics import metric_library
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.sampling.engine import Engine, weights_key
 
 FORMAT_VERSION = "1.0"

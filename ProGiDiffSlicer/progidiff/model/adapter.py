@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from progidiff.cards import AdapterCard, Layers, load_adapter_card, save_card
 from progidiff.errors import AdapterError, OutputError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.model.checks import sha256_of
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.replacing import replacing
-from progidiff.outputs.atomic import holds_files
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, holds_files, replaced_folder, weights_hash
 
 _PEFT_NAME = "default"
 #: Networks that an adapter reaches: what the paper trains, and nothing of the frozen backbone.
@@ -100,7 +98,7 @@ def save_adapter(state: dict[str, Tensor], fields: dict[str, object], folder: Pa
     """
     folder = Path(folder).absolute()
     check_adapter_folder(folder)
-    with replacing(folder, "adapter") as fresh:
+    with replaced_folder(folder, "adapter", (OSError, SafetensorError)) as fresh:
         weights = fresh / ADAPTER_WEIGHTS_NAME
         save_file(state, weights, metadata={"format": "pt"})
         card = AdapterCard.read({**fields, "sha256": sha256_of(weights)})

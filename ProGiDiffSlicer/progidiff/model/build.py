@@ -10,7 +10,6 @@ import numpy as np
 
 from progidiff.cards import TrainingSource, Window, make_card
 from progidiff.errors import ModelError
-from progidiff.locations import INDEX_NAME
 from progidiff.model.backbones import BACKBONES, SD_IMAGE_ENCODER, backbone_name
 from progidiff.model.checks import read_json
 from progidiff.model.components import (
@@ -23,6 +22,7 @@ from progidiff.model.components import (
 from progidiff.model.folder import ProGiDiffModel, Progress, save_model
 from progidiff.model.latents import ellipses, measure_mask_latents, zero_snr_scheduler
 from progidiff.model.parameters import ComponentRow, parameter_table, print_info, trainable_parameters
+from progidiff.places import INDEX_NAME
 
 if TYPE_CHECKING:
     import torch

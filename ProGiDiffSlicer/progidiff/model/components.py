@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progidiff.errors import ModelError
-from progidiff.locations import INDEX_NAME
 from progidiff.model.checks import find_weights, read_json
+from progidiff.places import INDEX_NAME
 
 if TYPE_CHECKING:
     import torch

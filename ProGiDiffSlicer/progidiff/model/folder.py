@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from progidiff.cards import ModelCard, load_card
 from progidiff.errors import ModelError
-from progidiff.locations import INDEX_NAME, default_model_folder, model_size
 from progidiff.model.bundle import ProGiDiffModel, check_fit
 from progidiff.model.checks import find_weights, read_json, sha256_of
 from progidiff.model.components import (
@@ -23,6 +22,7 @@ from progidiff.model.components import (
     weight_stem,
 )
 from progidiff.model.saving import save_model
+from progidiff.places import INDEX_NAME, default_model_folder, model_size
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from progidiff.cards import load_card
 from progidiff.errors import ModelError
-from progidiff.locations import INDEX_NAME, model_size
 from progidiff.model.backbones import BACKBONES, PAPER_TRAINABLE_PARAMETERS, Backbone
 from progidiff.model.checks import read_json
 from progidiff.model.components import NETWORKS, require_folder, resolve_class
+from progidiff.places import INDEX_NAME, model_size
 
 if TYPE_CHECKING:
     import torch

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from progidiff.cards import ModelCard, save_card
 from progidiff.errors import OutputError
-from progidiff.locations import CARD_NAME, INDEX_NAME
 from progidiff.model.bundle import ProGiDiffModel, check_fit
 from progidiff.model.checks import read_json, sha256_of
 from progidiff.model.components import ACCEPTED, index_entry, quiet_libraries
-from progidiff.model.replacing import replacing
+from progidiff.places import CARD_NAME, INDEX_NAME, replaced_folder
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ def save_model(model: ProGiDiffModel, folder: Path, weights_dtype: torch.dtype |
     folder = Path(folder).absolute()
     if folder.exists() and not (folder / CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f'"{folder}" holds something that is not a model; choose a new or empty folder for the model.')
-    with replacing(folder, "model") as fresh:
+    with replaced_folder(folder, "model", (OSError, SafetensorError)) as fresh:
         index: dict[str, object] = {"_class_name": PIPELINE_NAME}
         with quiet_libraries():
             for name in ACCEPTED:

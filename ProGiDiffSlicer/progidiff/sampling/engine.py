@@ -15,7 +15,6 @@ import torch
 from progidiff.cards import AdapterCard, ModelCard, load_adapter_card
 from progidiff.errors import AdapterError, InputError, ModelError, WorseAdapterError
 from progidiff.events import DoneEvent, ImageInfo, ProposeRequest, WarningEvent
-from progidiff.memory import peak_memory_mb
 from progidiff.model.adapter import AppliedAdapter, apply_adapter
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.ranking.stopping import AdaptiveStopping
@@ -24,6 +23,7 @@ from progidiff.sampling.denoise import make_scheduler
 from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.sampling.run import Emit, Run
 from progidiff.sampling.sampler import Pieces, Sampler
+from progidiff.system import peak_memory_mb
 
 #: Most proposals of one target.
 MAX_PROPOSALS = 1000

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from progidiff.events import SliceEvent
-from progidiff.memory import is_out_of_memory
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.denoise import decode, denoise, make_scheduler
@@ -21,6 +20,7 @@ from progidiff.sampling.noise import proposal_noise
 from progidiff.sampling.presence import presence_threshold
 from progidiff.sampling.run import Run
 from progidiff.sampling.stack import OpenSlice
+from progidiff.system import is_out_of_memory
 
 Row = tuple[int, str, int]  # slice, target, proposal
 #: Slices in the making, by slice and target.

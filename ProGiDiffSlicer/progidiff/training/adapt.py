@@ -19,9 +19,9 @@ from progidiff.cards import AdapterCard, Counts, ModelCard, Retention, TargetSco
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import CancelledError, DatasetError, why_left_out
 from progidiff.evaluation.phantom_set import held_out_phantoms
-from progidiff.locations import weights_hash
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
 from progidiff.model.folder import ProGiDiffModel, load_model
+from progidiff.places import weights_hash
 from progidiff.sampling.engine import Engine
 from progidiff.training.curated import open_cases
 from progidiff.training.datasets import NOTHING_SHOWN, split_stacks

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from progidiff.errors import ModelError, OutputError
+from progidiff.places import replaced_file
 
 BEST_NAME = "best.safetensors"
 
@@ -55,12 +56,10 @@ class BestWeights:
             self.since += 1
             return False
         tensors = {str(i): w.detach().cpu().contiguous() for i, w in enumerate(weights)}
-        part = self._path.with_suffix(".part")
         try:
-            save_file(tensors, part, metadata={"value": repr(value), "step": str(step)})
-            part.replace(self._path)
+            with replaced_file(self._path) as staged:
+                save_file(tensors, staged, metadata={"value": repr(value), "step": str(step)})
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise OutputError(f"{self._path} cannot be written ({error}); make room or choose another folder.") from error
         self.value, self.step, self.since = value, step, 0
         return True

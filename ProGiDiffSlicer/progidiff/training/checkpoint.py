@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from progidiff.errors import ModelError, OutputError
+from progidiff.places import replaced_file
 
 if TYPE_CHECKING:
     from progidiff.training.loop import Stage
@@ -35,13 +36,11 @@ def save_checkpoint(
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     tensors["random.source"] = stage.source_state().cpu()
-    temporary = path.with_suffix(".tmp")
     metadata = {"stage": stage.name, "step": str(step), "ema_step": str(ema.optimization_step)}
     try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
+        with replaced_file(path) as staged:
+            save_file(tensors, staged, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(
             f"The checkpoint {path} cannot be written ({error}); make room or choose another folder."
         ) from error

@@ -12,10 +12,9 @@ import torch
 
 from progidiff.cards import ModelCard, TrainingStage
 from progidiff.errors import ModelError, OutputError
-from progidiff.locations import CARD_NAME
 from progidiff.model.folder import ProGiDiffModel, save_model
 from progidiff.model.text import tokenize
-from progidiff.outputs.atomic import holds_files
+from progidiff.places import CARD_NAME, holds_files
 from progidiff.training.batches import BatchSource, TrainingBatch
 from progidiff.training.loop import LoopSettings, Progress, Stage, run_stage, stage_clock
 from progidiff.training.sources import OpenData, TrainingData, make_source, make_validation, open_data, planes_of

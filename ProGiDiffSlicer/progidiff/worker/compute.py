@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from progidiff.errors import CancelledError, ProGiDiffError, ProtocolError
 from progidiff.events import Event
-from progidiff.memory import is_out_of_memory
 from progidiff.protocol import Accepted, Cancelled, ErrorReply, Reply
+from progidiff.system import is_out_of_memory
 from progidiff.worker.log import LOG, where
 from progidiff.worker.outbox import BULK_LIMIT, Outbox
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from progidiff import __version__
-from progidiff.memory import device_memory_mb, process_memory_mb
 from progidiff.protocol import (
     CAPABILITIES,
     MAX_PAYLOAD,
@@ -42,6 +41,7 @@ from progidiff.protocol import (
     WriteSeg,
     frame_to_request,
 )
+from progidiff.system import device_memory_mb, process_memory_mb
 from progidiff.worker.compute import Compute, Work
 from progidiff.worker.engine_api import EngineFactory, PromptParser, load_engine, parse_targets
 from progidiff.worker.liveness import every, watch_parent
