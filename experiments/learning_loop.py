@@ -21,7 +21,7 @@ from experiments.shared_slices import load_shared
 from progidiff.cards import load_card
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.evaluation.presenting import as_volume
+from progidiff.evaluation.cases import as_volume
 from progidiff.places import ADAPTER_CARD_NAME, default_model_folder
 
 SEED = 0

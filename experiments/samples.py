@@ -15,8 +15,7 @@ import numpy as np
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
-from progidiff.evaluation.accuracy import MIN_AREA_MM2
-from progidiff.evaluation.presenting import as_volume
+from progidiff.evaluation.cases import as_volume
 from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.places import atomic_file
 from progidiff.ranking.gram import gram_matrix
@@ -189,12 +188,6 @@ def _extent(used: np.ndarray) -> tuple[int, int]:
     """Half-open range of the true entries; (0, 0) for none."""
     places = np.flatnonzero(used)
     return (int(places[0]), int(places[-1]) + 1) if places.size else (0, 0)
-
-
-def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:
-    """Targets of the vocabulary that are labelled and at least :data:`MIN_AREA_MM2` large on a slice."""
-    area = item.spacing_rc[0] * item.spacing_rc[1]
-    return [t for t in vocabulary if t in item.labelled and item.labels[t].sum() * area >= MIN_AREA_MM2]
 
 
 def absent_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:

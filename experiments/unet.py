@@ -21,7 +21,7 @@ from experiments.samples import SampleStore
 from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
-from progidiff.evaluation.presenting import on_grid
+from progidiff.evaluation.cases import on_grid
 from progidiff.sampling.grid import ModelGrid
 from progidiff.training.batches import BatchSource
 from progidiff.training.checkpoint import load_checkpoint, save_checkpoint

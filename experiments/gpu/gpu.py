@@ -194,7 +194,7 @@ def _check_tuning(arguments: argparse.Namespace, told: Told) -> None:
     """A few steps of LoRA on phantoms; the best weights are those of a finished tuning, and cancelling keeps them."""
     import torch
 
-    from progidiff.evaluation.phantom_set import held_out_phantoms
+    from progidiff.evaluation.cases import held_out_phantoms
     from progidiff.model.folder import load_model
     from progidiff.training.session import Watch
     from progidiff.training.stacks import stacks_of

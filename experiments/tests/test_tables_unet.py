@@ -15,7 +15,7 @@ from experiments.samples import SampleSettings, SampleStore
 from progidiff.cards import ModelCard, make_card
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
-from progidiff.evaluation.twin import PlainSegmenter
+from progidiff.evaluation.accuracy import PlainSegmenter
 from progidiff.training.batches import TrainingBatch
 from progidiff.training.losses import segmentation_loss
 

@@ -61,9 +61,8 @@ def accuracy(
     from rich.console import Console
 
     from progidiff.evaluation import accuracy as measure
-    from progidiff.evaluation.ablation import disturbed_state
-    from progidiff.evaluation.phantom_set import held_out_phantoms
-    from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
+    from progidiff.evaluation.accuracy import PlainSegmenter, disturbed_state, image_only_twin
+    from progidiff.evaluation.cases import held_out_phantoms
     from progidiff.sampling.engine import Engine
 
     screen = Console(stderr=True)

@@ -80,7 +80,7 @@ def evaluate(
     from progidiff.evaluation.evaluate import evaluate_cases, to_csv
     from progidiff.evaluation.examples import draw_examples
     from progidiff.evaluation.measuring import EvaluationSettings
-    from progidiff.outputs.evaluation_report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
+    from progidiff.evaluation.report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
     from progidiff.places import atomic_folder, claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt

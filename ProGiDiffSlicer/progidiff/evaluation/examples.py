@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from progidiff.errors import CancelledError
-from progidiff.evaluation.case_results import CaseResult, TargetResult
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
+from progidiff.evaluation.scoring import CaseResult, TargetResult
 from progidiff.events import ProposeRequest, SliceEvent
 from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
 from progidiff.sampling.engine import Engine

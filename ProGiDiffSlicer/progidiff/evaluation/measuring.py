@@ -8,11 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progidiff.evaluation.accuracy import MIN_AREA_MM2
-from progidiff.evaluation.case_results import SINGLE, AnswerScore, CaseResult, MaskScore, TargetResult
+from progidiff.datasets.slices import MIN_AREA_MM2
 from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
-from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
+from progidiff.evaluation.scoring import (
+    SINGLE,
+    AnswerScore,
+    CalibrationCount,
+    CaseResult,
+    MaskScore,
+    TargetResult,
+    by_reference,
+    dice_curve,
+    one,
+    score_mask,
+)
 from progidiff.events import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
 from progidiff.ranking.ensembles import consensus_level
 from progidiff.ranking.gram import GramAccumulator

@@ -18,7 +18,7 @@ import torch
 from progidiff.cards import AdapterCard, Counts, ModelCard, Retention, TargetScore, load_card
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import CancelledError, DatasetError, why_left_out
-from progidiff.evaluation.phantom_set import held_out_phantoms
+from progidiff.evaluation.cases import held_out_phantoms
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.places import weights_hash
