@@ -137,7 +137,9 @@ def _pipeline(model: ProGiDiffModel, branch: ControlBranch) -> Any:
             tokenizer=model.tokenizer,
             unet=model.unet,
             controlnet=branch,
-            scheduler=make_scheduler(model, "ddim", 1),  # the engine's solver; the pipeline sets the number of steps
+            scheduler=make_scheduler(
+                model.scheduler, "ddim", 1
+            ),  # the engine's; the pipeline sets its steps
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -204,7 +204,7 @@ class Engine:
             raise InputError(f"The seed must not be negative, as {request.seed} is.")
         if request.ranking not in ("soft_dice", "medoid"):
             raise InputError(f'There is no ranking "{request.ranking}"; choose "soft_dice" or "medoid".')
-        make_scheduler(self.model, request.scheduler, request.steps)
+        make_scheduler(self.model.scheduler, request.scheduler, request.steps)
         if request.slices is not None:
             start, stop = request.slices
             if not 0 <= start < stop <= image.plan.count:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from progidiff.events import SliceEvent
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.sampling.conditioning import Conditioner
+from progidiff.sampling.conditioning import Conditioner, predict
 from progidiff.sampling.denoise import decode, denoise, make_scheduler
 from progidiff.sampling.image import LoadedImage
 from progidiff.sampling.noise import proposal_noise
@@ -172,7 +172,7 @@ class Sampler:
             shape = (model.unet.config.in_channels, *hint.shape[-2:])
             fields = [proposal_noise(request.seed, t, p, image.position_mm(s), shape) for s, t, p in batch]
             noise = torch.stack(fields).to(model.device)
-            scheduler = make_scheduler(model, request.scheduler, request.steps)
+            scheduler = make_scheduler(model.scheduler, request.scheduler, request.steps)
         run.check()
         done = 0
 
@@ -182,6 +182,6 @@ class Sampler:
             return run.after_step(len(batch), done / request.steps, *batch[0][:2])
 
         with run.timed("denoise_s"):
-            latents = denoise(model, noise, states, hint, scheduler, after_step)
+            latents = denoise(lambda z, t: predict(model, z.to(model.dtype), t, states, hint), noise, scheduler, after_step)
         with run.timed("decode_s"):
             return decode(model, latents)
