@@ -33,8 +33,7 @@ from progidiff.places import atomic_file
 from progidiff.ranking.ensembles import consensus
 from progidiff.ranking.gram import gram_matrix
 from progidiff.ranking.ranking import rank
-from progidiff.training.batches import BatchSource, painted_batches
-from progidiff.training.datasets import DatasetBatches, MixedBatches
+from progidiff.training.batches import BatchSource, DatasetBatches, MixedBatches, painted_batches
 from progidiff.training.stacks import Stack
 from progidiff.training.tuning import TuneSettings
 

@@ -20,7 +20,7 @@ from progidiff.evaluation.accuracy import FIGURES, score_slices, summarise
 from progidiff.model.folder import load_model
 from progidiff.model.text import tokenize
 from progidiff.sampling.engine import Engine
-from progidiff.training.datasets import DatasetBatches
+from progidiff.training.batches import DatasetBatches
 from progidiff.training.diffusion import ControlStage
 from progidiff.training.loop import LoopSettings, run_stage
 from progidiff.training.stacks import stacks_of

@@ -21,7 +21,7 @@ from progidiff.evaluation.accuracy import score_slices, summarise
 from progidiff.evaluation.cases import held_out_phantoms
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune
 

@@ -31,7 +31,7 @@ from progidiff.evaluation.accuracy import score_slices
 from progidiff.evaluation.metrics import dice
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine, weights_key
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune
 

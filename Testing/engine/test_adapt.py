@@ -33,8 +33,8 @@ from progidiff.model.folder import load_model
 from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
 from progidiff.sampling.engine import Engine
 from progidiff.training.adapt import AdaptSettings, adapt
-from progidiff.training.curated import open_cases
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
+from progidiff.training.stacks import open_cases
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
 
 TINY = TuneSettings(

@@ -137,9 +137,7 @@ def _pipeline(model: ProGiDiffModel, branch: ControlBranch) -> Any:
             tokenizer=model.tokenizer,
             unet=model.unet,
             controlnet=branch,
-            scheduler=make_scheduler(
-                model.scheduler, "ddim", 1
-            ),  # the engine's; the pipeline sets its steps
+            scheduler=make_scheduler(model.scheduler, "ddim", 1),  # the engine's; the pipeline sets its steps
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -196,7 +196,7 @@ def _check_tuning(arguments: argparse.Namespace, told: Told) -> None:
 
     from progidiff.evaluation.cases import held_out_phantoms
     from progidiff.model.folder import load_model
-    from progidiff.training.session import Watch
+    from progidiff.training.run import Watch
     from progidiff.training.stacks import stacks_of
     from progidiff.training.tuning import TuneSettings, tune
 

@@ -29,7 +29,7 @@ from experiments.unet import mc_dropout_samples, sample_unet_into, tta_samples
 from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine, weights_key
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune
 

@@ -17,7 +17,7 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
 from progidiff.evaluation.accuracy import PlainSegmenter
 from progidiff.training.batches import TrainingBatch
-from progidiff.training.losses import segmentation_loss
+from progidiff.training.stages import segmentation_loss
 
 SIZE = 32
 

@@ -82,7 +82,7 @@ def adapt(
     from progidiff.places import claimed
     from progidiff.training.adapt import AdaptSettings
     from progidiff.training.adapt import adapt as run
-    from progidiff.training.session import Watch
+    from progidiff.training.run import Watch
     from progidiff.training.tuning import TuneSettings
 
     settings = AdaptSettings(

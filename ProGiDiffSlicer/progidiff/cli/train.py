@@ -145,7 +145,7 @@ def default(
 
     from progidiff.model.folder import load_model
     from progidiff.training.default import STAGES, DefaultRecipe, assemble_default, load_volumes
-    from progidiff.training.session import training_device
+    from progidiff.training.run import training_device
 
     if data is not None and phantoms_only:
         raise DatasetError("Give either --data or --phantoms-only, not both.")
@@ -167,7 +167,7 @@ def _watch(out: Path, work: Path) -> Iterator[Watch]:
     from progidiff.cli.stopping import interruptible
     from progidiff.cli.training import STOPPING, TrainingView
     from progidiff.places import claimed
-    from progidiff.training.session import Watch
+    from progidiff.training.run import Watch
 
     try:
         with claimed(out), claimed(work), TrainingView() as view, interruptible(STOPPING, view.log) as cancelled:

@@ -23,11 +23,10 @@ from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapt
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.places import weights_hash
 from progidiff.sampling.engine import Engine
-from progidiff.training.curated import open_cases
-from progidiff.training.datasets import NOTHING_SHOWN, split_stacks
+from progidiff.training.batches import NOTHING_SHOWN, split_stacks
 from progidiff.training.held_out import FirstRanked, before_after_png, choose_slices, first_ranked, mean_score, scores
-from progidiff.training.session import Watch, claim, slug, training_device
-from progidiff.training.stacks import Stack, prepare
+from progidiff.training.run import Watch, claim, slug, training_device
+from progidiff.training.stacks import Stack, open_cases, prepare
 from progidiff.training.tuning import TuneSettings, tune
 
 #: Told everything that happens, as objects that can be written as JSON.

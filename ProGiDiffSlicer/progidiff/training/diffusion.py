@@ -16,8 +16,17 @@ from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
 from progidiff.model.text import encode_text
 from progidiff.sampling.denoise import denoise, make_scheduler
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
-from progidiff.training.losses import decoded_loss, dice_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
-from progidiff.training.stages import SourceStage, encode_masks, mean_dice
+from progidiff.training.stages import (
+    SourceStage,
+    decoded_loss,
+    dice_loss,
+    encode_masks,
+    mean_dice,
+    neighbourhood,
+    segmentation_loss,
+    soft_dice,
+    velocity_loss,
+)
 
 
 class _DiffusionStage(SourceStage):

@@ -24,11 +24,17 @@ from progidiff.model.networks import ControlBranch
 from progidiff.model.text import tokenize
 from progidiff.sampling.denoise import denoise, make_scheduler
 from progidiff.sampling.presence import presence_of, presence_threshold
-from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
-from progidiff.training.datasets import DatasetBatches, MixedBatches, validation_batches
+from progidiff.training.batches import (
+    BatchSource,
+    DatasetBatches,
+    MixedBatches,
+    TrainingBatch,
+    painted_batches,
+    validation_batches,
+)
 from progidiff.training.diffusion import ControlStage
 from progidiff.training.loop import LoopSettings, Observer, read_curve, run_stage
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import Stack
 
 Method = Literal["lora", "full", "scratch"]
