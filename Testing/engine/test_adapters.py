@@ -17,7 +17,7 @@ from progidiff.cards import ModelCard, load_adapter_card
 from progidiff.errors import AdapterError, OutputError, WorseAdapterError
 from progidiff.events import DoneEvent, ProposeRequest, SliceEvent
 from progidiff.model.adapter import ADAPTED, add_lora, lora_state, save_adapter, take_lora_off
-from progidiff.model.checks import sha256_of
+from progidiff.model.components import sha256_of
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.sampling.engine import Engine

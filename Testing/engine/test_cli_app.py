@@ -20,7 +20,7 @@ from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
 from progidiff.errors import InputError
 from progidiff.events import ProgressEvent
-from progidiff.model import build
+from progidiff.model import parameters
 from progidiff.outputs.volumes_out import write_volume
 from progidiff.volumes.geometry import Geometry
 
@@ -111,7 +111,7 @@ def test_info_prints_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((what, as_json))
         return {"trainable_parameters": 367} if as_json else "a table"
 
-    monkeypatch.setattr(build, "print_info", print_info)
+    monkeypatch.setattr(parameters, "print_info", print_info)
     assert CliRunner().invoke(app, ["info", "--config", "sd15"]).stdout == "a table\n"
     ran = CliRunner().invoke(app, ["info", "--model", "some/folder", "--json"])
     assert json.loads(ran.stdout) == {"trainable_parameters": 367}

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from progidiff.errors import ModelError
-from progidiff.model.backbones import BACKBONES, backbone_name
-from progidiff.model.build import measure_mask_latents, parameter_table, print_info, zero_snr_scheduler
+from progidiff.model.build import measure_mask_latents, zero_snr_scheduler
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.model.networks import ControlBranch, ImageEncoder
+from progidiff.model.parameters import BACKBONES, backbone_name, parameter_table, print_info
 
 Build = Callable[..., ProGiDiffModel]
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from progidiff.cards import load_card, save_card
 from progidiff.errors import ModelError
-from progidiff.model.checks import check_weight_file, sha256_of
-from progidiff.model.components import NETWORKS
+from progidiff.model.components import NETWORKS, check_weight_file, sha256_of
 from progidiff.model.folder import load_model
 from progidiff.places import CARD_NAME
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from progidiff.errors import CancelledError, InputError
-from progidiff.model.latents import zero_snr_scheduler
+from progidiff.model.build import zero_snr_scheduler
 from progidiff.sampling.denoise import denoise, make_scheduler
 
 MEAN, SPREAD = 0.7, 0.4

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from progidiff.errors import CancelledError, ModelError, OutputError
-from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder, tokenize
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.training.batches import SyntheticBatches
 from progidiff.training.diffusion import BaseStage, ControlStage

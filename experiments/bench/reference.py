@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from progidiff.model.components import quiet_libraries
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.networks import ControlBranch, ImageEncoder
-from progidiff.model.text import encode_text, tokenize
+from progidiff.model.networks import ControlBranch, ImageEncoder, encode_text, tokenize
 from progidiff.sampling.denoise import make_scheduler
 
 

@@ -243,7 +243,7 @@ def train(arguments: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from progidiff.model.folder import load_model
-    from progidiff.model.text import tokenize
+    from progidiff.model.networks import tokenize
     from progidiff.synthesis.labelmaps import unpack
     from progidiff.training.batches import painted_batches
     from progidiff.training.diffusion import ControlStage

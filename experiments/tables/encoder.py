@@ -25,8 +25,7 @@ from experiments.tables.records import Record, cell, fact, groups, interval, num
 from experiments.tables.setup import TableResult, TableSetup
 from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.model.folder import ProGiDiffModel, load_model
-from progidiff.model.networks import ImageEncoder
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ImageEncoder, tokenize
 from progidiff.sampling.engine import Engine, weights_key
 from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.training import small

@@ -24,8 +24,8 @@ from experiments.bench.scene import Scene
 from experiments.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Sample
 from progidiff.cards import Window, make_card
 from progidiff.errors import InputError, ModelError
-from progidiff.model import backbones
 from progidiff.model.folder import ProGiDiffModel, load_model, save_model
+from progidiff.model.parameters import BACKBONES
 from progidiff.sampling.engine import Engine
 from progidiff.training import small
 
@@ -301,7 +301,7 @@ def test_large_size_is_refused_where_memory_is_short(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_random_model_is_made_and_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of the Stable Diffusion size on a small backbone."""
-    sd15 = backbones.BACKBONES["sd15"]
+    sd15 = BACKBONES["sd15"]
     tiny = replace(
         sd15,
         unet={
@@ -321,7 +321,7 @@ def test_random_model_is_made_and_sampled(monkeypatch: pytest.MonkeyPatch) -> No
         },
         image_encoder={**sd15.image_encoder, "block_out_channels": (16, 16, 16, 16, 16), "feature_channels": 16},
     )
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny)  # type: ignore[arg-type]
+    monkeypatch.setitem(BACKBONES, "tiny", tiny)  # type: ignore[arg-type]
     state = torch.get_rng_state()
     model = random_model("tiny", torch.device("cpu"), torch.float32, 1, image_size=64)
     assert torch.equal(torch.get_rng_state(), state)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from progidiff.cards import AdapterCard, Layers, load_adapter_card, save_card
 from progidiff.errors import AdapterError, OutputError
-from progidiff.model.checks import sha256_of
+from progidiff.model.components import sha256_of
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, holds_files, replaced_folder, weights_hash
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from progidiff.cards import Modality
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.text import encode_text, tokenize
+from progidiff.model.networks import encode_text, tokenize
 from progidiff.sampling.presence import presence_of
 
 #: Slices whose features are kept: those of one batch, those that adaptive sampling comes back to, and those a user steps

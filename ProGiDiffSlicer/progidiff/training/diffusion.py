@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
-from progidiff.model.text import encode_text
+from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder, encode_text
 from progidiff.sampling.denoise import denoise, make_scheduler
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
 from progidiff.training.stages import (

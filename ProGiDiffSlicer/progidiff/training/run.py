@@ -14,8 +14,7 @@ from diffusers import AutoencoderTiny
 from progidiff.cards import ModelCard, TrainingStage, Window, load_card
 from progidiff.errors import ModelError, OutputError
 from progidiff.model.folder import ProGiDiffModel, load_model, save_model
-from progidiff.model.networks import MaskDecoder
-from progidiff.model.text import tokenize
+from progidiff.model.networks import MaskDecoder, tokenize
 from progidiff.places import CARD_NAME, holds_files
 from progidiff.training import small
 from progidiff.training.batches import BatchSource, TrainingBatch

@@ -20,8 +20,7 @@ from progidiff.cards import Layers, Modality
 from progidiff.errors import CancelledError, DatasetError, ModelError
 from progidiff.model.adapter import add_lora
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.networks import ControlBranch
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ControlBranch, tokenize
 from progidiff.sampling.denoise import denoise, make_scheduler
 from progidiff.sampling.presence import presence_of, presence_threshold
 from progidiff.training.batches import (
