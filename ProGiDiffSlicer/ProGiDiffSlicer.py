@@ -54,7 +54,7 @@ def registerSampleData() -> None:
     from SampleData import SampleDataLogic
 
     from progidiff.errors import InputError
-    from progidiff.resources import sample_volume
+    from progidiff.places import sample_volume
 
     try:
         sample = sample_volume()
@@ -217,7 +217,7 @@ class ProGiDiffSlicerTest(ScriptedLoadableModuleTest):
 
     def test_main_path(self) -> None:
         """Sample volume, prompt, propose, accept, undo, redo."""
-        from progidiff.resources import sample_volume
+        from progidiff.places import sample_volume
 
         if slicer.util.mainWindow() is not None:
             slicer.util.selectModule("ProGiDiffSlicer")

@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from experiments.matched import one_thread
-from progidiff.model.card import ModelCard, TrainingStage
+from progidiff.cards import TrainingStage
 from progidiff.model.folder import load_model, save_model
 from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.training.batches import painted_batches
@@ -51,9 +52,7 @@ def main(data: Path, folder: Path, out: Path, minutes: float, seed: int = 0) -> 
     made = TrainingStage(
         stage="segmentation head", steps=steps, seconds=round(time.monotonic() - began, 1), device="cpu", seeds=[seed]
     )
-    model.card = ModelCard.model_validate(
-        {**card.model_dump(), "training": [s.model_dump() for s in [*card.training, made]]}
-    )
+    model.card = replace(card, training=[*card.training, made])
     save_model(model, out, torch.float16)
 
 

@@ -20,10 +20,10 @@ import torch
 from safetensors import safe_open
 
 from experiments.shared_slices import load_shared
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
+from progidiff.evaluation.accuracy import PlainSegmenter, TwinNetwork
 from progidiff.evaluation.metrics import dice
-from progidiff.evaluation.twin import PlainSegmenter, TwinNetwork
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import load_model
 from progidiff.model.networks import ImageEncoder
 from progidiff.sampling.image import load_image

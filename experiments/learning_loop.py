@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.shared_slices import load_shared
+from progidiff.cards import load_card
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.evaluation.presenting import as_volume
-from progidiff.locations import ADAPTER_CARD_NAME, default_model_folder
-from progidiff.model.card import load_card
+from progidiff.evaluation.cases import as_volume
+from progidiff.places import ADAPTER_CARD_NAME, default_model_folder
 
 SEED = 0
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,16 @@ from experiments.tables.controls import UNET_MINUTES, synthetic_unet
 from experiments.tables.records import Record
 from experiments.tables.setup import TableSetup
 from experiments.unet import PEAK, images_seen, make_unet, train_unet
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError, InputError, ModelError
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.model.adapter import ADAPTED, take_lora_off
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import consensus, gram_matrix
-from progidiff.training.batches import BatchSource, painted_batches
-from progidiff.training.datasets import DatasetBatches, MixedBatches
+from progidiff.training.batches import BatchSource, DatasetBatches, MixedBatches, painted_batches
 from progidiff.training.stacks import Stack
 from progidiff.training.tuning import TuneSettings
 
@@ -190,7 +189,7 @@ class _Pick(nn.Module):
 def only(network: nn.Module, card: ModelCard, targets: Sequence[str]) -> tuple[nn.Module, ModelCard]:
     """A segmenter that answers for some targets of its vocabulary alone, and a card that says so; far less to resample."""
     picked = nn.Sequential(network, _Pick([card.vocabulary.index(target) for target in targets]))
-    return picked.eval(), card.model_copy(update={"vocabulary": list(targets)})
+    return picked.eval(), replace(card, vocabulary=list(targets))
 
 
 def pretrained_unet(setup: TableSetup, card: ModelCard) -> tuple[nn.Module, str, str]:

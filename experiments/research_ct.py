@@ -18,9 +18,9 @@ from progidiff.datasets.slices import LabelledSlice
 from progidiff.datasets.split import split_by_patient
 from progidiff.evaluation.accuracy import FIGURES, score_slices, summarise
 from progidiff.model.folder import load_model
-from progidiff.model.text import tokenize
+from progidiff.model.networks import tokenize
 from progidiff.sampling.engine import Engine
-from progidiff.training.datasets import DatasetBatches
+from progidiff.training.batches import DatasetBatches
 from progidiff.training.diffusion import ControlStage
 from progidiff.training.loop import LoopSettings, run_stage
 from progidiff.training.stacks import stacks_of

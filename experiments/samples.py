@@ -15,9 +15,8 @@ import numpy as np
 
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError
-from progidiff.evaluation.accuracy import MIN_AREA_MM2
-from progidiff.evaluation.presenting import as_volume
-from progidiff.outputs.atomic import atomic_file
+from progidiff.evaluation.cases import as_volume
+from progidiff.places import atomic_file
 from progidiff.proposals.masks import bounding_box
 from progidiff.proposals.ranking import Ranking, rank
 from progidiff.proposals.votes import gram_matrix
@@ -186,12 +185,6 @@ def _coarse(probability: np.ndarray) -> np.ndarray:
     """Probabilities in the middle of their level, float16: a third of the bytes, and the cut at one half is exact."""
     levels = np.ceil(np.asarray(probability, np.float64) * _LEVELS) - 0.5
     return np.where(probability > _FAINT, levels / _LEVELS, 0.0).astype(np.float16)
-
-
-def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:
-    """Targets of the vocabulary that are labelled and at least :data:`MIN_AREA_MM2` large on a slice."""
-    area = item.spacing_rc[0] * item.spacing_rc[1]
-    return [t for t in vocabulary if t in item.labelled and item.labels[t].sum() * area >= MIN_AREA_MM2]
 
 
 def absent_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:

@@ -18,10 +18,10 @@ from pathlib import Path
 from experiments.shared_slices import load_shared
 from progidiff.datasets.split import split_by_patient
 from progidiff.evaluation.accuracy import score_slices, summarise
-from progidiff.evaluation.phantom_set import held_out_phantoms
+from progidiff.evaluation.cases import held_out_phantoms
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune
 

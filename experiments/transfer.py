@@ -21,18 +21,17 @@ from experiments.matched import (
     remembered,
     tune_unet,
 )
-from experiments.samples import present_targets
 from experiments.tables.setup import TableSetup
 from experiments.tables.twins import TWIN_TUNED, UNET_TUNED, Pretrained
 from experiments.unet import Sampling, mc_dropout_samples, tta_samples, unet_probability
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.cards import ModelCard
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.errors import InputError
 from progidiff.evaluation.accuracy import score_slices
 from progidiff.evaluation.metrics import dice
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.sampling.engine import Engine, weights_key
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.samples import SampleStore
+from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
-from progidiff.evaluation.presenting import on_grid
-from progidiff.model.card import ModelCard
+from progidiff.evaluation.cases import on_grid
 from progidiff.sampling.grid import ModelGrid
 from progidiff.training.batches import BatchSource
-from progidiff.training.checkpoint import load_checkpoint, save_checkpoint
-from progidiff.training.losses import segmentation_loss
+from progidiff.training.loop import load_checkpoint, save_checkpoint
+from progidiff.training.stages import segmentation_loss
 
 #: Channels per level; 1.3 million parameters, of the order of what the bundled model trains.
 FEATURES = (16, 32, 64, 128, 160, 16)

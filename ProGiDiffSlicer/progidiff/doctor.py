@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from progidiff import PYTHON_WINDOW, __version__
+from progidiff.cards import load_card
 from progidiff.errors import ModelError, ProGiDiffError, WorkerError
-from progidiff.locations import default_model_folder, model_size
+from progidiff.places import default_model_folder, model_size
 from progidiff.wire.client import WorkerClient
 from progidiff.wire.messages import Device
 
@@ -239,16 +240,11 @@ def check_model_folder(model: str | None) -> Check:
     try:
         folder = default_model_folder() if model is None else Path(model)
         size = model_size(folder)
-        # pydantic is imported here: without it this check fails and the others still answer
-        from progidiff.model.card import load_card
-
         card = load_card(folder)
     except ModelError as error:
         return Check(name, "missing", str(error), "Choose a complete model folder with --model.")
-    except ImportError as error:
-        return Check(name, "missing", f"cannot be read without {error.name}", f"Install {error.name} first.")
     detail = f"{card.name} ({card.model_id}, {', '.join(card.modalities)}, {size / 2**20:.1f} MiB) in {folder}"
-    summary = card.model_dump(mode="json", exclude={"sha256"})
+    summary = {name: value for name, value in card.to_dict().items() if name != "sha256"}
     return Check(name, "ok", detail, data={"folder": str(folder), "bytes": size, "card": summary})
 
 

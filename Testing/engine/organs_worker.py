@@ -49,7 +49,7 @@ PLACES = {
 class Card(SimpleNamespace):
     """What the worker needs of a model card."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"model_id": self.model_id, "name": "Organs <model>", "licence": "CC0", "modalities": ["CT"]}
 
 

@@ -36,7 +36,7 @@ class Card:
     model_id: str = "scripted"
     vocabulary: Sequence[str] = ("liver", "spleen")
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"model_id": self.model_id, "vocabulary": list(self.vocabulary)}
 
 

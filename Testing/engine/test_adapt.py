@@ -24,17 +24,17 @@ from safetensors.torch import load_file
 from Testing.alone import alone
 from typer.testing import CliRunner
 
+from progidiff.cards import load_adapter_card
 from progidiff.cli.app import app
 from progidiff.curation import CuratedSet, NewCase
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
 from progidiff.model.adapter import lora_state
-from progidiff.model.adapter_card import load_adapter_card
 from progidiff.model.folder import load_model
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME
 from progidiff.sampling.engine import Engine
 from progidiff.training.adapt import AdaptSettings, adapt
-from progidiff.training.curated import open_cases
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
+from progidiff.training.stacks import open_cases
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
 
 TINY = TuneSettings(

@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from progidiff.cards import ModelCard, load_adapter_card
 from progidiff.errors import AdapterError, OutputError, WorseAdapterError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.model.adapter import ADAPTED, add_lora, lora_state, save_adapter, take_lora_off
-from progidiff.model.adapter_card import AdapterCard
-from progidiff.model.card import ModelCard
-from progidiff.model.checks import sha256_of
+from progidiff.model.components import sha256_of
 from progidiff.model.folder import ProGiDiffModel, load_model
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.sampling.engine import Engine
 from progidiff.synthesis.tissues import VOCABULARY
 from progidiff.training import small
@@ -257,7 +256,7 @@ def test_an_adapter_replaces_an_earlier_one_and_nothing_else(
 ) -> None:
     path = adapter("a", seed=1)
     first = (path / ADAPTER_WEIGHTS_NAME).read_bytes()
-    card = AdapterCard.model_validate_json((adapter("a", seed=2) / ADAPTER_CARD_NAME).read_text("utf-8"))
+    card = load_adapter_card(adapter("a", seed=2))
     assert (path / ADAPTER_WEIGHTS_NAME).read_bytes() != first
     assert card.sha256 == sha256_of(path / ADAPTER_WEIGHTS_NAME)
     notes = tmp_path / "notes"

@@ -14,7 +14,7 @@ import progidiff
 from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
 from progidiff.errors import InputError
-from progidiff.model import build
+from progidiff.model import parameters
 from progidiff.wire.messages import ProgressEvent
 
 from .command_support import ENVIRONMENT, ct, invoke, organs
@@ -95,7 +95,7 @@ def test_info_prints_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((what, as_json))
         return {"trainable_parameters": 367} if as_json else "a table"
 
-    monkeypatch.setattr(build, "print_info", print_info)
+    monkeypatch.setattr(parameters, "print_info", print_info)
     assert invoke("info", "--config", "sd15").stdout == "a table\n"
     ran = invoke("info", "--model", "some/folder", "--json")
     assert json.loads(ran.stdout) == {"trainable_parameters": 367}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from progidiff.errors import OutputError
 from progidiff.evaluation.cases import cases_of_folder
 from progidiff.evaluation.evaluate import evaluate_cases
 from progidiff.evaluation.measuring import EvaluationSettings
-from progidiff.outputs.atomic import claimed
 from progidiff.outputs.document import read_document
-from progidiff.resources import sample_volume
+from progidiff.places import claimed, sample_volume
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import open_dataset, stacks_of
 
@@ -147,7 +147,7 @@ THIN, CORONAL = np.diag([8.0, 8.0, 5.0, 1.0]), np.diag([5.0, 12.0, 5.0, 1.0])
 @pytest.mark.slow
 def test_training_and_evaluation_cut_as_the_engine_does(responsive_folder: Path, tmp_path: Path) -> None:
     loaded = Engine.load(responsive_folder, "cpu")
-    other = loaded.card.model_copy(update={"planes": ["coronal"]})
+    other = replace(loaded.card, planes=["coronal"])
     for name, affine, known, plane, expected in (
         ("thin", THIN, loaded.card, None, "axial"),
         ("coronal", CORONAL, loaded.card, None, "coronal"),
@@ -301,7 +301,7 @@ def test_the_training_folder_is_claimed_as_well(tmp_path: Path) -> None:
 
 def test_a_run_that_was_killed_keeps_nobody_away(tmp_path: Path) -> None:
     out = tmp_path / "new" / "results"
-    program = "import sys, time\nfrom pathlib import Path\nfrom progidiff.outputs.atomic import claimed\n"
+    program = "import sys, time\nfrom pathlib import Path\nfrom progidiff.places import claimed\n"
     program += "with claimed(Path(sys.argv[1])):\n    print('claimed', flush=True)\n    time.sleep(60)\n"
     with subprocess.Popen([sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, env=ENVIRONMENT) as other:
         assert other.stdout is not None

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import Result
 
 from progidiff import __version__, doctor
-from progidiff.model.card import ModelCard, Window, save_card
+from progidiff.cards import ModelCard, Window, save_card
 
 from .command_support import invoke, organs
 

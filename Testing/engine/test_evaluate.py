@@ -20,13 +20,13 @@ from progidiff.curation import CuratedSet, NewCase
 from progidiff.datasets.slices import LabelledSlice, NamedSets, SliceFolder
 from progidiff.errors import CancelledError, DatasetError
 from progidiff.evaluation import evaluate
-from progidiff.evaluation.case_results import CaseResult
 from progidiff.evaluation.cases import EvaluationCase, cases_of_folder
 from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases, to_csv
 from progidiff.evaluation.examples import draw_examples
 from progidiff.evaluation.measuring import EvaluationSettings, measure_case
 from progidiff.evaluation.metrics import dice, hd95, metric_library
-from progidiff.outputs.evaluation_report import render_evaluation
+from progidiff.evaluation.report import render_evaluation
+from progidiff.evaluation.scoring import CaseResult
 from progidiff.outputs.volumes_out import write_volume
 from progidiff.proposals.votes import consensus
 from progidiff.sampling.engine import Engine

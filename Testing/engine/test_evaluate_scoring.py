@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 
-from progidiff.evaluation.case_results import AnswerScore, Calibration, CaseResult, MaskScore, TargetResult
-from progidiff.evaluation.evaluation_summary import MEAN, calibration_error, macro_bootstrap, summarise_cases
 from progidiff.evaluation.metrics import hd95, nsd
-from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, expected_top, one, score_mask, several
-from progidiff.evaluation.summaries import patient_bootstrap
+from progidiff.evaluation.scoring import (
+    AnswerScore,
+    Calibration,
+    CalibrationCount,
+    CaseResult,
+    MaskScore,
+    TargetResult,
+    by_reference,
+    dice_curve,
+    expected_top,
+    one,
+    score_mask,
+    several,
+)
+from progidiff.evaluation.summary import MEAN, calibration_error, patient_bootstrap, summarise_cases
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import gram_matrix
 
@@ -147,17 +159,17 @@ def test_a_row_per_target_and_their_mean() -> None:
 
 def test_the_mean_over_targets_draws_patients_once() -> None:
     values = {"liver": {"a": [1.0], "b": [0.0]}, "spleen": {"a": [0.0], "b": [1.0]}}
-    figure = macro_bootstrap(values)
+    figure = patient_bootstrap(*values.values())
     # patients' organs cancel out: drawn one by one the interval would be wide
     assert (figure.mean, figure.low, figure.high) == (0.5, 0.5, 0.5)
-    single = macro_bootstrap({"liver": {"a": [0.2, 0.4]}})
+    single = patient_bootstrap({"a": [0.2, 0.4]})
     assert single.mean == pytest.approx(0.3)
-    assert single.low is None
-    assert macro_bootstrap({"liver": {}}).mean is None
+    assert math.isnan(single.low)
+    assert math.isnan(patient_bootstrap({}).mean)
 
 
 def test_a_target_that_no_drawn_patient_has_is_left_out_of_that_draw() -> None:
-    figure = macro_bootstrap({"liver": {"a": [0.5], "b": [0.5]}, "spleen": {"a": [0.9]}})
+    figure = patient_bootstrap({"a": [0.5], "b": [0.5]}, {"a": [0.9]})
     assert figure.mean == pytest.approx(0.7)
     assert figure.low == pytest.approx(0.5)
     assert figure.high == pytest.approx(0.7)

@@ -17,7 +17,7 @@ from progidiff.evaluation.metrics import (
     proposal_scores,
     spearman,
 )
-from progidiff.evaluation.summaries import (
+from progidiff.evaluation.summary import (
     patient_bootstrap,
 )
 from progidiff.proposals.ranking import rank

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from progidiff.errors import ModelError
-from progidiff.model.backbones import BACKBONES, backbone_name
-from progidiff.model.build import measure_mask_latents, parameter_table, print_info, zero_snr_scheduler
+from progidiff.model.build import measure_mask_latents, zero_snr_scheduler
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.model.networks import ControlBranch, ImageEncoder
+from progidiff.model.parameters import BACKBONES, backbone_name, parameter_table, print_info
 
 Build = Callable[..., ProGiDiffModel]
 
@@ -257,7 +257,7 @@ def test_the_card_of_a_fresh_model(model: ProGiDiffModel) -> None:
     assert card.image_size == 32
     assert card.windows["CT"].kind == "hu"
     assert card.trained_on[0].n is None
-    assert str(model.folder) not in card.model_dump_json()
+    assert str(model.folder) not in json.dumps(card.to_dict())
 
 
 def test_half_precision_files_are_found(

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from progidiff.errors import ModelError, OutputError
-from progidiff.locations import _default_candidates
-from progidiff.model.folder import ProGiDiffModel, default_model_folder, load_model, model_size, save_model
+from progidiff.model.folder import ProGiDiffModel, load_model, save_model
 from progidiff.model.networks import MaskDecoder
+from progidiff.places import _default_candidates, default_model_folder, model_size
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 TEXT = Path("text_encoder", "model.safetensors")

@@ -7,17 +7,18 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from progidiff.cards import load_card, save_card
 from progidiff.errors import ModelError
-from progidiff.model.card import CARD_NAME, load_card, save_card
-from progidiff.model.checks import check_weight_file, sha256_of
-from progidiff.model.components import NETWORKS
+from progidiff.model.components import NETWORKS, check_weight_file, sha256_of
 from progidiff.model.folder import load_model
+from progidiff.places import CARD_NAME
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 TEXT = Path("text_encoder", "model.safetensors")
@@ -37,9 +38,8 @@ def rewrite(folder: Path, file: Path, change: Callable[[dict[str, torch.Tensor]]
 
 
 def refresh_checksums(folder: Path) -> None:
-    card = load_card(folder)
-    card.sha256 = {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*.safetensors")}
-    save_card(card, folder)
+    sums = {p.relative_to(folder).as_posix(): sha256_of(p) for p in folder.rglob("*.safetensors")}
+    save_card(replace(load_card(folder), sha256=sums), folder)
 
 
 def failure(folder: Path) -> str:
@@ -179,7 +179,7 @@ def test_changed_weights_do_not_match_the_card(folder: Path) -> None:
 
 def test_weights_unknown_to_the_card(folder: Path) -> None:
     card = load_card(folder)
-    card.sha256 = {key: value for key, value in card.sha256.items() if not key.startswith("vae/")}
+    card = replace(card, sha256={key: value for key, value in card.sha256.items() if not key.startswith("vae/")})
     save_card(card, folder)
     assert "vae/" in failure(folder)
 
@@ -252,9 +252,7 @@ def test_components_of_different_models_do_not_pass(folder: Path, tmp_path: Path
 
 
 def test_card_and_schedule_must_agree(folder: Path) -> None:
-    card = load_card(folder)
-    card.prediction_type = "sample"
-    save_card(card, folder)
+    save_card(replace(load_card(folder), prediction_type="sample"), folder)
     assert "prediction type" in failure(folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from progidiff.errors import InputError
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 

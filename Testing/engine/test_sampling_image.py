@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from progidiff.cards import ModelCard, Window
 from progidiff.errors import InputError, ModelError
-from progidiff.model.card import ModelCard, Window
 from progidiff.sampling.image import load_image
 from progidiff.sampling.intensity import normaliser
 from progidiff.volumes.geometry import Geometry
@@ -35,7 +36,7 @@ def test_ct_window_is_in_hounsfield_units(card: ModelCard) -> None:
 
 
 def test_mr_window_is_of_the_whole_volume(card: ModelCard) -> None:
-    card = card.model_copy(update={"windows": {**card.windows, "MR": Window(kind="percentile", low=10, high=90)}})
+    card = replace(card, windows={**card.windows, "MR": Window(kind="percentile", low=10, high=90)})
     volume = np.arange(8000, dtype=np.float32).reshape(20, 20, 20) * 3 + 7
     scale = normaliser(volume, card, "MR")
     low, high = np.percentile(volume, [10, 90])
@@ -82,7 +83,7 @@ def test_guess_and_strange_plane_are_said(engine: Any, run_engine: Run, make_pha
 
 def test_only_modality_of_a_model_needs_no_guess(card: ModelCard, make_phantom: Run) -> None:
     volume, affine = make_phantom()
-    single = card.model_copy(update={"modalities": ["CT"], "windows": {"CT": card.windows["CT"]}})
+    single = replace(card, modalities=["CT"], windows={"CT": card.windows["CT"]})
     clipped = np.clip(volume, -40, None)
     assert likely_modality(clipped) == "MR"
     image = load_image(clipped, affine, None, None, single)
@@ -115,7 +116,7 @@ def test_unusable_image_is_refused_in_one_sentence(engine: Any, make_phantom: Ru
 
 
 def test_a_modality_that_the_model_lacks_is_refused(card: ModelCard, make_phantom: Run) -> None:
-    single = card.model_copy(update={"modalities": ["CT"], "windows": {"CT": card.windows["CT"]}})
+    single = replace(card, modalities=["CT"], windows={"CT": card.windows["CT"]})
     with pytest.raises(ModelError, match="not for MR"):
         load_image(*make_phantom(), "MR", None, single)
 
@@ -180,7 +181,7 @@ def test_another_image_is_encoded_anew(engine: Any, run_engine: Run, make_phanto
 
 
 def test_prompt_may_name_the_modality(engine: Any, run_engine: Run, make_phantom: Run) -> None:
-    engine.model.card = engine.card.model_copy(update={"prompt_template": "{target} in {modality}"})
+    engine.model.card = replace(engine.card, prompt_template="{target} in {modality}")
     text = _count_calls(engine.model.text_encoder)
     volume, affine = make_phantom()
     masks = []

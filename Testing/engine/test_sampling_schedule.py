@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from progidiff.errors import CancelledError, InputError
-from progidiff.model.latents import zero_snr_scheduler
-from progidiff.sampling import denoise as subject
+from progidiff.model.build import zero_snr_scheduler
 from progidiff.sampling.denoise import denoise, make_scheduler
 
 MEAN, SPREAD = 0.7, 0.4
@@ -46,7 +44,7 @@ class _Analytic:
         self.asked: list[int] = []
         self.alpha, self.sigma = _alpha_sigma()
 
-    def predict(self, model: Any, noisy: Tensor, timestep: Tensor, states: Tensor, hint: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         t = int(timestep[0])
         assert timestep.dtype == torch.int64
         assert (timestep == t).all()
@@ -56,10 +54,8 @@ class _Analytic:
         return (clean if self.prediction == "sample" else self.alpha[t] * noise - self.sigma[t] * clean).float()
 
 
-def _sample(model: Any, monkeypatch: pytest.MonkeyPatch, name: Any, steps: int, noise: Tensor) -> Tensor:
-    monkeypatch.setattr(subject, "predict", model.predict)
-    nothing = torch.zeros(len(noise), 1, 1)
-    return denoise(model, noise, nothing, nothing, make_scheduler(model, name, steps), lambda: False)
+def _sample(model: Any, name: Any, steps: int, noise: Tensor) -> Tensor:
+    return denoise(model.predict, noise, make_scheduler(model.scheduler, name, steps))
 
 
 def _noise() -> Tensor:
@@ -72,19 +68,19 @@ def _trailing(steps: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("steps", STEPS)
-def test_time_steps_are_trailing(name: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_steps_are_trailing(name: Any, steps: int) -> None:
     model = _Analytic(scheduler=DDIMScheduler.from_config(zero_snr_scheduler().config, timestep_spacing="leading"))
-    assert torch.isfinite(_sample(model, monkeypatch, name, steps, _noise())).all()
+    assert torch.isfinite(_sample(model, name, steps, _noise())).all()
     assert model.asked == pytest.approx(_trailing(steps), abs=1)  # 1: halves may be rounded either way
     assert model.asked[0] == 999
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 @pytest.mark.parametrize("steps", STEPS)
-def test_ddim_follows_its_equation(prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddim_follows_its_equation(prediction: str, steps: int) -> None:
     """Song et al., arXiv 2010.02502, eq. 12 with eta = 0, from each time step to the next and to the clean sample last."""
     model = _Analytic(prediction)
-    found = _sample(model, monkeypatch, "ddim", steps, _noise())
+    found = _sample(model, "ddim", steps, _noise())
     x = _noise().double().numpy()
     for t, following in zip(model.asked, [*model.asked[1:], None], strict=True):
         clean, noise = _gaussian(x, model.alpha[t], model.sigma[t])
@@ -93,11 +89,11 @@ def test_ddim_follows_its_equation(prediction: str, steps: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
-def test_many_steps_reach_the_distribution(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_steps_reach_the_distribution(name: Any) -> None:
     """The exact flow takes noise z to MEAN + SPREAD z; fewer steps come less near, DPM-Solver++ nearer than DDIM."""
     model = _Analytic()
     exact = MEAN + SPREAD * _noise()
-    error = {n: float((_sample(model, monkeypatch, name, n, _noise()) - exact).abs().max()) for n in (4, 20, 100)}
+    error = {n: float((_sample(model, name, n, _noise()) - exact).abs().max()) for n in (4, 20, 100)}
     assert error[100] < error[20] < error[4]
     assert error[100] < (0.06 if name == "ddim" else 0.03)
 
@@ -107,13 +103,13 @@ def _log_snr(model: _Analytic, t: int) -> float:
 
 
 @pytest.mark.parametrize("steps", [*STEPS, 50])
-def test_dpm_solver_follows_its_equation(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dpm_solver_follows_its_equation(steps: int) -> None:
     """DPM-Solver++(2M), arXiv 2211.01095, algorithm 2, with a truly infinite log-SNR at the start; last step of first order.
 
     Beside an infinite first interval the correction of the second step vanishes.
     """
     model = _Analytic()
-    found = _sample(model, monkeypatch, "dpmsolver++", steps, _noise())
+    found = _sample(model, "dpmsolver++", steps, _noise())
     x = _noise().double().numpy()
     before: tuple[Any, float] | None = None
     for t, following in itertools.pairwise(model.asked):
@@ -127,28 +123,26 @@ def test_dpm_solver_follows_its_equation(steps: int, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
-def test_one_step_gives_the_mean(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step_gives_the_mean(name: Any) -> None:
     """From pure noise the best guess of one step is the mean, whatever the noise: nothing leaks through the start."""
-    assert torch.allclose(_sample(_Analytic(), monkeypatch, name, 1, _noise()), torch.tensor(MEAN), atol=2e-3)
+    assert torch.allclose(_sample(_Analytic(), name, 1, _noise()), torch.tensor(MEAN), atol=2e-3)
 
 
-def test_batches_do_not_share_the_solvers_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_share_the_solvers_state() -> None:
     model = _Analytic()
-    alone = _sample(model, monkeypatch, "dpmsolver++", 6, _noise())
-    _sample(model, monkeypatch, "dpmsolver++", 6, -3 * _noise())
-    assert torch.equal(_sample(model, monkeypatch, "dpmsolver++", 6, _noise()), alone)
+    alone = _sample(model, "dpmsolver++", 6, _noise())
+    _sample(model, "dpmsolver++", 6, -3 * _noise())
+    assert torch.equal(_sample(model, "dpmsolver++", 6, _noise()), alone)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("ddim", 0), ("ddim", 101), ("dpmsolver++", -1), ("euler", 4)])
 def test_impossible_schedules_are_refused(name: Any, steps: int) -> None:
     with pytest.raises(InputError, match=r"\.$"):
-        make_scheduler(SimpleNamespace(scheduler=zero_snr_scheduler()), name, steps)  # type: ignore[arg-type]
+        make_scheduler(zero_snr_scheduler(), name, steps)
 
 
-def test_cancel_ends_after_the_running_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_ends_after_the_running_step() -> None:
     model = _Analytic()
-    monkeypatch.setattr(subject, "predict", model.predict)
-    nothing = torch.zeros(2, 1, 1)
     with pytest.raises(CancelledError):
-        denoise(model, _noise(), nothing, nothing, make_scheduler(model, "ddim", 10), lambda: len(model.asked) == 3)  # type: ignore[arg-type]
+        denoise(model.predict, _noise(), make_scheduler(model.scheduler, "ddim", 10), lambda: len(model.asked) == 3)
     assert len(model.asked) == 3

@@ -12,20 +12,22 @@ import numpy as np
 import pytest
 import torch
 
+from progidiff.cards import ModelCard, Window
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError, ModelError
-from progidiff.model.card import ModelCard, Window
 from progidiff.sampling.grid import lay_grid
 from progidiff.sampling.intensity import normaliser
-from progidiff.training.augment import augment, without_margin
-from progidiff.training.batches import TrainingBatch, painted_batches
-from progidiff.training.datasets import (
+from progidiff.training.batches import (
     DatasetBatches,
     MixedBatches,
+    TrainingBatch,
+    augment,
     pack_states,
+    painted_batches,
     split_stacks,
     unpack_states,
     validation_batches,
+    without_margin,
 )
 from progidiff.training.sources import TrainingData, choose_vocabulary, make_source, make_validation, open_data
 from progidiff.training.stacks import Stack, margin_of, open_dataset, prepare, stacks_of

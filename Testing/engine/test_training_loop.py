@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from progidiff.errors import CancelledError, ModelError, OutputError
-from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder, tokenize
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.training.batches import SyntheticBatches
 from progidiff.training.diffusion import BaseStage, ControlStage
@@ -244,7 +243,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Pa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("progidiff.training.checkpoint.save_file", full)
+    monkeypatch.setattr("progidiff.training.loop.save_file", full)
     with pytest.raises(OutputError, match="No space left"):
         run_stage(build("encoder"), SETTINGS, tmp_path, quiet, after(1))
     assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before

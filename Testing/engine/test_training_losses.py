@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from progidiff.training.batches import TrainingBatch, pick_prompts
-from progidiff.training.losses import decoded_loss, dice_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
 from progidiff.training.small import make_schedule
+from progidiff.training.stages import decoded_loss, dice_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
 
 
 def batch(present: list[list[bool]], known: list[list[bool]]) -> TrainingBatch:

@@ -21,7 +21,7 @@ from progidiff.cli.stopping import interruptible
 from progidiff.cli.train import _work
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
 from progidiff.model.folder import load_model
-from progidiff.model.text import encode_text, tokenize
+from progidiff.model.networks import encode_text, tokenize
 from progidiff.sampling.engine import Engine
 from progidiff.synthesis.tissues import VOCABULARY
 from progidiff.training import small

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progidiff.resources import resource_folders
+from progidiff.places import resource_folders
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.values import not_hounsfield

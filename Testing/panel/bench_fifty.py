@@ -55,7 +55,7 @@ class _Card:
     model_id = "ellipsoids"
     vocabulary = ("liver",)
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"model_id": self.model_id, "vocabulary": list(self.vocabulary)}
 
 

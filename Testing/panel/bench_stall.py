@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 import SimpleITK as sitk
 
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume
 

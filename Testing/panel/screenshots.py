@@ -20,8 +20,7 @@ import numpy as np
 from PIL import Image
 
 from progidiff.errors import ProGiDiffError
-from progidiff.outputs.atomic import atomic_folder
-from progidiff.resources import sample_volume
+from progidiff.places import atomic_folder, sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
 

@@ -26,6 +26,7 @@ from ProGiDiffSlicerLib.scene.volumes import volume_image
 from ProGiDiffSlicerLib.worker.calls import Call
 
 from ..volume_examples import ramp
+from .setup_examples import CARD
 
 LABELMAP = "Binary labelmap"
 VOCABULARY = ("liver", "spleen", "left kidney")
@@ -169,7 +170,10 @@ class FakeClient:
 
     def answer_load(self) -> None:
         assert self.call.kind == "load"
-        self.loaded, self.loaded_from = Loaded("fake", self.vocabulary, "cpu"), self.values
+        self.loaded, self.loaded_from = (
+            Loaded("fake", self.vocabulary, "cpu", {**CARD, "vocabulary": self.vocabulary}),
+            self.values,
+        )
         self.call.succeed(self.loaded)
 
     def answer_adapter(self) -> None:

@@ -13,6 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# of a model, as a worker sends it
+CARD = {
+    "format_version": "1.0",
+    "name": "Remote model",
+    "model_id": "remote",
+    "licence": "MIT",
+    "modalities": ["CT"],
+    "vocabulary": ["liver"],
+    "windows": {"CT": {"kind": "hu", "low": -160, "high": 240}},
+    "image_size": 64,
+    "spacing_mm": 5,
+    "latent_shift": [0],
+    "latent_scale": [1],
+    "trainable_parameters": 0,
+}
+
 
 class MemoryStore:
     """QSettings without a file."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import slicer
 
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 
 from .. import slicer_host as host
 from .curating_support import Saver, everything_in

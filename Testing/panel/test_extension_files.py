@@ -44,8 +44,8 @@ print("packages:", panels.setup.ui.packagesTable.rowCount)
 print("model:", panels.setup.ui.modelText.text.splitlines()[0])
 loaded.unload()
 
-from progidiff.resources import sample_volume
-from progidiff.locations import default_model_folder
+from progidiff.places import sample_volume
+from progidiff.places import default_model_folder
 found = [sample_volume(), default_model_folder()]
 ours = ("progidiff", "ProGiDiffSlicerLib", "ProGiDiffSlicer")
 found += [Path(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] in ours]

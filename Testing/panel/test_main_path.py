@@ -17,7 +17,7 @@ import pytest
 import qt
 import slicer
 
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 from ProGiDiffSlicerLib.scene.provenance import get_tag, read_provenance
 
 from .driver import Driver

@@ -21,7 +21,7 @@ import pytest
 import qt
 import slicer
 
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 

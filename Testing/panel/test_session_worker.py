@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 import slicer
 
-from progidiff.resources import sample_volume
+from progidiff.places import sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import plan_slices
 from ProGiDiffSlicerLib.idle import IdleQueue

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from progidiff.cards import load_card
 from progidiff.errors import ModelError
-from progidiff.locations import default_model_folder
-from progidiff.model.card import load_card
+from progidiff.places import default_model_folder
 from ProGiDiffSlicerLib.setup.card import bundled_folder, read_card
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -37,23 +37,14 @@ def test_it_says_what_the_engine_says_of_the_bundled_model(monkeypatch: pytest.M
     monkeypatch.delenv("PROGIDIFF_MODEL", raising=False)
     assert bundled_folder() == default_model_folder()
     card, theirs = read_card(), load_card(default_model_folder())
-    assert (card.name, card.model_id, card.licence, card.notes) == (
-        theirs.name,
-        theirs.model_id,
-        theirs.licence,
-        theirs.notes,
-    )
-    assert (card.modalities, card.vocabulary) == (tuple(theirs.modalities), tuple(theirs.vocabulary))
-    assert [(f.data_set, f.target, f.metric, f.value, f.patients) for f in card.accuracy] == [
-        (a.set, a.target, a.metric, a.value, a.n_patients) for a in theirs.accuracy
-    ]
+    assert card == theirs
     assert card.accuracy
 
 
 def test_the_environment_names_the_default_as_it_does_for_the_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROGIDIFF_MODEL", str(folder))
     assert bundled_folder() == default_model_folder() == folder
-    assert read_card("").folder == str(folder)
+    assert read_card("") == load_card(folder)
 
 
 def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path) -> None:

@@ -21,19 +21,10 @@ from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
-from .setup_examples import MemoryStore
+from .setup_examples import CARD, MemoryStore
 
 pytestmark = pytest.mark.usefixtures("app")
 Spin = Callable[..., None]
-
-CARD = {
-    "format_version": "1.0",
-    "name": "Remote model",
-    "model_id": "remote",
-    "licence": "MIT",
-    "modalities": ["CT"],
-    "vocabulary": ["liver"],
-}
 
 
 class StillClient:
@@ -94,7 +85,7 @@ def test_a_worker_that_answers_and_loads() -> None:
     assert trial.worked
     assert trial.message == "The worker answers: Python 3.12.1, Remote model loaded on cuda:0."
     assert trial.card is not None
-    assert trial.card.vocabulary == ("liver",)
+    assert trial.card.vocabulary == ["liver"]
     assert bench.client.stopped == 1
     assert not bench.test.running
     ready = readiness(bench.settings, engine_status())

@@ -14,9 +14,9 @@ import pytest
 import slicer.util
 
 import progidiff
+from progidiff import system
 from progidiff.errors import InputError
 from ProGiDiffSlicerLib.worker import command as command_module
-from ProGiDiffSlicerLib.worker import tree
 from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import (
     WorkerCommand,
@@ -185,17 +185,17 @@ def all_gone(pids: list[int]) -> bool:
 
 def test_a_process_is_killed_with_its_descendants() -> None:
     root, pids = family()
-    tree.kill_tree(root)
+    system.kill_tree(root)
     assert all_gone(pids)
-    tree.kill_tree(root)
+    system.kill_tree(root)
 
 
 def test_without_psutil_the_systems_own_means_do(monkeypatch: pytest.MonkeyPatch) -> None:
     root, pids = family()
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "psutil", None)
-        tree.kill_tree(root)
-        tree.kill_tree(root)
+        system.kill_tree(root)
+        system.kill_tree(root)
     assert all_gone(pids)
 
 
@@ -208,8 +208,8 @@ def test_where_taskkill_ends_a_tree_it_has_done_so_before_the_root_goes(
     code = f"""#!{sys.executable}
 import os, signal, sys, time
 time.sleep(0.3)
-sys.path.insert(0, {str(Path(tree.__file__).parents[2])!r})
-from ProGiDiffSlicerLib.worker.tree import descendants
+sys.path.insert(0, {str(Path(system.__file__).parents[1])!r})
+from progidiff.system import descendants
 assert sys.argv[1:4] == ["/T", "/F", "/PID"]
 root = int(sys.argv[4])
 for each in [*descendants(root), root]:
@@ -223,7 +223,7 @@ for each in [*descendants(root), root]:
         windows.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         windows.setattr(sys, "platform", "win32")
         windows.setattr(subprocess, "CREATE_NO_WINDOW", 0, raising=False)
-        tree.kill_tree(root)
+        system.kill_tree(root)
     psutil.Process(root).kill()
     assert all_gone(pids)
 
@@ -232,12 +232,12 @@ for each in [*descendants(root), root]:
 def test_descendants_are_found_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     root, pids = family()
     try:
-        assert set(tree.descendants(root)) == set(pids[1:])
+        assert set(system.descendants(root)) == set(pids[1:])
         if Path("/bin/ps").exists() or Path("/usr/bin/ps").exists():
-            monkeypatch.setattr(tree, "Path", lambda path: Path("/nowhere"))
-            assert set(tree.descendants(root)) == set(pids[1:])
+            monkeypatch.setattr(system, "Path", lambda path: Path("/nowhere"))
+            assert set(system.descendants(root)) == set(pids[1:])
     finally:
-        tree.kill_tree(root)
+        system.kill_tree(root)
     assert all_gone(pids)
 
 

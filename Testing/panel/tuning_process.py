@@ -22,11 +22,14 @@ def say(**event: object) -> None:
 def write_adapter(out: Path, better: bool = True, base: str = "0" * 64) -> None:
     """A folder that looks like an adapter."""
     out.mkdir(parents=True, exist_ok=True)
+    cases = {"training": 4, "validation": 2}
     score = {"dice": 0.5, "n_slices": 3, "n_patients": 2}
     card = {
         "format_version": "1.0", "name": out.name, "adapter_id": f"id-{out.name}", "base_model_id": "base",
         "base_sha256": base, "better": better, "reason": "On held-out cases it was measured.",
-        "targets": {"liver": {"training": 4, "validation": 2}}, "before": {"liver": score},
+        "rank": 8, "alpha": 8, "layers": "attention", "modalities": ["CT"], "vocabulary": ["liver"], "cases": cases,
+        "patients": cases, "steps": 4, "best_step": 4, "seconds": 1, "device": "cpu", "seed": 0, "sha256": "0" * 64,
+        "targets": {"liver": cases}, "before": {"liver": score},
         "after": {"liver": {**score, "dice": 0.75}}, "retention": {"set": "phantoms", "n": 5, "before": 0.8, "after": 0.79},
     }  # fmt: skip
     (out / "adapter.safetensors").write_bytes(b"weights")

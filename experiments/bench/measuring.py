@@ -19,9 +19,9 @@ from experiments.bench.reference import PipelineReference
 from experiments.bench.results import Agreement, Row, Spread
 from experiments.bench.scene import SLICES, Scene
 from experiments.bench.sides import Sample, Side
-from progidiff.memory import is_out_of_memory, process_memory_mb
 from progidiff.proposals.votes import consensus_overlap
 from progidiff.sampling.denoise import decode
+from progidiff.system import is_out_of_memory, process_memory_mb
 
 Say = Callable[[str], None]
 #: Proposals of the check that both sides sample the same; a loop of the slow side need not run through.

@@ -8,13 +8,13 @@ import psutil
 import torch
 from torch import nn
 
+from progidiff.cards import make_card
 from progidiff.errors import InputError
-from progidiff.model.backbones import BACKBONES
-from progidiff.model.build import DEFAULT_WINDOWS, parameter_table, zero_snr_scheduler
-from progidiff.model.card import make_card
+from progidiff.model.build import DEFAULT_WINDOWS, zero_snr_scheduler
 from progidiff.model.components import quiet_libraries
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch
+from progidiff.model.parameters import BACKBONES, parameter_table
 from progidiff.model.parameters import _published as published_networks
 from progidiff.training.small import make_tokenizer
 

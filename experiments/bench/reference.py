@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from progidiff.model.components import quiet_libraries
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.networks import ControlBranch, ImageEncoder
-from progidiff.model.text import encode_text, tokenize
+from progidiff.model.networks import ControlBranch, ImageEncoder, encode_text, tokenize
 from progidiff.sampling.denoise import make_scheduler
 
 
@@ -137,7 +136,7 @@ def _pipeline(model: ProGiDiffModel, branch: ControlBranch) -> Any:
             tokenizer=model.tokenizer,
             unet=model.unet,
             controlnet=branch,
-            scheduler=make_scheduler(model, "ddim", 1),  # the engine's solver; the pipeline sets the number of steps
+            scheduler=make_scheduler(model.scheduler, "ddim", 1),  # the engine's; the pipeline sets its steps
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

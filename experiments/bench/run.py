@@ -20,7 +20,7 @@ from experiments.bench.scene import SLICES, Scene
 from experiments.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Side, WorkerSide
 from progidiff import __version__
 from progidiff.errors import InputError
-from progidiff.locations import default_model_folder
+from progidiff.places import default_model_folder
 from progidiff.sampling.denoise import MAX_STEPS
 from progidiff.sampling.engine import Engine
 from progidiff.wire.client import WorkerClient

@@ -189,9 +189,9 @@ def _check_tuning(arguments: argparse.Namespace, told: Told) -> None:
     """A few steps of LoRA on phantoms; the best weights are those of a finished tuning, and cancelling keeps them."""
     import torch
 
-    from progidiff.evaluation.phantom_set import held_out_phantoms
+    from progidiff.evaluation.cases import held_out_phantoms
     from progidiff.model.folder import load_model
-    from progidiff.training.session import Watch
+    from progidiff.training.run import Watch
     from progidiff.training.stacks import stacks_of
     from progidiff.training.tuning import TuneSettings, tune
 
@@ -238,7 +238,7 @@ def train(arguments: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from progidiff.model.folder import load_model
-    from progidiff.model.text import tokenize
+    from progidiff.model.networks import tokenize
     from progidiff.synthesis.labelmaps import unpack
     from progidiff.training.batches import painted_batches
     from progidiff.training.diffusion import ControlStage

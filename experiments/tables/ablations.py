@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.samples import Samples, SampleStore, absent_targets, present_targets, propose_into
+from experiments.samples import Samples, SampleStore, absent_targets, propose_into
 from experiments.tables.proposals import SETS, SETS_OPTION, main_proposals, pairs, shared_store, thinned
 from experiments.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
 from experiments.tables.twins import TWIN_IS
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.errors import InputError
-from progidiff.evaluation.ablation import Ablation, disturbed_state
+from progidiff.evaluation.accuracy import Ablation, PlainSegmenter, disturbed_state, image_only_twin
+from progidiff.evaluation.cases import as_volume
 from progidiff.evaluation.metrics import dice, proposal_scores
-from progidiff.evaluation.presenting import as_volume
-from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
 from progidiff.proposals.votes import gram_matrix, mean_pairwise_dice
 from progidiff.sampling.engine import Engine
 from progidiff.sampling.image import load_image

@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.tables.setup import TableSetup
 from experiments.unet import DROPOUT, FEATURES, images_seen, train_unet
-from progidiff.model.card import ModelCard
+from progidiff.cards import ModelCard
 from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.training.batches import painted_batches
 

@@ -20,16 +20,16 @@ from experiments.matched import (
     save_trained,
     tune_unet,
 )
-from experiments.samples import SampleSettings, SampleStore, present_targets, propose_into
+from experiments.samples import SampleSettings, SampleStore, propose_into
 from experiments.tables.proposals import MAIN
 from experiments.tables.records import Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
 from experiments.tables.twins import TWIN_IS, TWIN_TUNED, UNET_TUNED, Pretrained
 from experiments.unet import mc_dropout_samples, sample_unet_into, tta_samples
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.model.folder import load_model
 from progidiff.sampling.engine import Engine, weights_key
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import stacks_of
 from progidiff.training.tuning import TuneSettings, tune
 

@@ -19,14 +19,13 @@ from experiments.matched import (
     remembered,
     save_trained,
 )
-from experiments.samples import SampleSettings, SampleStore, present_targets, propose_into
+from experiments.samples import SampleSettings, SampleStore, propose_into
 from experiments.stock_hint import StockHint
 from experiments.tables.records import Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.model.folder import ProGiDiffModel, load_model
-from progidiff.model.networks import ImageEncoder
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ImageEncoder, tokenize
 from progidiff.sampling.engine import Engine, weights_key
 from progidiff.synthesis.labelmaps import load_permissive
 from progidiff.training import small

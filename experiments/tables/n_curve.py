@@ -21,7 +21,7 @@ from experiments.tables.proposals import (
 from experiments.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.metrics import dice, proposal_scores
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import AdaptiveStopping, consensus, consensus_overlap, gram_matrix, majority, staple
 from progidiff.sampling.engine import BLOCK, FEWEST

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from experiments.samples import Samples, SampleStore, present_targets, propose_into
+from experiments.samples import Samples, SampleStore, propose_into
 from experiments.tables.setup import TableSetup
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.errors import InputError
 from progidiff.sampling.engine import Engine
 

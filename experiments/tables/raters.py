@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from experiments.matched import UNET_OPTIONS
-from experiments.samples import Samples, SampleSettings, SampleStore, present_targets
+from experiments.samples import Samples, SampleSettings, SampleStore
 from experiments.tables import cross_validation
 from experiments.tables.proposals import kept_numbers, main_proposals, pairs, shared_store
 from experiments.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, TableSetup
 from experiments.tables.twins import TWIN_IS, Pretrained
 from experiments.unet import DROPOUT, mc_dropout_samples, sample_unet_into, tta_samples, unet_probability
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.cards import ModelCard
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.evaluation.metrics import dice
-from progidiff.model.card import ModelCard
 from progidiff.proposals.masks import bounding_box
 from progidiff.proposals.votes import agreement, gram_matrix, mean_pairwise_dice
 

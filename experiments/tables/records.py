@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from progidiff.evaluation.summaries import BootstrapInterval
+from progidiff.evaluation.summary import BootstrapInterval, patient_bootstrap
 
 MEAN = "mean of targets"
 RESAMPLES = 2000
@@ -36,34 +36,16 @@ def interval(records: Iterable[Record], figure: str, seed: int = 0, resamples: i
 
     Slices are averaged within a target, then targets are averaged, so that a target on many slices does not outweigh a rare
     one. Patients are drawn with replacement and bring all their slices and targets; a target that a draw misses is left out
-    of that draw. For one target this is :func:`progidiff.evaluation.summaries.patient_bootstrap`.
+    of that draw. For one target this is :func:`progidiff.evaluation.summary.patient_bootstrap`.
 
     Returns:
         ``low`` and ``high`` are NaN with fewer than two patients; ``values`` counts pairs of slice and target.
     """
-    chosen = list(records)
-    values = np.array([r.values.get(figure, float("nan")) for r in chosen], dtype=np.float64)
-    known = ~np.isnan(values)
-    missing = int(len(values) - known.sum())
-    kept = [r for r, use in zip(chosen, known, strict=True) if use]
-    values = values[known]
-    nan = float("nan")
-    if not kept:
-        return BootstrapInterval(nan, nan, nan, 0, 0, missing)
-    patients, targets = sorted({r.patient for r in kept}), sorted({r.target for r in kept})
-    sums, counts = np.zeros((len(patients), len(targets))), np.zeros((len(patients), len(targets)))
-    for record, value in zip(kept, values, strict=True):
-        place = patients.index(record.patient), targets.index(record.target)
-        sums[place] += value
-        counts[place] += 1
-    mean = float(np.mean(sums.sum(axis=0) / counts.sum(axis=0)))
-    low = high = nan
-    if len(patients) > 1:
-        drawn = np.random.default_rng(seed).integers(len(patients), size=(resamples, len(patients)))
-        total, number = sums[drawn].sum(axis=1), counts[drawn].sum(axis=1)
-        per_target = np.divide(total, number, out=np.full_like(total, nan), where=number > 0)
-        low, high = (float(v) for v in np.quantile(np.nanmean(per_target, axis=1), (0.025, 0.975)))
-    return BootstrapInterval(mean, low, high, len(patients), len(kept), missing)
+    by_target: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        value = record.values.get(figure, float("nan"))
+        by_target.setdefault(record.target, {}).setdefault(record.patient, []).append(value)
+    return patient_bootstrap(*by_target.values(), seed=seed, resamples=resamples)
 
 
 def groups(records: Sequence[Record], with_mean: bool = True) -> list[tuple[str, str, list[Record]]]:

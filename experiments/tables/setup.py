@@ -12,7 +12,7 @@ from experiments.samples import SampleSettings, SampleStore
 from experiments.shared_slices import load_shared
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import InputError, OutputError
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.sampling.engine import Engine, weights_key
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from experiments.matched import pretrained_unet
 from experiments.tables.setup import TableSetup
-from progidiff.evaluation.twin import TwinNetwork, image_only_twin
+from progidiff.evaluation.accuracy import TwinNetwork, image_only_twin
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.sampling.engine import Engine, weights_key
 

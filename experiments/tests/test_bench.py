@@ -22,10 +22,10 @@ from experiments.bench.reference import PipelineReference
 from experiments.bench.results import Agreement, ModelResult, Row, Spread
 from experiments.bench.scene import Scene
 from experiments.bench.sides import EngineSide, PipelineBatch, PipelineLoop, Sample
+from progidiff.cards import Window, make_card
 from progidiff.errors import InputError, ModelError
-from progidiff.model import backbones
-from progidiff.model.card import Window, make_card
 from progidiff.model.folder import ProGiDiffModel, load_model, save_model
+from progidiff.model.parameters import BACKBONES
 from progidiff.sampling.engine import Engine
 from progidiff.training import small
 
@@ -74,7 +74,7 @@ def model(request: pytest.FixtureRequest, tiny_model_folder: Path) -> ProGiDiffM
     if request.param == "mask decoder":
         return bundled_like()
     model = wake(load_model(tiny_model_folder))
-    model.card = model.card.model_copy(update={"spacing_mm": 12.0})  # 32 pixels that cover the phantom
+    model.card = replace(model.card, spacing_mm=12.0)  # 32 pixels that cover the phantom
     return model
 
 
@@ -301,7 +301,7 @@ def test_large_size_is_refused_where_memory_is_short(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_random_model_is_made_and_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of the Stable Diffusion size on a small backbone."""
-    sd15 = backbones.BACKBONES["sd15"]
+    sd15 = BACKBONES["sd15"]
     tiny = replace(
         sd15,
         unet={
@@ -321,7 +321,7 @@ def test_random_model_is_made_and_sampled(monkeypatch: pytest.MonkeyPatch) -> No
         },
         image_encoder={**sd15.image_encoder, "block_out_channels": (16, 16, 16, 16, 16), "feature_channels": 16},
     )
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny)  # type: ignore[arg-type]
+    monkeypatch.setitem(BACKBONES, "tiny", tiny)  # type: ignore[arg-type]
     state = torch.get_rng_state()
     model = random_model("tiny", torch.device("cpu"), torch.float32, 1, image_size=64)
     assert torch.equal(torch.get_rng_state(), state)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from progidiff.model.card import ModelCard, Window
+from progidiff.cards import ModelCard, Window
 from progidiff.model.folder import save_model
 from progidiff.synthesis.labelmaps import make_volume, pack
 from progidiff.synthesis.tissues import INDEX

@@ -14,7 +14,7 @@ from experiments.tables.proposals import kept_numbers, thinned
 from experiments.tables.records import MEAN, Record, cell, fact, groups, interval, numbers, size
 from experiments.tables.setup import TableResult, plain
 from progidiff.evaluation.metrics import dice
-from progidiff.evaluation.summaries import patient_bootstrap
+from progidiff.evaluation.summary import patient_bootstrap
 
 NAN = float("nan")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.samples import SampleSettings, SampleStore, absent_targets, present_targets, propose_into
-from progidiff.datasets.slices import LabelledSlice
+from experiments.samples import SampleSettings, SampleStore, absent_targets, propose_into
+from progidiff.datasets.slices import LabelledSlice, present_targets
 from progidiff.errors import InputError
-from progidiff.evaluation.ablation import Ablation, disturbed_state
-from progidiff.evaluation.presenting import as_volume
+from progidiff.evaluation.accuracy import Ablation, disturbed_state
+from progidiff.evaluation.cases import as_volume
 from progidiff.sampling.engine import Engine, weights_key
 from progidiff.wire.messages import ProposeRequest, RankingEvent, SliceEvent
 

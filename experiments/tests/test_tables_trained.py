@@ -20,7 +20,7 @@ from experiments.tables.setup import TableSetup
 from experiments.unet import make_unet
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError, InputError, ModelError
-from progidiff.evaluation.twin import TwinNetwork
+from progidiff.evaluation.accuracy import TwinNetwork
 from progidiff.model.folder import load_model
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.training import diffusion

@@ -12,12 +12,12 @@ import torch
 
 from experiments import unet
 from experiments.samples import SampleSettings, SampleStore
+from progidiff.cards import ModelCard, make_card
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
-from progidiff.evaluation.twin import PlainSegmenter
-from progidiff.model.card import ModelCard, make_card
+from progidiff.evaluation.accuracy import PlainSegmenter
 from progidiff.training.batches import TrainingBatch
-from progidiff.training.losses import segmentation_loss
+from progidiff.training.stages import segmentation_loss
 
 SIZE = 32
 

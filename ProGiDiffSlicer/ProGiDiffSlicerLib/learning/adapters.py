@@ -1,4 +1,4 @@
-"""The adapters in a folder: what they say of themselves, which fit the loaded model, and putting them away."""
+"""What lies in folders of this computer: the card of a model, the adapters made for it, and putting those away."""
 
 from __future__ import annotations
 
@@ -6,49 +6,46 @@ import json
 import os
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from slicer.i18n import tr as _
 
+from progidiff.cards import AdapterCard, CardError, CardVersionError, ModelCard, load_card
 from progidiff.errors import AdapterError, ModelError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, CARD_NAME, default_model_folder, weights_hash
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, CARD_NAME, default_model_folder, weights_hash
 
 _TRASH = ".deleted"
-_FORMAT = "1"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as its card describes it; the engine checks the rest when it loads it.
-
-    Attributes:
-        folder: its folder.
-        name: shown to users.
-        adapter_id: unique name.
-        base: id of the model that it belongs to.
-        base_sha256: hash of that model's weights.
-        better: whether it was better than its base on held-out cases.
-        reason: one sentence on that.
-        summary: a few lines on what it was made of and what it gives.
-    """
+    """An adapter's folder and its card; the engine checks the weights when it loads it."""
 
     folder: str
-    name: str
-    adapter_id: str
-    base: str
-    base_sha256: str
-    better: bool
-    reason: str
-    summary: str
+    card: AdapterCard
 
     def misfit(self, base_sha256: str | None) -> str:
         """Why it cannot be used with a model, as a sentence; "" where it can, or where the model is not known here."""
-        if base_sha256 is None or base_sha256 == self.base_sha256:
+        if base_sha256 is None or base_sha256 == self.card.base_sha256:
             return ""
-        return _('It was made for other weights ("{base}"); choose that model in Setup, or tune again.').format(
-            base=self.base
-        )
+        text = _('It was made for other weights ("{base}"); choose that model in Setup, or tune again.')
+        return text.format(base=self.card.base_model_id)
+
+    def summary(self) -> str:
+        """A few lines on what it was made of and what it gives."""
+        card = self.card
+        lines = [card.reason]
+        for target, count in card.targets.items():
+            line = _("{target}: {cases} training cases").format(target=target, cases=count.training)
+            if target in card.after and target in card.before:
+                figures = _("Dice {before:.2f} before, {after:.2f} after")
+                line += ", " + figures.format(before=card.before[target].dice, after=card.after[target].dice)
+            lines.append(line)
+        if (kept := card.retention) is not None:
+            text = _("On {what}: {before:.2f} before, {after:.2f} after")
+            lines.append(text.format(what=kept.set, before=kept.before, after=kept.after))
+        return "\n".join(lines)
 
 
 def list_adapters(folder: str) -> list[Adapter]:
@@ -63,7 +60,7 @@ def list_adapters(folder: str) -> list[Adapter]:
             found.append(((place / ADAPTER_CARD_NAME).stat().st_mtime, read_adapter(place)))
         except (AdapterError, OSError):
             continue
-    return [adapter for _time, adapter in sorted(found, key=lambda pair: (-pair[0], pair[1].name))]
+    return [adapter for _time, adapter in sorted(found, key=lambda pair: (-pair[0], pair[1].card.name))]
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -74,35 +71,44 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     place = Path(folder)
     try:
-        card = json.loads((place / ADAPTER_CARD_NAME).read_text(encoding="utf-8"))
+        content = json.loads((place / ADAPTER_CARD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         text = _('The folder "{folder}" holds no adapter that can be read; choose another one.')
         raise AdapterError(text.format(folder=place.name)) from error
-    if not isinstance(card, dict) or str(card.get("format_version", "")).split(".")[0] != _FORMAT:
-        raise AdapterError(_("This adapter is for another version of ProGiDiff; update the extension or tune again."))
-    fields = ("name", "adapter_id", "base_model_id", "base_sha256", "reason")
-    if any(not isinstance(card.get(field), str) for field in fields) or not (place / ADAPTER_WEIGHTS_NAME).is_file():
+    try:
+        card = AdapterCard.read(content)
+    except CardVersionError as error:
+        text = _("This adapter is for another version of ProGiDiff; update the extension or tune again.")
+        raise AdapterError(text) from error
+    except CardError as error:
+        raise AdapterError(_("The adapter's folder is not complete; copy it again.")) from error
+    if not (place / ADAPTER_WEIGHTS_NAME).is_file():
         raise AdapterError(_("The adapter's folder is not complete; copy it again."))
-    return Adapter(
-        str(place),
-        card["name"],
-        card["adapter_id"],
-        card["base_model_id"],
-        card["base_sha256"],
-        card.get("better") is True,
-        card["reason"],
-        _summary(card),
-    )
+    return Adapter(str(place), card)
+
+
+def card_here(model_folder: str | None) -> ModelCard | None:
+    """The card of the model in a folder of this computer (``None``: the one that the worker takes then).
+
+    ``None`` where it cannot be read from here, as of a model on the machine of a remote worker; the worker then says what it
+    knows, or why it cannot.
+    """
+    try:
+        folder = Path(model_folder) if model_folder else default_model_folder()
+        return _card_here(folder, (folder / CARD_NAME).stat().st_mtime_ns)
+    except (OSError, ModelError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _card_here(folder: Path, _changed: int) -> ModelCard:
+    return load_card(folder)
 
 
 def base_hash(model_folder: str | None) -> str | None:
     """The hash by which adapters know a model on this computer; ``None`` where its card cannot be read here."""
-    try:
-        folder = Path(model_folder) if model_folder else default_model_folder()
-        sums = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))["sha256"]
-        return weights_hash({str(name): str(value) for name, value in sums.items()})
-    except (ModelError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    card = card_here(model_folder)
+    return None if card is None else weights_hash(card.sha256)
 
 
 def delete_adapter(adapter: Adapter) -> str:
@@ -134,21 +140,3 @@ def _move(source: Path, place: Path, sentence: str) -> str:
     except OSError as error:
         raise AdapterError(sentence.format(reason=error.strerror or error)) from error
     return str(place)
-
-
-def _summary(card: dict[str, Any]) -> str:
-    """What the card says, for a tool tip."""
-    lines = [str(card["reason"])]
-    after, before = card.get("after") or {}, card.get("before") or {}
-    counts = card.get("targets") or {}
-    for target, count in counts.items():
-        line = _("{target}: {cases} training cases").format(target=target, cases=count.get("training", "?"))
-        if target in after and target in before:
-            figures = _("Dice {before:.2f} before, {after:.2f} after")
-            line += ", " + figures.format(before=float(before[target]["dice"]), after=float(after[target]["dice"]))
-        lines.append(line)
-    kept = card.get("retention")
-    if isinstance(kept, dict):
-        text = _("On {what}: {before:.2f} before, {after:.2f} after")
-        lines.append(text.format(what=kept.get("set", "?"), before=float(kept["before"]), after=float(kept["after"])))
-    return "\n".join(lines)

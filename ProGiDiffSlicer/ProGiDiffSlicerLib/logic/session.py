@@ -7,6 +7,7 @@ gone are dropped, with a sentence that says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -15,15 +16,16 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
+from progidiff.cards import CardError, ModelCard
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import Target, catalog, parse_prompt
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, plan_slices
 from progidiff.wire.messages import Event, RankingEvent, SliceEvent, WarningEvent
 from ProGiDiffSlicerLib.idle import IdleQueue
+from ProGiDiffSlicerLib.learning.adapters import card_here
 from ProGiDiffSlicerLib.logic.run import Client, FrameJob, Run, RunRequest
 from ProGiDiffSlicerLib.logic.store import ProposalStore
-from ProGiDiffSlicerLib.logic.vocabulary import Card, planes_of, read_card
 from ProGiDiffSlicerLib.scene.shown import AgreementOverlay, ProposalSegmentation, Shelf
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames, frames, slices_of_extent, still_same, volume_image
 from ProGiDiffSlicerLib.signals import Signal
@@ -106,12 +108,12 @@ class ProposalSession:
     def vocabulary(self) -> tuple[str, ...]:
         """Targets of the model that the next run will ask for; empty where only its worker can say."""
         card = self._card(self._folder())
-        return () if card is None else card.vocabulary
+        return () if card is None else tuple(card.vocabulary)
 
     def planes(self) -> tuple[str, ...]:
         """Planes of the slices that this model was trained on; the usual ones where only its worker can say."""
         card = self._card(self._folder())
-        return USUAL_PLANES if card is None else card.planes
+        return USUAL_PLANES if card is None else tuple(card.planes)
 
     def plan(self, geometry: Geometry, plane: str | None = None) -> SlicePlan:
         """How the next run would cut a volume: in ``plane``, by default in the one that suits it and the model."""
@@ -189,12 +191,13 @@ class ProposalSession:
     def _folder(self) -> str | None:
         return self._model_folder() if self._model_folder is not None else None
 
-    def _card(self, folder: str | None) -> Card | None:
+    def _card(self, folder: str | None) -> ModelCard | None:
         """What a model knows; ``None`` where only the worker can say."""
         loaded, source = self._client.loaded, self._client.loaded_from
         if loaded is not None and source is not None and source[0] == (folder or None):
-            return Card(tuple(loaded.vocabulary), planes_of(loaded.card))
-        return read_card(folder)
+            with suppress(CardError):
+                return ModelCard.read(loaded.card)
+        return card_here(folder)
 
     def _prepare(self, request: RunRequest, frame: int | None) -> FrameJob:
         image = volume_image(self._scene.GetNodeByID(request.volume_node_id or ""), frame)

@@ -8,8 +8,8 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from progidiff.cards import Accuracy, ModelCard
 from ProGiDiffSlicerLib.panels.panel import Panel
-from ProGiDiffSlicerLib.setup.card import Card, Figure
 from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, Readiness, Trial, readiness
 from ProGiDiffSlicerLib.setup.install import Installer, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import DEVICES, WORKER_KINDS, Settings
@@ -229,21 +229,21 @@ def show_packages(table: Any, status: Status) -> None:
     _fill(table, [_("Package"), _("Installed"), _("Needed"), _("State")], rows)
 
 
-def show_accuracy(table: Any, card: Card) -> None:
+def show_accuracy(table: Any, card: ModelCard) -> None:
     """One row per data set and target, one column per metric."""
     metrics = list(dict.fromkeys(figure.metric for figure in card.accuracy))
-    lines: dict[tuple[str, str], dict[str, Figure]] = {}
+    lines: dict[tuple[str, str], dict[str, Accuracy]] = {}
     for figure in card.accuracy:
-        lines.setdefault((figure.data_set, figure.target), {})[figure.metric] = figure
+        lines.setdefault((figure.set, figure.target), {})[figure.metric] = figure
     rows = []
     for (data_set, target), figures in lines.items():
-        patients = max(figure.patients for figure in figures.values())
+        patients = max(figure.n_patients for figure in figures.values())
         values = [f"{figures[metric].value:.2f}" if metric in figures else "" for metric in metrics]
         rows.append((f"{data_set}, n={patients}", target, *values))
     _fill(table, [_("Patients of"), _("Target"), *metrics], rows)
 
 
-def model_text(card: Card, bundled: bool) -> str:
+def model_text(card: ModelCard, bundled: bool) -> str:
     """What the model is, in a few lines."""
     lines = [
         _("Bundled model: {name}").format(name=card.name) if bundled else card.name,

@@ -96,10 +96,10 @@ class TuningPanel(Panel):
             box.clear()
             box.addItem(_("Base model (no adapter)"))
             for number, adapter in enumerate(self._adapters, 1):
-                note = "" if adapter.better else _("not shown to be better")
+                note = "" if adapter.card.better else _("not shown to be better")
                 note = _("another model's") if adapter.misfit(base) else note
-                box.addItem(f"{adapter.name} ({note})" if note else adapter.name)
-                box.setItemData(number, adapter.summary, qt.Qt.ToolTipRole)
+                box.addItem(f"{adapter.card.name} ({note})" if note else adapter.card.name)
+                box.setItemData(number, adapter.summary(), qt.Qt.ToolTipRole)
         self.refresh()
 
     def use(self, folder: str, even_if_worse: bool = False) -> None:
@@ -122,7 +122,7 @@ class TuningPanel(Panel):
         check = self.ui.worseCheckBox
         with blocked(check):
             check.setChecked(parameters is not None and parameters.adapterEvenIfWorse)
-        check.setVisible(adapter is not None and not adapter.better)
+        check.setVisible(adapter is not None and not adapter.card.better)
         self.ui.deleteAdapterButton.setEnabled(adapter is not None)
         self.ui.undoDeleteButton.setEnabled(bool(self._deleted))
         self.show_cases()
@@ -140,7 +140,7 @@ class TuningPanel(Panel):
         self.use("")
         self.look()
         text = _("The adapter {name} was put away; the next run uses the base model.")
-        self._status.say(text.format(name=adapter.name))
+        self._status.say(text.format(name=adapter.card.name))
 
     def undo_delete(self) -> None:
         """Bring the adapter back that was deleted last."""
@@ -168,7 +168,7 @@ class TuningPanel(Panel):
         if adapter is None:
             return _("The chosen adapter is not in the folder any more; choose another one.") if folder else ""
         misfit = adapter.misfit(base_hash(self._settings.modelFolder or None))
-        return misfit or adapter.summary
+        return misfit or adapter.summary()
 
     def _on_adapter(self, _number: int) -> None:
         adapter = self._adapter()

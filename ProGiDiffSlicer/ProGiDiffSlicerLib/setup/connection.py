@@ -9,10 +9,11 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from progidiff import __version__
+from progidiff.cards import ModelCard
 from progidiff.errors import InputError, ModelError
 from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import Loaded
-from ProGiDiffSlicerLib.setup.card import Card, card_of, read_card
+from ProGiDiffSlicerLib.setup.card import card_of, read_card
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import Status
 from ProGiDiffSlicerLib.signals import Signal
@@ -37,7 +38,7 @@ class Readiness:
     ready: bool
     worker: str
     model: str
-    card: Card | None
+    card: ModelCard | None
 
 
 def readiness(settings: Settings, status: Status) -> Readiness:
@@ -78,7 +79,7 @@ class Trial:
     worked: bool
     message: str
     details: str = ""
-    card: Card | None = None
+    card: ModelCard | None = None
 
 
 class ConnectionTest:

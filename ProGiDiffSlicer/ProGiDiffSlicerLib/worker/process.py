@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import qt
 
 from progidiff.remote import unattended
+from progidiff.system import kill_tree
 from progidiff.wire.conversation import MOST_LINES, Patience
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.tree import kill_tree
 
 LONGEST_LINE = 2000
 

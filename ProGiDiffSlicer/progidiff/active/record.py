@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progidiff import __version__
 from progidiff.errors import OutputError
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 
 FORMAT_VERSION = "1.0"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,8 @@ from progidiff.cli.propose import DeviceName
 from progidiff.errors import InputError
 
 if TYPE_CHECKING:
+    from progidiff.cards import ModelCard
     from progidiff.datasets.slices import LabelledSlice, NamedSets
-    from progidiff.model.card import ModelCard
     from progidiff.sampling.engine import Engine
 
 PHANTOMS = "phantoms"
@@ -60,9 +61,8 @@ def accuracy(
     from rich.console import Console
 
     from progidiff.evaluation import accuracy as measure
-    from progidiff.evaluation.ablation import disturbed_state
-    from progidiff.evaluation.phantom_set import held_out_phantoms
-    from progidiff.evaluation.twin import PlainSegmenter, image_only_twin
+    from progidiff.evaluation.accuracy import PlainSegmenter, disturbed_state, image_only_twin
+    from progidiff.evaluation.cases import held_out_phantoms
     from progidiff.sampling.engine import Engine
 
     screen = Console(stderr=True)
@@ -129,12 +129,12 @@ def _items(
 
 
 def _write_card(engine: Engine, entries: list[Any]) -> None:
-    from progidiff.model.card import save_card
+    from progidiff.cards import save_card
 
     folder = engine.model.folder
     if folder is None:
         raise InputError("The model has no folder to write its card to.")
-    save_card(engine.card.model_copy(update={"accuracy": entries}), folder)
+    save_card(replace(engine.card, accuracy=entries), folder)
 
 
 def _print(result: dict[str, Any], with_twin: bool) -> None:

@@ -15,7 +15,7 @@ from progidiff.cli.propose import CorrectOption, DeviceName, PlaneOption
 from progidiff.errors import CancelledError, ProGiDiffError
 
 if TYPE_CHECKING:
-    from progidiff.model.adapter_card import AdapterCard
+    from progidiff.cards import AdapterCard
 
 
 class LayersName(StrEnum):
@@ -79,10 +79,10 @@ def adapt(
     """
     from progidiff.cli.stopping import StopWord, interruptible
     from progidiff.cli.training import STOPPING, TrainingView
-    from progidiff.outputs.atomic import claimed
+    from progidiff.places import claimed
     from progidiff.training.adapt import AdaptSettings
     from progidiff.training.adapt import adapt as run
-    from progidiff.training.session import Watch
+    from progidiff.training.run import Watch
     from progidiff.training.tuning import TuneSettings
 
     settings = AdaptSettings(

@@ -15,10 +15,10 @@ from progidiff.cli.propose import CorrectOption, DeviceName, PlaneOption
 from progidiff.errors import CancelledError, DatasetError
 
 if TYPE_CHECKING:
+    from progidiff.cards import ModelCard
     from progidiff.datasets.slices import NamedSets
     from progidiff.evaluation.cases import EvaluationCase
     from progidiff.evaluation.evaluate import Progress
-    from progidiff.model.card import ModelCard
 
 
 def register(app: typer.Typer) -> None:
@@ -74,14 +74,14 @@ def evaluate(
     For the first-ranked proposal, medoid, ensemble, mean, best-of-N and RandTop-k, by organ, with patient-bootstrap
     intervals. Ctrl+C keeps finished cases; the same command goes on.
     """
+    from progidiff.cards import load_card
     from progidiff.cli.evaluate_table import print_evaluation
     from progidiff.cli.stopping import interruptible
     from progidiff.evaluation.evaluate import evaluate_cases, to_csv
     from progidiff.evaluation.examples import draw_examples
     from progidiff.evaluation.measuring import EvaluationSettings
-    from progidiff.model.card import load_card
-    from progidiff.outputs.atomic import atomic_folder, claimed
-    from progidiff.outputs.evaluation_report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
+    from progidiff.evaluation.report import CSV_NAME, JSON_NAME, REPORT_NAME, render_evaluation
+    from progidiff.places import atomic_folder, claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 
@@ -126,7 +126,7 @@ def evaluate(
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Learn before the work, not after it, that the results cannot be written."""
-    from progidiff.outputs.atomic import MARKER, holds_files
+    from progidiff.places import MARKER, holds_files
 
     if out.is_file() or (out.is_dir() and not overwrite and not (out / MARKER).is_file() and holds_files(out)):
         from progidiff.errors import OutputError

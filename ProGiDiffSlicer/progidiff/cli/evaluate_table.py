@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from progidiff.cli.failures import one_line
-from progidiff.evaluation.case_results import ANSWERS
 from progidiff.evaluation.evaluate import EvaluationDocument
-from progidiff.evaluation.evaluation_summary import MEAN, TargetSummary
-from progidiff.outputs.evaluation_report import REPORT_NAME, answer_name, failures, figure_text, number
+from progidiff.evaluation.report import REPORT_NAME, answer_name, failures, figure_text, number
+from progidiff.evaluation.scoring import ANSWERS
+from progidiff.evaluation.summary import MEAN, TargetSummary
 
 
 def print_evaluation(document: EvaluationDocument, out: Path) -> None:

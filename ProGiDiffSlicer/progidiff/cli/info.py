@@ -38,8 +38,8 @@ def info(
     """Parameter table of a configuration, or parameters and card of a model folder."""
     if config is not None and model is not None:
         raise InputError("Give either --config or --model, not both.")
-    from progidiff.locations import default_model_folder
-    from progidiff.model.build import print_info
+    from progidiff.model.parameters import print_info
+    from progidiff.places import default_model_folder
 
     chosen = config.value if config is not None else model or default_model_folder()
     result = print_info(chosen, as_json=as_json)

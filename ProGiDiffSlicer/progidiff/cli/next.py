@@ -88,9 +88,9 @@ def _search(
     as_json: bool,
 ) -> NextDocument:
     from progidiff.active.search import rank_folder
+    from progidiff.cards import load_card
     from progidiff.cli.stopping import StopWord, interruptible
-    from progidiff.model.card import load_card
-    from progidiff.outputs.atomic import claimed
+    from progidiff.places import claimed
     from progidiff.sampling.engine import Engine
     from progidiff.targets import parse_prompt
 

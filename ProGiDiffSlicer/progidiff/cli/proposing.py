@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from progidiff.cards import load_card
 from progidiff.cli.commandline import split_command
 from progidiff.cli.progress import ProgressView
 from progidiff.cli.writing import Job, Wanted, model_record, names, write_results
 from progidiff.errors import PromptError, WorkerError
-from progidiff.model.card import load_card
-from progidiff.outputs.atomic import atomic_folder, claimed
 from progidiff.outputs.document import ProposalsDocument
+from progidiff.places import atomic_folder, claimed
 from progidiff.proposals.proposals import Gathered
 from progidiff.targets.parser import parse_prompt
 from progidiff.volumes.reading import read_volume

@@ -13,10 +13,10 @@ import typer
 from progidiff.cli.failures import EXIT_CANCELLED
 from progidiff.cli.propose import CorrectOption, DeviceName, PlaneName, PlaneOption
 from progidiff.errors import CancelledError, DatasetError, OutputError
-from progidiff.resources import resource_folders
+from progidiff.places import resource_folders
 
 if TYPE_CHECKING:
-    from progidiff.model.card import ModelCard
+    from progidiff.cards import ModelCard
     from progidiff.training.run import RunSettings, TrainingData, Watch
 
 app = typer.Typer(name="train", help="Train a model, or go on with a training that was interrupted.", no_args_is_help=True)
@@ -145,7 +145,7 @@ def default(
 
     from progidiff.model.folder import load_model
     from progidiff.training.default import STAGES, DefaultRecipe, assemble_default, load_volumes
-    from progidiff.training.session import training_device
+    from progidiff.training.run import training_device
 
     if data is not None and phantoms_only:
         raise DatasetError("Give either --data or --phantoms-only, not both.")
@@ -166,8 +166,8 @@ def _watch(out: Path, work: Path) -> Iterator[Watch]:
     """A view of the run, which has its folders to itself; one that is stopped ends with one line and exit code 130."""
     from progidiff.cli.stopping import interruptible
     from progidiff.cli.training import STOPPING, TrainingView
-    from progidiff.outputs.atomic import claimed
-    from progidiff.training.session import Watch
+    from progidiff.places import claimed
+    from progidiff.training.run import Watch
 
     try:
         with claimed(out), claimed(work), TrainingView() as view, interruptible(STOPPING, view.log) as cancelled:

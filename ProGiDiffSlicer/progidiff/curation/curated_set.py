@@ -26,9 +26,10 @@ from progidiff.curation.case import (
     parse_case,
     write_image,
 )
-from progidiff.curation.files import digest, explained, move, replace, sync_file, sync_folder, write_json
+from progidiff.curation.files import digest, explained, move, replace, sync_folder, write_json
 from progidiff.curation.keys import volume_key
 from progidiff.errors import DatasetError, InputError
+from progidiff.places import flush
 from progidiff.targets import catalog
 
 SET_FOLDER, SET_NAME = "progidiff-set", "set.json"
@@ -312,7 +313,7 @@ class CuratedSet:
             (dataset / part).mkdir(parents=True, exist_ok=True)
         write_json(staging / f"{identifier}.json", facts)
         for path in staged:
-            sync_file(path)
+            flush(path)
         for path, place in zip(staged, case_files(dataset, identifier), strict=True):
             move(path, place)
             sync_folder(place.parent)

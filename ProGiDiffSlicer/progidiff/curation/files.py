@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from progidiff.errors import OutputError
+from progidiff.places import DENIED, FULL
 
 _TRIES, _PAUSE_S = 20, 0.05
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -32,9 +31,9 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             reason = "there is not enough space; free some"
-        elif error.errno in _DENIED:
+        elif error.errno in DENIED:
             reason = "you may not write there; ask for the permission or choose another folder"
         else:
             reason = f"{error.strerror or error}; check that it can be reached"
@@ -47,12 +46,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         json.dump(content, stream, indent=1, ensure_ascii=False, sort_keys=True)
         stream.write("\n")
         stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_file(path: Path) -> None:
-    """Have the system write a file out."""
-    with path.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 

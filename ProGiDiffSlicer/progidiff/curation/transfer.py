@@ -16,6 +16,7 @@ from progidiff.curation.case import FILE_ENDING, CuratedCase, Modality, write_im
 from progidiff.curation.files import digest, explained
 from progidiff.curation.keys import patient_groups
 from progidiff.errors import DatasetError, OutputError, why_left_out
+from progidiff.places import replaced_folder
 from progidiff.volumes.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -85,40 +86,35 @@ def export(kept: CuratedSet, out: Path, modality: Modality, targets: Iterable[st
         raise OutputError(f'"{out}" holds something already; choose a new or empty folder.')
     written: list[CuratedCase] = []
     damaged: list[tuple[str, str]] = []
-    fresh = out.with_name(f".{out.name}-{uuid.uuid4().hex}.part")
-    try:
-        with explained(out):
-            for part in ("imagesTr", "labelsTr"):
-                (fresh / part).mkdir(parents=True)
-            for case in chosen:
-                try:
-                    _image, affine, masks = case.read()
-                except Exception as error:  # one case among many
-                    damaged.append((case.id, why_left_out(case.id, error)))
-                    continue
-                written.append(case)
-                shutil.copyfile(case.image_path, fresh / "imagesTr" / case.image_path.name)
-                label = sum(masks[target].astype(np.uint8) * np.uint8(number) for number, target in enumerate(wanted, 1))
-                grid = Geometry(tuple(reversed(masks[wanted[0]].shape)), affine)  # type: ignore[arg-type]
-                write_image(fresh / "labelsTr" / case.label_path.name, np.asarray(label, dtype=np.uint8), grid)
-            if not written:
-                raise DatasetError(f"None of the {len(chosen)} cases can be read; of the first one: {damaged[0][1]}")
-            groups = patient_groups(written)
-            index = {
-                "channel_names": {"0": modality},
-                "labels": {"background": 0, **{target: number for number, target in enumerate(wanted, 1)}},
-                "numTraining": len(written),
-                "file_ending": FILE_ENDING,
-            }
-            (fresh / "dataset.json").write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
-            folds = _folds(groups)
-            if folds:
-                (fresh / "splits_final.json").write_text(json.dumps(folds, indent=1), encoding="utf-8")
-            if out.exists():
-                out.rmdir()
-            fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with replaced_folder(out, "data set") as fresh:
+        for part in ("imagesTr", "labelsTr"):
+            (fresh / part).mkdir(parents=True)
+        for case in chosen:
+            try:
+                _image, affine, masks = case.read()
+            except Exception as error:  # one case among many
+                damaged.append((case.id, why_left_out(case.id, error)))
+                continue
+            written.append(case)
+            shutil.copyfile(case.image_path, fresh / "imagesTr" / case.image_path.name)
+            label = sum(masks[target].astype(np.uint8) * np.uint8(number) for number, target in enumerate(wanted, 1))
+            grid = Geometry(tuple(reversed(masks[wanted[0]].shape)), affine)  # type: ignore[arg-type]
+            write_image(fresh / "labelsTr" / case.label_path.name, np.asarray(label, dtype=np.uint8), grid)
+        if not written:
+            raise DatasetError(f"None of the {len(chosen)} cases can be read; of the first one: {damaged[0][1]}")
+        groups = patient_groups(written)
+        index = {
+            "channel_names": {"0": modality},
+            "labels": {"background": 0, **{target: number for number, target in enumerate(wanted, 1)}},
+            "numTraining": len(written),
+            "file_ending": FILE_ENDING,
+        }
+        (fresh / "dataset.json").write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
+        folds = _folds(groups)
+        if folds:
+            (fresh / "splits_final.json").write_text(json.dumps(folds, indent=1), encoding="utf-8")
+        if out.exists():
+            out.rmdir()  # where somebody has put something meanwhile, this fails
     left_out = len(cases) - len(chosen)
     return Exported(out, wanted, len(written), left_out, len(set(groups.values())), tuple(damaged))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from progidiff.datasets.manifest import SliceEntry, SliceSettings
 
 Modality = Literal["CT", "MR"]
+#: Smallest labelled area that counts as present, in mm²; slivers at an organ's very end say little about a model.
+MIN_AREA_MM2 = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,12 @@ class LabelledSlice:
     slice_id: str = ""
     plane: str = "axial"
     spacing_exact: bool = True
+
+
+def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:
+    """Targets of the vocabulary that are labelled and at least :data:`MIN_AREA_MM2` large on a slice."""
+    pixel = item.spacing_rc[0] * item.spacing_rc[1]
+    return [t for t in vocabulary if t in item.labelled and item.labels[t].sum() * pixel >= MIN_AREA_MM2]
 
 
 @dataclass(frozen=True)

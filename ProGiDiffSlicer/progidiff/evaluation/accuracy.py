@@ -1,24 +1,33 @@
-"""Accuracy of proposals against labels: rank-1, mean, best-of-N and RandTop-3, with n, through the engine that users run."""
+"""What ``progidiff accuracy`` measures: proposals against labels, beside the image-only twin, or without their state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from progidiff.cards import Accuracy, ModelCard
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.evaluation.metrics import dice, proposal_scores, spearman
-from progidiff.evaluation.presenting import as_volume
-from progidiff.evaluation.summaries import patient_bootstrap
-from progidiff.model.card import Accuracy
-from progidiff.proposals.proposals import MEAN, Proposals
+from progidiff.evaluation.cases import cases_of_slices, on_grid
+from progidiff.evaluation.measuring import EvaluationSettings, measure_case
+from progidiff.evaluation.metrics import dice
+from progidiff.evaluation.scoring import TargetResult
+from progidiff.evaluation.summary import patient_bootstrap
+from progidiff.model.folder import ProGiDiffModel
+from progidiff.model.networks import ImageEncoder
 from progidiff.sampling.engine import Engine
-from progidiff.wire.messages import ProposeRequest
 
-#: Smallest labelled area that counts as present, in mm²; slivers at an organ's very end say little about a model.
-MIN_AREA_MM2 = 100.0
 FIGURES = ("rank1", "mean", "best", "rand_top_3", "ensemble", "twin")
+NAN = float("nan")
+
+Ablation = Literal["none", "shuffled", "noise"]
+Twin = Callable[[LabelledSlice, str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,6 @@ class AbsentScore:
     rank1_empty: bool
 
 
-Twin = Callable[[LabelledSlice, str], np.ndarray]
-
-
 def score_slices(
     engine: Engine,
     name: str,
@@ -74,7 +80,7 @@ def score_slices(
     absent: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[SliceScore], list[AbsentScore]]:
-    """Score every labelled target of every slice.
+    """Score every labelled target of every slice, as :func:`measure_case` does.
 
     Args:
         engine: loaded engine.
@@ -87,44 +93,36 @@ def score_slices(
         absent: also prompt for targets that are labelled as absent.
         progress: told the number of slices done.
     """
+    settings = EvaluationSettings(proposals, steps, seed, tolerance_mm=None, absent=absent)
     scores: list[SliceScore] = []
     absences: list[AbsentScore] = []
-    for done, item in enumerate(items):
-        area = item.spacing_rc[0] * item.spacing_rc[1]
-        known = [t for t in engine.card.vocabulary if t in item.labelled]
-        present = [t for t in known if item.labels[t].sum() * area >= MIN_AREA_MM2]
-        missing = [t for t in known if not item.labels[t].any()] if absent else []
-        if present or missing:
-            array, affine = as_volume(item, engine.card)
-            engine.set_image(array, affine, item.modality, item.plane)
-            request = ProposeRequest((*present, *missing), proposals=proposals, steps=steps, seed=seed)
-            gathered = engine.gather(request)
-            for target in present:
-                scores.append(_score(name, item, gathered[target], twin))
-            for target in missing:
-                event = gathered[target].checked()
-                absences.append(AbsentScore(name, target, item.patient, event.empty_share, event.empty[event.order[0]]))
-        progress(done + 1)
+    for done, item in enumerate(items, 1):
+        (case,) = cases_of_slices([item], name, engine.card)
+        for found in measure_case(engine, case, settings).targets:
+            if found.present:
+                compared = NAN if twin is None else dice(twin(item, found.target), item.labels[found.target])
+                scores.append(_score(name, item.patient, found, compared))
+            else:
+                rightly = found.answers["rank1"].presence == "TN"
+                absences.append(AbsentScore(name, found.target, item.patient, found.empty_share, rightly))
+        progress(done)
     return scores, absences
 
 
-def _score(name: str, item: LabelledSlice, proposals: Proposals, twin: Twin | None) -> SliceScore:
-    target, event = proposals.target, proposals.checked()
-    truth = item.labels[target]
-    values = [dice(mask, truth) for mask in proposals.slice_masks(0)]
-    figures = proposal_scores(values, event, k=3)
+def _score(name: str, patient: str, found: TargetResult, twin: float) -> SliceScore:
+    dices = {answer: NAN if score.dice is None else score.dice for answer, score in found.answers.items()}
     return SliceScore(
         set=name,
-        target=target,
-        patient=item.patient,
-        rank1=figures.rank1,
-        mean=figures.mean,
-        best=figures.best,
-        rand_top_3=figures.rand_top_k,
-        ensemble=dice(proposals.slice_mask(MEAN, 0), truth),
-        diversity=event.mean_pairwise_dice,
-        spearman=spearman(event.scores, values),
-        twin=float("nan") if twin is None else dice(twin(item, target), truth),
+        target=found.target,
+        patient=patient,
+        rank1=dices["rank1"],
+        mean=dices["mean"],
+        best=dices["best"],
+        rand_top_3=dices["rand_top_k"],
+        ensemble=dices["ensemble"],
+        diversity=found.diversity,
+        spearman=NAN if found.spearman is None else found.spearman,
+        twin=twin,
     )
 
 
@@ -187,4 +185,85 @@ def card_entries(rows: Sequence[dict[str, object]], proposals: int) -> list[Accu
 
 def _mean(values: Sequence[float]) -> float:
     known = [v for v in values if not np.isnan(v)]
-    return float(np.mean(known)) if known else float("nan")
+    return float(np.mean(known)) if known else NAN
+
+
+class PlainSegmenter:
+    """A network without prompt, noise or sampling, asked as the diffusion model is: same grid, window and vocabulary.
+
+    Args:
+        logits: float images (1, 1, S, S) in [0, 1] to logits (1, V, S, S), V as the card's vocabulary.
+        card: card of the diffusion model that it is compared with.
+    """
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], card: ModelCard) -> None:
+        self._logits, self._card = logits, card
+        self._last: tuple[LabelledSlice, np.ndarray] | None = None
+
+    @torch.inference_mode()
+    def __call__(self, item: LabelledSlice, target: str) -> np.ndarray:
+        """Mask bool (H, W) of a target on a slice, at the slice's own pixels."""
+        if self._last is None or self._last[0] is not item:
+            grid, pixels = on_grid(item, self._card)
+            logits = self._logits(pixels)[0]
+            self._last = item, (grid.from_model(logits, outside=-20.0) > 0).numpy()
+        return self._last[1][self._card.vocabulary.index(target)]
+
+
+class TwinNetwork(nn.Module):
+    """The image-only twin: the encoder with its segmentation head, images (B, 1, S, S) to logits (B, V, S, S)."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.segment(self.encoder(images))
+
+
+def image_only_twin(model: ProGiDiffModel) -> TwinNetwork | None:
+    """A model's image-only twin, float32 on the CPU, with weights of its own; ``None`` without a segmentation head."""
+    encoder = model.image_encoder
+    return TwinNetwork(deepcopy(encoder).float().cpu()).eval() if encoder.config.classes else None
+
+
+@contextmanager
+def disturbed_state(model: ProGiDiffModel, how: Ablation, seed: int = 0) -> Iterator[None]:
+    """Let the networks see another noisy state than the sampler's, at every step, for as long as the context lasts.
+
+    Does the sampler use its state? A "diffusion" segmenter whose answer does not change when its state is destroyed is an
+    image-only segmenter in disguise (after arXiv 2609.23967).
+
+    Args:
+        model: a loaded model.
+        how: ``"shuffled"`` gives every row of a batch the state of another row (another proposal, prompt or slice);
+            ``"noise"`` gives fresh Gaussian noise, so that nothing of the sampling so far reaches the networks;
+            ``"none"`` changes nothing.
+        seed: seed of permutation and noise.
+    """
+    if how == "none":
+        yield
+        return
+    generator = torch.Generator().manual_seed(seed)
+    seen: list[Tensor] = []
+
+    def control(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        state: Tensor = args[0]
+        if how == "noise":
+            other = torch.randn(state.shape, generator=generator).to(state.device, state.dtype)
+        else:
+            # a rotation by a random amount: no row keeps its own state
+            shift = int(torch.randint(1, max(len(state), 2), (1,), generator=generator))
+            other = state.roll(shift, 0)
+        seen[:] = [other]
+        return (other, *args[1:])
+
+    def backbone(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (seen[0], *args[1:])  # both networks see the same state, as always
+
+    hooks = [model.controlnet.register_forward_pre_hook(control), model.unet.register_forward_pre_hook(backbone)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -10,17 +10,30 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from progidiff.cards import ModelCard
 from progidiff.curation import CuratedCase, CuratedSet, patient_groups
 from progidiff.datasets.manifest import MANIFEST_NAME
 from progidiff.datasets.naming import with_unions
 from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError
-from progidiff.evaluation.presenting import as_volume
-from progidiff.model.card import ModelCard
+from progidiff.sampling.grid import ModelGrid, lay_grid
+from progidiff.sampling.intensity import normaliser
+from progidiff.synthesis.source import SyntheticSource
+from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan, plan_slices
+
+HELD_OUT_SEED = 20_260_000
+#: Direction (RAS) of growing columns, rows and slices for a canonical view of each plane.
+_DIRECTIONS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
+    "axial": ((-1, 0, 0), (0, -1, 0), (0, 0, 1)),
+    "coronal": ((-1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    "sagittal": ((0, -1, 0), (0, 0, -1), (1, 0, 0)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,3 +234,58 @@ def _files_fingerprint(paths: Sequence[Path], more: str) -> str:
     for path in paths:
         digest.update(fingerprint(path).encode())
     return digest.hexdigest()
+
+
+def as_volume(item: LabelledSlice, card: ModelCard) -> tuple[np.ndarray, np.ndarray]:
+    """A slice as a volume of one slice.
+
+    An already windowed CT slice is brought back to Hounsfield units by the model's own window, so that it passes through
+    the same code as a scan; what the window cut off stays cut off.
+
+    Args:
+        item: the slice.
+        card: card of the model that will see it.
+
+    Returns:
+        float32 array (1, rows, columns) and affine (4, 4), IJK to RAS in mm.
+    """
+    pixels = item.image.astype(np.float32)
+    if item.window == "display" and item.modality == "CT":
+        window = card.window("CT")
+        pixels = pixels * (window.high - window.low) + window.low
+    affine = np.eye(4)
+    steps = (item.spacing_rc[1], item.spacing_rc[0], 5.0)
+    for axis, (direction, step) in enumerate(zip(_DIRECTIONS[item.plane], steps, strict=True)):
+        affine[:3, axis] = np.array(direction) * step
+    return pixels[None], affine
+
+
+def on_grid(item: LabelledSlice, card: ModelCard) -> tuple[ModelGrid, Tensor]:
+    """A slice as the networks see it: the model's grid, and the pixels on it, float32 (1, 1, S, S) in [0, 1] on the CPU."""
+    array, _ = as_volume(item, card)
+    image = normaliser(array, card, item.modality)(array[0])
+    shape = (image.shape[0], image.shape[1])
+    grid = lay_grid(card, item.plane, [image], shape, item.spacing_rc)
+    return grid, grid.to_model(torch.from_numpy(image))
+
+
+def held_out_phantoms(count: int, size: int = 160, pixel_mm: float = 2.4) -> list[LabelledSlice]:
+    """``count`` painted phantoms with all organs labelled; every one counts as a patient of its own."""
+    source = SyntheticSource([], {"axial": (size, size)}, pixel_mm, "cpu", HELD_OUT_SEED)
+    items = []
+    for n in range(count):
+        batch = source.batch(1)
+        labels = {name: batch.mask(name)[0].numpy() for name in VOCABULARY if name in PHANTOM_TARGETS}
+        items.append(
+            LabelledSlice(
+                image=np.asarray(batch.images[0, 0].numpy(), np.float32),
+                spacing_rc=(pixel_mm, pixel_mm),
+                labels=labels,
+                labelled=frozenset(labels),
+                patient=f"phantom {n}",
+                modality="CT",
+                window="display",
+                slice_id=f"phantom {n}",
+            )
+        )
+    return items

@@ -17,12 +17,12 @@ from pydantic import Field, ValidationError
 
 from progidiff import __version__
 from progidiff.errors import CancelledError, OutputError, why_left_out
-from progidiff.evaluation.case_results import ANSWERS, CaseResult, Part
 from progidiff.evaluation.cases import EvaluationCase
-from progidiff.evaluation.evaluation_summary import TargetSummary, summarise_cases
 from progidiff.evaluation.measuring import EvaluationSettings, measure_case
 from progidiff.evaluation.metrics import metric_library
-from progidiff.outputs.atomic import atomic_file
+from progidiff.evaluation.scoring import ANSWERS, CaseResult, Part
+from progidiff.evaluation.summary import TargetSummary, summarise_cases
+from progidiff.places import atomic_file
 from progidiff.sampling.engine import Engine, weights_key
 
 FORMAT_VERSION = "1.0"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from progidiff.errors import CancelledError
-from progidiff.evaluation.case_results import CaseResult, TargetResult
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
+from progidiff.evaluation.scoring import CaseResult, TargetResult
 from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
 from progidiff.proposals.masks import bounding_box
 from progidiff.sampling.engine import Engine

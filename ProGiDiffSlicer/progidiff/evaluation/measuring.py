@@ -8,11 +8,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from progidiff.evaluation.accuracy import MIN_AREA_MM2
-from progidiff.evaluation.case_results import SINGLE, AnswerScore, CaseResult, MaskScore, TargetResult
+from progidiff.datasets.slices import MIN_AREA_MM2
 from progidiff.evaluation.cases import EvaluationCase, LabelledImage
 from progidiff.evaluation.metrics import spearman
-from progidiff.evaluation.scoring import CalibrationCount, by_reference, dice_curve, one, score_mask
+from progidiff.evaluation.scoring import (
+    SINGLE,
+    AnswerScore,
+    CalibrationCount,
+    CaseResult,
+    MaskScore,
+    TargetResult,
+    by_reference,
+    dice_curve,
+    one,
+    score_mask,
+)
 from progidiff.proposals.proposals import CONSENSUS, MEAN, MaskKey, Proposals
 from progidiff.proposals.ranking import rank
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine

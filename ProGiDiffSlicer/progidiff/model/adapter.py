@@ -18,13 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from progidiff.cards import AdapterCard, Layers, load_adapter_card, save_card
 from progidiff.errors import AdapterError, OutputError
-from progidiff.locations import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, weights_hash
-from progidiff.model.adapter_card import AdapterCard, Layers, load_adapter_card, save_adapter_card
-from progidiff.model.checks import sha256_of
+from progidiff.model.components import sha256_of
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.replacing import replacing
-from progidiff.outputs.atomic import holds_files
+from progidiff.places import ADAPTER_CARD_NAME, ADAPTER_WEIGHTS_NAME, holds_files, replaced_folder, weights_hash
 
 _PEFT_NAME = "default"
 #: Networks that an adapter reaches: what the paper trains, and nothing of the frozen backbone.
@@ -100,11 +98,11 @@ def save_adapter(state: dict[str, Tensor], fields: dict[str, object], folder: Pa
     """
     folder = Path(folder).absolute()
     check_adapter_folder(folder)
-    with replacing(folder, "adapter") as fresh:
+    with replaced_folder(folder, "adapter", (OSError, SafetensorError)) as fresh:
         weights = fresh / ADAPTER_WEIGHTS_NAME
         save_file(state, weights, metadata={"format": "pt"})
-        card = AdapterCard.model_validate({**fields, "sha256": sha256_of(weights)})
-        save_adapter_card(card, fresh)
+        card = AdapterCard.read({**fields, "sha256": sha256_of(weights)})
+        save_card(card, fresh)
         weights.chmod((fresh / ADAPTER_CARD_NAME).stat().st_mode)  # safetensors writes for its own user alone
     return card
 

@@ -1,4 +1,7 @@
-"""The networks that ProGiDiff adds to diffusers: custom image encoder, control branch that takes its hint, mask decoder."""
+"""The networks that ProGiDiff adds to diffusers: custom image encoder, control branch that takes its hint, mask decoder.
+
+And prompts as the networks read them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from diffusers import ConfigMixin, ControlNetModel, ModelMixin, UNet2DConditionM
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTextModel
 
 
 class ConvBlock(nn.Module):
@@ -204,3 +208,17 @@ class MaskDecoder(ModelMixin, ConfigMixin):
         h = F.silu(self.conv_in(latents))
         h = F.silu(self.conv_mid(h)) + h
         return F.pixel_shuffle(self.conv_out(h), self.config.stride)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, int64 (B, L), padded to the tokenizer's maximum length."""
+    length = tokenizer.model_max_length
+    out = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return out.input_ids.to(device), out.attention_mask.to(device)
+
+
+def encode_text(text_encoder: CLIPTextModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, L, D) of prompts, and their mean over real tokens (B, D)."""
+    states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    weight = mask[:, :, None].to(states.dtype)
+    return states, (states * weight).sum(1) / weight.sum(1).clamp_min(1)

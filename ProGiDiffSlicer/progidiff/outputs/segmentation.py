@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from progidiff.outputs.atomic import atomic_file
 from progidiff.outputs.tags import escape_tag
+from progidiff.places import atomic_file
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.packed import PackedMask
 

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from progidiff.errors import OutputError
-from progidiff.outputs.atomic import atomic_file
+from progidiff.places import atomic_file
 from progidiff.volumes.geometry import Geometry
 
 

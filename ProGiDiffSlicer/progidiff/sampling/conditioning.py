@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from progidiff.model.card import Modality
+from progidiff.cards import Modality
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.text import encode_text, tokenize
+from progidiff.model.networks import encode_text, tokenize
 from progidiff.sampling.presence import presence_of
 
 #: Slices whose features are kept: those of one batch, those that adaptive sampling comes back to, and those a user steps

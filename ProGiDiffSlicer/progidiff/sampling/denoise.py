@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from progidiff.errors import CancelledError, InputError
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.sampling.conditioning import predict
 from progidiff.wire.messages import SchedulerName
 
 MAX_STEPS = 100
 _ORDERS: dict[str, int] = {"ddim": 1, "dpmsolver++": 2}
 
 
-def make_scheduler(model: ProGiDiffModel, name: SchedulerName, steps: int) -> DPMSolverMultistepScheduler:
-    """A fresh solver on the model's own noise schedule; it keeps state between steps, so it is never shared between batches.
+def make_scheduler(schedule: DDIMScheduler, name: SchedulerName, steps: int) -> DPMSolverMultistepScheduler:
+    """A fresh solver on a model's own noise schedule; it keeps state between steps, so it is never shared between batches.
 
     DDIM is DPM-Solver++ of first order (Lu et al., arXiv 2211.01095, section 4), and both run on diffusers' multistep
     solver. diffusers' ``DDIMScheduler`` steps by ``1000 // steps``, which misses the next trailing time step, and at the
@@ -35,7 +34,7 @@ def make_scheduler(model: ProGiDiffModel, name: SchedulerName, steps: int) -> DP
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"The number of steps must be from 1 to {MAX_STEPS}, not {steps}.")
     scheduler = DPMSolverMultistepScheduler.from_config(
-        model.scheduler.config,
+        schedule.config,
         algorithm_type="dpmsolver++",
         solver_order=_ORDERS[name],
         lower_order_final=True,
@@ -48,20 +47,16 @@ def make_scheduler(model: ProGiDiffModel, name: SchedulerName, steps: int) -> DP
 
 @torch.inference_mode()
 def denoise(
-    model: ProGiDiffModel,
+    predict: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
-    states: Tensor,
-    hint: Tensor,
     scheduler: DPMSolverMultistepScheduler,
-    after_step: Callable[[], bool],
+    after_step: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """Samples of the mask latents.
+    """Samples of the mask latents, for proposals and for the validations of a training.
 
     Args:
-        model: the loaded model.
+        predict: noisy latents float32 (B, C, h, w) and time steps int64 (B,) to the networks' prediction.
         noise: (B, C, h, w), standard normal.
-        states: (B, L, D) text states of each row.
-        hint: (B, hint channels, h, w) of each row.
         scheduler: from :func:`make_scheduler`, unused so far.
         after_step: called after each step; returning true cancels.
 
@@ -74,7 +69,7 @@ def denoise(
     latents = noise.float() * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         timestep = torch.full((len(latents),), int(t), device=latents.device)
-        prediction = predict(model, scheduler.scale_model_input(latents, t).to(model.dtype), timestep, states, hint)
+        prediction = predict(scheduler.scale_model_input(latents, t), timestep)
         latents = scheduler.step(prediction.float(), t, latents, return_dict=False)[0]
         if after_step():
             raise CancelledError("The request was cancelled.")

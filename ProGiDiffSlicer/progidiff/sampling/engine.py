@@ -12,11 +12,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from progidiff.cards import AdapterCard, ModelCard, load_adapter_card
 from progidiff.errors import AdapterError, InputError, ModelError, WorseAdapterError
-from progidiff.memory import peak_memory_mb
 from progidiff.model.adapter import AppliedAdapter, apply_adapter
-from progidiff.model.adapter_card import AdapterCard, load_adapter_card
-from progidiff.model.card import ModelCard
 from progidiff.model.folder import ProGiDiffModel, load_model
 from progidiff.proposals.proposals import MAJORITY, Gathered
 from progidiff.proposals.votes import AdaptiveStopping
@@ -25,6 +23,7 @@ from progidiff.sampling.denoise import make_scheduler
 from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.sampling.run import Emit, Run
 from progidiff.sampling.sampler import Sampler
+from progidiff.system import peak_memory_mb
 from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProposeRequest, WarningEvent
 
 #: Most proposals of one target.
@@ -228,7 +227,7 @@ class Engine:
             raise InputError(f"The seed must not be negative, as {request.seed} is.")
         if request.ranking not in ("soft_dice", "medoid"):
             raise InputError(f'There is no ranking "{request.ranking}"; choose "soft_dice" or "medoid".')
-        make_scheduler(self.model, request.scheduler, request.steps)
+        make_scheduler(self.model.scheduler, request.scheduler, request.steps)
         if request.slices is not None:
             start, stop = request.slices
             if not 0 <= start < stop <= image.plan.count:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from progidiff.model.card import ModelCard
+from progidiff.cards import ModelCard
 
 #: Share of the grid's rows and columns that the body fills where the grid is laid on it.
 BODY_SHARE = 0.95

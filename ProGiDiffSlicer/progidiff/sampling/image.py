@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from progidiff.cards import Modality, ModelCard
 from progidiff.errors import InputError
-from progidiff.model.card import Modality, ModelCard
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import Normaliser, normaliser
 from progidiff.volumes.axes import nearest_axes

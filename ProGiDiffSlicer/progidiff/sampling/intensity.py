@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from progidiff.cards import Modality, ModelCard
 from progidiff.errors import InputError
-from progidiff.model.card import Modality, ModelCard
 from progidiff.volumes.values import sample
 
 Normaliser = Callable[[np.ndarray], np.ndarray]

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from progidiff.memory import is_out_of_memory
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.sampling.conditioning import Conditioner
+from progidiff.sampling.conditioning import Conditioner, predict
 from progidiff.sampling.denoise import decode, denoise, make_scheduler
 from progidiff.sampling.image import LoadedImage
 from progidiff.sampling.noise import proposal_noise
 from progidiff.sampling.presence import presence_threshold
 from progidiff.sampling.run import Run
+from progidiff.system import is_out_of_memory
 from progidiff.wire.messages import SliceEvent
 
 Row = tuple[int, str, int]  # slice, target, proposal
@@ -162,7 +162,7 @@ class Sampler:
             shape = (model.unet.config.in_channels, *hint.shape[-2:])
             fields = [proposal_noise(request.seed, t, p, image.position_mm(s), shape) for s, t, p in batch]
             noise = torch.stack(fields).to(model.device)
-            scheduler = make_scheduler(model, request.scheduler, request.steps)
+            scheduler = make_scheduler(model.scheduler, request.scheduler, request.steps)
         run.check()
         done = 0
 
@@ -172,6 +172,6 @@ class Sampler:
             return run.after_step(len(batch), done / request.steps, *batch[0][:2])
 
         with run.timed("denoise_s"):
-            latents = denoise(model, noise, states, hint, scheduler, after_step)
+            latents = denoise(lambda z, t: predict(model, z.to(model.dtype), t, states, hint), noise, scheduler, after_step)
         with run.timed("decode_s"):
             return decode(model, latents)

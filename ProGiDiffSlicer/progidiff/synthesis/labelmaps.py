@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from progidiff.errors import DatasetError
+from progidiff.places import replaced_file
 from progidiff.synthesis.tissues import INDEX, ORGANS, VOCABULARY, tissue_of
 
 #: Smallest area of the nine organs for which a slice counts as one of the abdomen, mm²: less teaches little but noise.
@@ -443,10 +444,8 @@ def pack(volumes: Sequence[LabelVolume], path: Path) -> None:
             {key: getattr(volume, key) for key in ("name", "modality", "spacing", "licence", "weight")}
             | {"known": sorted(volume.known), "arrays": names}
         )
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replaced_file(path) as staged, staged.open("wb") as file:
         np.savez_compressed(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **content)
-    part.replace(path)
 
 
 def unpack(path: Path) -> list[LabelVolume]:

@@ -15,20 +15,18 @@ from typing import Any
 
 import torch
 
+from progidiff.cards import AdapterCard, Counts, ModelCard, Retention, TargetScore, load_card
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import CancelledError, DatasetError, why_left_out
-from progidiff.evaluation.phantom_set import held_out_phantoms
-from progidiff.locations import weights_hash
+from progidiff.evaluation.cases import held_out_phantoms
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
-from progidiff.model.adapter_card import AdapterCard, Counts, Retention, TargetScore
-from progidiff.model.card import ModelCard, load_card
 from progidiff.model.folder import ProGiDiffModel, load_model
+from progidiff.places import weights_hash
 from progidiff.sampling.engine import Engine
-from progidiff.training.curated import open_cases
-from progidiff.training.datasets import NOTHING_SHOWN, split_stacks
+from progidiff.training.batches import NOTHING_SHOWN, split_stacks
 from progidiff.training.held_out import FirstRanked, before_after_png, choose_slices, first_ranked, mean_score, scores
-from progidiff.training.session import Watch, claim, slug, training_device
-from progidiff.training.stacks import Stack, prepare
+from progidiff.training.run import Watch, claim, slug, training_device
+from progidiff.training.stacks import Stack, open_cases, prepare
 from progidiff.training.tuning import TuneSettings, tune
 
 #: Told everything that happens, as objects that can be written as JSON.
@@ -115,7 +113,7 @@ def adapt(
             "adapter_id": adapter_id,
             "steps": tuning.steps,
             "cases": {"training": len(train), "validation": len(held_out)},
-            "targets": {target: count.model_dump() for target, count in counts.items()},
+            "targets": {target: count.to_dict() for target, count in counts.items()},
             "left_out": left_out,
         }
     )
@@ -182,7 +180,7 @@ def adapt(
             "better": better,
             "cancelled": tuned.cancelled,
             "reason": f"{reason} {notes}".strip(),
-            "card": written.model_dump(mode="json"),
+            "card": written.to_dict(),
         }
     )
     return written

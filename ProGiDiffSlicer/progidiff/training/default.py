@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
+from progidiff.cards import ModelCard, TrainingSource, TrainingStage, Window, make_card
 from progidiff.errors import DatasetError, ModelError
-from progidiff.model.card import ModelCard, TrainingSource, TrainingStage, Window, make_card
 from progidiff.model.folder import ProGiDiffModel, save_model
-from progidiff.model.networks import ControlBranch
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ControlBranch, tokenize
 from progidiff.synthesis.labelmaps import LabelVolume, load_permissive, unpack, with_blends
 from progidiff.synthesis.source import BODY_GRIDS, SyntheticSource
 from progidiff.synthesis.tissues import VOCABULARY

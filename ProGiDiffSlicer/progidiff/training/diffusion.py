@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
-from progidiff.model.text import encode_text
+from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder, encode_text
+from progidiff.sampling.denoise import denoise, make_scheduler
 from progidiff.training.batches import BatchSource, TrainingBatch, pick_prompts
-from progidiff.training.losses import decoded_loss, dice_loss, neighbourhood, segmentation_loss, soft_dice, velocity_loss
-from progidiff.training.stages import SourceStage, encode_masks, mean_dice
+from progidiff.training.stages import (
+    SourceStage,
+    decoded_loss,
+    dice_loss,
+    encode_masks,
+    mean_dice,
+    neighbourhood,
+    segmentation_loss,
+    soft_dice,
+    velocity_loss,
+)
 
 
 class _DiffusionStage(SourceStage):
@@ -232,16 +242,15 @@ class ControlStage(_DiffusionStage):
         """One sample per image and target; mask logits (B, V, S, S). For validation; proposals come from the engine."""
         features = self.encoder(images)
         out = []
-        schedule = DDIMScheduler.from_config(self.schedule.config)
         for v in range(len(self.states)):
             target = torch.full((len(images),), v, device=images.device)
             hint = self.encoder.hint(features, self.pooled[target])
             generator = torch.Generator().manual_seed(seed + v)
             shape = (len(images), self.unet.config.in_channels, *hint.shape[-2:])
-            z = torch.randn(shape, generator=generator).to(images.device)
-            schedule.set_timesteps(steps)
-            for t in schedule.timesteps:
-                z = schedule.step(self.velocity(z, t, hint, target), t, z).prev_sample
+            noise = torch.randn(shape, generator=generator).to(images.device)
+            z = denoise(
+                partial(self.velocity, hint=hint, target=target), noise, make_scheduler(self.schedule, "ddim", steps)
+            )
             out.append(self.decode(z)[:, 0])
         return torch.stack(out, 1)
 

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from progidiff.datasets.slices import LabelledSlice
+from progidiff.cards import TargetScore
+from progidiff.datasets.slices import LabelledSlice, present_targets
+from progidiff.evaluation.cases import as_volume
 from progidiff.evaluation.metrics import dice
-from progidiff.evaluation.presenting import as_volume
-from progidiff.model.adapter_card import TargetScore
 from progidiff.sampling.engine import Engine
 from progidiff.training.stacks import Stack
 from progidiff.wire.messages import ProposeRequest
-
-#: Smallest labelled area that counts as present, in mm².
-_MIN_AREA_MM2 = 100.0
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,6 @@ def choose_slices(stacks: Sequence[Stack], vocabulary: Sequence[str], most: int)
         places = np.linspace(0, len(shown) - 1, min(share, len(shown)) + 2)[1:-1].round().astype(int)
         chosen += [shown[int(place)] for place in places]
     return chosen[:most]
-
-
-def present_targets(item: LabelledSlice, vocabulary: Sequence[str]) -> list[str]:
-    """Targets of the vocabulary that are labelled and visible on a slice."""
-    pixel = item.spacing_rc[0] * item.spacing_rc[1]
-    return [t for t in vocabulary if t in item.labelled and item.labels[t].sum() * pixel >= _MIN_AREA_MM2]
 
 
 def first_ranked(

@@ -1,11 +1,14 @@
-"""One training loop for all stages: EMA, progress, a validation curve, checkpoints that resume exactly."""
+"""One training loop for all stages: EMA, progress, a validation curve, checkpoints that resume exactly, the best weights.
+
+A checkpoint is one safetensors file: weights, averaged weights, optimiser moments, random states. No pickle anywhere.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +16,140 @@ from typing import Protocol
 
 import torch
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from progidiff.errors import CancelledError
-from progidiff.training.best import BestWeights
-from progidiff.training.checkpoint import load_checkpoint, save_checkpoint
+from progidiff.errors import CancelledError, ModelError, OutputError
+from progidiff.places import replaced_file
+
+
+def save_checkpoint(
+    path: Path, step: int, stage: Stage, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel
+) -> None:
+    """Write everything that the next step depends on; the file is replaced in one move.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier checkpoint stays as it was.
+    """
+    tensors = {f"weights.{i}": p.detach().cpu().contiguous() for i, p in enumerate(parameters)}
+    tensors |= {f"buffers.{k}": v.detach().cpu().contiguous().clone() for k, v in stage.trainable.named_buffers()}
+    tensors |= {f"ema.{i}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
+    for i, p in enumerate(parameters):
+        for key, value in optimizer.state.get(p, {}).items():
+            tensors[f"adam.{i}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors["random.source"] = stage.source_state().cpu()
+    metadata = {"stage": stage.name, "step": str(step), "ema_step": str(ema.optimization_step)}
+    try:
+        with replaced_file(path) as staged:
+            save_file(tensors, staged, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"The checkpoint {path} cannot be written ({error}); make room or choose another folder."
+        ) from error
+
+
+def load_checkpoint(
+    path: Path, stage: Stage, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel
+) -> int:
+    """Restore a checkpoint if there is one; returns the number of steps done (0 when there is none).
+
+    Raises:
+        ModelError: when the file is of another stage or network, or damaged.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta, keys = file.metadata() or {}, set(file.keys())
+            if meta.get("stage") != stage.name or f"weights.{len(parameters)}" in keys:
+                raise ModelError(f"{path} is a checkpoint of another stage or network; choose another folder or delete it.")
+            for i, p in enumerate(parameters):  # copy_ would spread a smaller tensor over a larger one
+                if tuple(file.get_slice(f"weights.{i}").get_shape()) != tuple(p.shape):
+                    raise ModelError(f"{path} is a checkpoint of another network; choose another folder or delete it.")
+            with torch.no_grad():
+                for i, p in enumerate(parameters):
+                    p.copy_(file.get_tensor(f"weights.{i}"))
+                    ema.shadow_params[i].copy_(file.get_tensor(f"ema.{i}"))
+                    names = ("step", "exp_avg", "exp_avg_sq")
+                    if f"adam.{i}.step" in keys:
+                        optimizer.state[p] = {n: file.get_tensor(f"adam.{i}.{n}") for n in names}
+                        for n in ("exp_avg", "exp_avg_sq"):
+                            optimizer.state[p][n] = optimizer.state[p][n].to(p.device)
+                for key, buffer in stage.trainable.named_buffers():
+                    buffer.copy_(file.get_tensor(f"buffers.{key}"))
+            ema.optimization_step = int(meta["ema_step"])
+            torch.set_rng_state(file.get_tensor("random.torch"))
+            if "random.cuda" in keys and torch.cuda.is_available():
+                torch.cuda.set_rng_state(file.get_tensor("random.cuda"))
+            stage.restore_source(file.get_tensor("random.source"))
+            return int(meta["step"])
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise ModelError(f"The checkpoint {path} does not fit or is damaged; delete it to start this stage anew.") from error
+
+
+BEST_NAME = "best.safetensors"
+
+
+class BestWeights:
+    """Keeps the weights of the validation with the highest figure.
+
+    Attributes:
+        value: its figure; ``None`` before the first validation.
+        step: its step.
+        since: validations since then.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / BEST_NAME
+        self.value: float | None = None
+        self.step = 0
+        self.since = 0
+
+    def resume(self) -> None:
+        """Take up what an interrupted run has kept.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        if not self._path.exists():
+            return
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                found = file.metadata() or {}
+            self.value, self.step, self.since = float(found["value"]), int(found["step"]), 0
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ModelError(f"{self._path} is damaged; delete the work folder to start anew.") from error
+
+    def offer(self, value: float, step: int, weights: Sequence[Tensor]) -> bool:
+        """Keep the weights if their figure is the highest so far; whether it is. NaN never is.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if not value > (self.value if self.value is not None else float("-inf")):
+            self.since += 1
+            return False
+        tensors = {str(i): w.detach().cpu().contiguous() for i, w in enumerate(weights)}
+        try:
+            with replaced_file(self._path) as staged:
+                save_file(tensors, staged, metadata={"value": repr(value), "step": str(step)})
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"{self._path} cannot be written ({error}); make room or choose another folder.") from error
+        self.value, self.step, self.since = value, step, 0
+        return True
+
+    def copy_to(self, weights: Sequence[Tensor]) -> None:
+        """Put the kept weights into place; nothing happens where none were kept."""
+        if self.value is None:
+            return
+        with safe_open(self._path, framework="pt") as file, torch.no_grad():
+            for i, weight in enumerate(weights):
+                weight.copy_(file.get_tensor(str(i)))
+
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 Progress = Callable[[str, int, int], None]

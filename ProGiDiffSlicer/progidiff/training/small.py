@@ -8,9 +8,9 @@ from typing import Any
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from progidiff.model.bundle import ProGiDiffModel
-from progidiff.model.card import ModelCard
-from progidiff.model.latents import zero_snr_scheduler
+from progidiff.cards import ModelCard
+from progidiff.model.build import zero_snr_scheduler
+from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch, ImageEncoder, MaskDecoder
 
 TEXT_DIM = 64

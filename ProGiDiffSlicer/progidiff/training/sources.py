@@ -11,15 +11,22 @@ from typing import Any
 
 import torch
 
+from progidiff.cards import ModelCard, TrainingSource
 from progidiff.datasets.naming import read_json
 from progidiff.datasets.nnunet import NnUNetDataset
 from progidiff.datasets.slices import SliceFolder
 from progidiff.errors import DatasetError
-from progidiff.model.card import ModelCard, TrainingSource
 from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
 from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
-from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
-from progidiff.training.datasets import DatasetBatches, MixedBatches, split_stacks, validation_batches
+from progidiff.training.batches import (
+    BatchSource,
+    DatasetBatches,
+    MixedBatches,
+    TrainingBatch,
+    painted_batches,
+    split_stacks,
+    validation_batches,
+)
 from progidiff.training.stacks import Stack, open_dataset, stacks_of
 from progidiff.volumes.slicing import USUAL_PLANES
 

@@ -9,25 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from progidiff.cards import Layers, Modality
 from progidiff.errors import CancelledError, DatasetError, ModelError
 from progidiff.model.adapter import add_lora
-from progidiff.model.adapter_card import Layers
-from progidiff.model.card import Modality
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.model.networks import ControlBranch
-from progidiff.model.text import tokenize
+from progidiff.model.networks import ControlBranch, tokenize
+from progidiff.sampling.denoise import denoise, make_scheduler
 from progidiff.sampling.presence import presence_of, presence_threshold
-from progidiff.training.batches import BatchSource, TrainingBatch, painted_batches
-from progidiff.training.datasets import DatasetBatches, MixedBatches, validation_batches
+from progidiff.training.batches import (
+    BatchSource,
+    DatasetBatches,
+    MixedBatches,
+    TrainingBatch,
+    painted_batches,
+    validation_batches,
+)
 from progidiff.training.diffusion import ControlStage
 from progidiff.training.loop import LoopSettings, Observer, read_curve, run_stage
-from progidiff.training.session import Watch
+from progidiff.training.run import Watch
 from progidiff.training.stacks import Stack
 
 Method = Literal["lora", "full", "scratch"]
@@ -126,16 +132,14 @@ class TuneStage(ControlStage):
             found = torch.stack([presence_of(one, self.pixel_mm) for one in self.encoder.segment(features)])
             presence = found[image.cpu(), target.cpu()]
         hint = self.encoder.hint(features[image], self.pooled[target])
-        scheduler = type(self.schedule).from_config(self.schedule.config)
-        scheduler.set_timesteps(_STEPS)
         masks = []
         shape = (self.unet.config.in_channels, *hint.shape[-2:])
         for sample in range(_SAMPLES):
             # the same noise for every row and at every validation, so that the curve shows the weights alone
-            z = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sample)).to(images.device)
-            z = z.expand(len(image), *shape)
-            for t in scheduler.timesteps:
-                z = scheduler.step(self.velocity(z, t, hint, target), t, z).prev_sample
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sample)).to(images.device)
+            solver = make_scheduler(self.schedule, "ddim", _STEPS)
+            velocity = partial(self.velocity, hint=hint, target=target)
+            z = denoise(velocity, noise.expand(len(image), *shape), solver)
             shown = (presence > presence_threshold(sample)).to(images.device)
             masks.append((self.decode(z)[:, 0] > 0) & shown[:, None, None])
         return torch.stack(masks)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from progidiff.remote import unattended
+from progidiff.system import kill_tree
 from progidiff.wire.conversation import Conversation
 
 _LONGEST_LINE = 2000
@@ -118,15 +119,7 @@ class WorkerProcess:
         if sys.platform == "win32":
             # Only while the parent lives can its children be found.
             if self._process.poll() is None:
-                taskkill = ["taskkill", "/T", "/F", "/PID", str(self._process.pid)]
-                with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                    subprocess.run(
-                        taskkill,
-                        capture_output=True,
-                        timeout=_KILL_WAIT_S,
-                        check=False,
-                        creationflags=subprocess.CREATE_NO_WINDOW,
-                    )
+                kill_tree(self._process.pid)
                 self._process.kill()
         elif self._process.poll() is None:
             self._signal_group(signal.SIGTERM)

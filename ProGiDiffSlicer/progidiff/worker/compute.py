@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from progidiff.errors import CancelledError, ProGiDiffError, ProtocolError
-from progidiff.memory import is_out_of_memory
+from progidiff.system import is_out_of_memory
 from progidiff.wire.messages import Cancelled, ErrorReply, Event, Reply
 from progidiff.worker.log import LOG, where
 from progidiff.worker.outbox import BULK_LIMIT, Outbox

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from progidiff import __version__
-from progidiff.memory import device_memory_mb, process_memory_mb
+from progidiff.system import device_memory_mb, process_memory_mb
 from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder
 from progidiff.wire.messages import (
     Acknowledged,

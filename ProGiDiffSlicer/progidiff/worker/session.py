@@ -89,7 +89,7 @@ class Session:
         self.device = str(getattr(engine, "device", request.device))
         card = engine.card
         LOG.info("model loaded on %s, %d targets", self.device, len(card.vocabulary))
-        return Loaded(card.model_id, tuple(card.vocabulary), self.device, card.model_dump(mode="json"))
+        return Loaded(card.model_id, tuple(card.vocabulary), self.device, card.to_dict())
 
     def load_adapter(self, request: LoadAdapter, run: Run) -> Reply:
         """Use an adapter on the loaded model, which is not loaded again; the image stays."""
@@ -97,7 +97,7 @@ class Session:
         run.emit(ProgressEvent("loading the adapter", 0.0))
         card = engine.load_adapter(Path(request.folder), request.even_if_worse)
         LOG.info("adapter in use")
-        return AdapterLoaded(card.adapter_id, card.model_dump(mode="json"))
+        return AdapterLoaded(card.adapter_id, card.to_dict())
 
     def unload_adapter(self, request: UnloadAdapter, run: Run) -> Reply:
         """Go back to the base model; nothing happens where no adapter is in use."""

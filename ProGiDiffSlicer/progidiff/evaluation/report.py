@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from progidiff.evaluation.case_results import ANSWERS, SINGLE
 from progidiff.evaluation.evaluate import EvaluationDocument, SettingsRecord
-from progidiff.evaluation.evaluation_summary import MEAN, AnswerSummary, Figure, TargetSummary
 from progidiff.evaluation.examples import Example
+from progidiff.evaluation.plots import calibration_plot, curve_plot, dice_plot, score_plot
+from progidiff.evaluation.scoring import ANSWERS, SINGLE
+from progidiff.evaluation.summary import MEAN, AnswerSummary, Figure, TargetSummary
 from progidiff.outputs.colours import OUTLINES
-from progidiff.outputs.evaluation_plots import calibration_plot, curve_plot, dice_plot, score_plot
 
 REPORT_NAME, JSON_NAME, CSV_NAME = "report.html", "evaluation.json", "evaluation.csv"
 

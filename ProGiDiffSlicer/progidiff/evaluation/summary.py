@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
 
-from progidiff.evaluation.case_results import (
+from progidiff.evaluation.metrics import Presence
+from progidiff.evaluation.scoring import (
     ANSWERS,
     CALIBRATION_BINS,
     SINGLE,
@@ -16,15 +18,77 @@ from progidiff.evaluation.case_results import (
     CurvePoint,
     Part,
     TargetResult,
+    mean_of,
 )
-from progidiff.evaluation.metrics import Presence
-from progidiff.evaluation.scoring import mean_of
-from progidiff.evaluation.summaries import patient_bootstrap
 
 #: Name of the row that averages the targets of a set.
 MEAN = "mean of targets"
 
 ByPatient = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class BootstrapInterval:
+    """A mean and its bootstrap confidence interval over patients.
+
+    Attributes:
+        mean: mean over all known values.
+        low, high: percentile interval; NaN with fewer than two patients, where it cannot be estimated.
+        patients: patients with at least one known value.
+        values: number of known values.
+        missing: number of NaN values that were left out.
+    """
+
+    mean: float
+    low: float
+    high: float
+    patients: int
+    values: int
+    missing: int
+
+    def __str__(self) -> str:
+        if np.isnan(self.mean):
+            return "no values"
+        size = f"n = {self.values} in {self.patients} patient{'s' if self.patients != 1 else ''}"
+        if np.isnan(self.low):
+            return f"{self.mean:.3f} ({size})"
+        return f"{self.mean:.3f} ({self.low:.3f}-{self.high:.3f}; {size})"
+
+
+def patient_bootstrap(
+    *by_target: Mapping[str, Sequence[float]], seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> BootstrapInterval:
+    """Mean over targets of each target's mean over all its values, and its percentile bootstrap interval over patients.
+
+    Slices of one patient are alike, so a bootstrap over slices would claim too much. Patients are drawn with replacement and
+    bring all their values (cluster bootstrap: Field and Welsh, J. R. Stat. Soc. B 2007), once for all targets, since one
+    patient's organs are alike too; a target that no drawn patient has is left out of that draw. NaN values are left out and
+    counted. The order of the patients does not matter.
+
+    Args:
+        by_target: for each target, or for the only one, the values by patient.
+        seed: of the draws.
+        resamples: number of draws.
+        level: of the interval.
+    """
+    nan = float("nan")
+    given = [{p: np.asarray(v, dtype=np.float64) for p, v in by.items()} for by in by_target]
+    known = [{p: v[~np.isnan(v)] for p, v in by.items()} for by in given]
+    missing = sum(len(v) - len(known[n][p]) for n, by in enumerate(given) for p, v in by.items())
+    kept = [by for by in known if any(len(v) for v in by.values())]
+    patients = sorted({p for by in kept for p, v in by.items() if len(v)})
+    if not patients:
+        return BootstrapInterval(nan, nan, nan, 0, 0, missing)
+    sums = np.array([[float(by[p].sum()) if p in by else 0.0 for p in patients] for by in kept])
+    counts = np.array([[len(by.get(p, ())) for p in patients] for by in kept])
+    mean = float((sums.sum(1) / counts.sum(1)).mean())
+    low = high = nan
+    if len(patients) > 1:
+        drawn = np.random.default_rng(seed).integers(len(patients), size=(resamples, len(patients)))
+        number = counts[:, drawn].sum(-1)
+        each = np.divide(sums[:, drawn].sum(-1), number, out=np.full(number.shape, nan), where=number > 0)
+        low, high = (float(v) for v in np.quantile(np.nanmean(each, 0), ((1 - level) / 2, (1 + level) / 2)))
+    return BootstrapInterval(mean, low, high, len(patients), int(counts.sum()), missing)
 
 
 class Figure(Part):
@@ -102,35 +166,6 @@ def summarise_cases(cases: Sequence[CaseResult], seed: int = 0) -> list[TargetSu
     return rows
 
 
-def macro_bootstrap(values: Mapping[str, ByPatient], seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Figure:
-    """Mean over targets of each target's mean, and its bootstrap interval with the patient as the unit.
-
-    Patients are drawn once for all targets, since one patient's organs are alike too; a target that no drawn patient has is
-    left out of that draw.
-
-    Args:
-        values: target -> patient -> values.
-        seed: of the draws.
-        resamples: number of draws.
-        level: of the interval.
-    """
-    kept = {t: {p: v for p, v in by.items() if len(v)} for t, by in values.items()}
-    kept = {t: by for t, by in kept.items() if by}
-    patients = sorted({p for by in kept.values() for p in by})
-    if not patients:
-        return Figure(mean=None)
-    sums = np.array([[float(np.sum(by.get(p, ()))) for p in patients] for by in kept.values()])
-    counts = np.array([[len(by.get(p, ())) for p in patients] for by in kept.values()])
-    mean = float((sums.sum(1) / counts.sum(1)).mean())
-    low = high = None
-    if len(patients) > 1:
-        drawn = np.random.default_rng(seed).integers(len(patients), size=(resamples, len(patients)))
-        number = counts[:, drawn].sum(-1)
-        each = np.divide(sums[:, drawn].sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0)
-        low, high = (float(v) for v in np.quantile(np.nanmean(each, 0), ((1 - level) / 2, (1 + level) / 2)))
-    return Figure(mean=mean, low=low, high=high, values=int(counts.sum()), patients=len(patients))
-
-
 def calibration_error(counts: Calibration) -> float | None:
     """Expected calibration error: |mean probability - share of the reference| over bins, weighted by pixels."""
     pixels = np.asarray(counts.pixels, dtype=np.float64)
@@ -176,27 +211,21 @@ def _answer(
             counts[found] += 1
     known = [s.dice for _, s in scores if s.dice is not None]
     return AnswerSummary(
-        dice=_figure([(p, s.dice) for p, s in scores], seed),
+        dice=_figure(seed, _by_patient([(p, s.dice) for p, s in scores])),
         dice_median=float(np.median(known)) if known else None,
-        hd95_mm=_figure([(p, s.hd95_mm) for p, s in scores], seed),
+        hd95_mm=_figure(seed, _by_patient([(p, s.hd95_mm) for p, s in scores])),
         hd95_failures=sum(s.hd95_failures for _, s in scores),
-        nsd=_figure([(p, s.nsd) for p, s in scores], seed),
+        nsd=_figure(seed, _by_patient([(p, s.nsd) for p, s in scores])),
         presence=counts,
     )
 
 
-def _figure(values: Sequence[tuple[str, float | None]], seed: int) -> Figure:
-    interval = patient_bootstrap(_by_patient(values), seed)
-    if not interval.values:
+def _figure(seed: int, *by_target: ByPatient) -> Figure:
+    found = patient_bootstrap(*by_target, seed=seed)
+    if not found.values:
         return Figure(mean=None)
-    bounded = not np.isnan(interval.low)
-    return Figure(
-        mean=interval.mean,
-        low=interval.low if bounded else None,
-        high=interval.high if bounded else None,
-        values=interval.values,
-        patients=interval.patients,
-    )
+    low, high = (None if np.isnan(end) else end for end in (found.low, found.high))
+    return Figure(mean=found.mean, low=low, high=high, values=found.values, patients=found.patients)
 
 
 def _by_patient(values: Sequence[tuple[str, float | None]]) -> dict[str, list[float]]:
@@ -216,11 +245,13 @@ def _mean(
     seen = {c.name: c for c, _ in present}.values()
 
     def over_targets(answer: str, field: str) -> Figure:
-        by_target = {
-            target: _by_patient([(c.patient, getattr(t.answers[answer], field)) for c, t in present if t.target == target])
-            for target in names
-        }
-        return macro_bootstrap(by_target, seed)
+        return _figure(
+            seed,
+            *(
+                _by_patient([(c.patient, getattr(t.answers[answer], field)) for c, t in present if t.target == target])
+                for target in names
+            ),
+        )
 
     answers = {
         answer: AnswerSummary(

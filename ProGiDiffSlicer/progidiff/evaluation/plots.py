@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from progidiff.evaluation.case_results import CALIBRATION_BINS, CaseResult
-from progidiff.evaluation.evaluation_summary import MEAN, TargetSummary
+from progidiff.evaluation.scoring import CALIBRATION_BINS, CaseResult
+from progidiff.evaluation.summary import MEAN, TargetSummary
 from progidiff.outputs.colours import OUTLINES
 
 if TYPE_CHECKING:

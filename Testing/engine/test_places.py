@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import progidiff
+from progidiff import places
 from progidiff.errors import InputError, OutputError
-from progidiff.outputs import atomic
-from progidiff.outputs.atomic import MARKER, atomic_file, atomic_folder
+from progidiff.places import MARKER, atomic_file, atomic_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -131,7 +131,7 @@ def test_failing_swap_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             raise OSError(errno.EIO, "Input/output error", str(target))
         real_rename(source, target)
 
-    monkeypatch.setattr(atomic.os, "rename", rename)
+    monkeypatch.setattr(places.os, "rename", rename)
     with pytest.raises(OutputError, match="Input/output error"):
         write_run(out, a="2", c="2")
     assert contents(out) == {"a": "1", "b": "1"}
@@ -211,7 +211,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from progidiff.errors import OutputError
-from progidiff.outputs.atomic import atomic_folder
+from progidiff.places import atomic_folder
 from progidiff.outputs.segmentation import Segment, write_seg_nrrd
 from progidiff.outputs.volumes_out import write_volume
 from progidiff.volumes.geometry import Geometry
