@@ -1,3 +1,3 @@
-"""The module inside 3D Slicer: panels, logic and the client of the worker process. It never imports torch."""
+"""The module inside 3D Slicer: panels, session, scene and the client of the worker process. It never imports torch."""
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from typing import Any
 import qt
 
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.session import ProposalSession
 from ProGiDiffSlicerLib.scene.accept import Acceptance
 from ProGiDiffSlicerLib.scene.exporting import Exporting
+from ProGiDiffSlicerLib.session import ProposalSession
 from ProGiDiffSlicerLib.setup.settings import WORKER_SETTINGS, Settings
 from ProGiDiffSlicerLib.worker.client import WorkerClient
 

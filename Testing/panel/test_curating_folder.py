@@ -14,7 +14,7 @@ import psutil
 import pytest
 import qt
 
-from ProGiDiffSlicerLib.logic.curating_process import Keeper, keeper_command
+from ProGiDiffSlicerLib.learning.curating_process import Keeper, keeper_command
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
@@ -29,7 +29,7 @@ SILENT = "import sys\nwhile sys.stdin.buffer.read1(65536): pass\nimport time\nti
 FULL = (
     "import resource, runpy, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
-    "runpy.run_module('ProGiDiffSlicerLib.logic.curating_child', run_name='__main__')"
+    "runpy.run_module('ProGiDiffSlicerLib.learning.curating_child', run_name='__main__')"
 )
 
 EMPTY = {"cases": 0, "counts": {}, "modalities": []}

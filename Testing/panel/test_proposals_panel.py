@@ -11,9 +11,9 @@ import qt
 import slicer
 
 from progidiff.volumes.slicing import extract_slice
-from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.pictures import common_box, picture, pixmap
 from ProGiDiffSlicerLib.panels.proposals import list_lines, summary
+from ProGiDiffSlicerLib.scene.store import Row
 
 from ..proposal_examples import slice_event
 from .panel_support import GRID, Opened, nested_masks, opened, press

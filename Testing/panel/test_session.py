@@ -10,8 +10,7 @@ import slicer
 
 from progidiff.errors import InputError, PromptError
 from progidiff.wire.messages import ProgressEvent, WarningEvent
-from ProGiDiffSlicerLib.logic.run import RunRequest
-from ProGiDiffSlicerLib.logic.session import SessionState
+from ProGiDiffSlicerLib.session import RunRequest, SessionState
 
 from ..proposal_examples import ranking_event, slice_event
 from .session_support import FakeClient

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from progidiff.wire.conversation import WorkerFailure
-from ProGiDiffSlicerLib.logic.session import SessionState
+from ProGiDiffSlicerLib.session import SessionState
 
 from .session_support import FakeClient
 from .watched_session import Watched, client, request, send, session, volume

@@ -10,7 +10,7 @@ import slicer
 
 from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import SliceEvent
-from ProGiDiffSlicerLib.logic.session import SessionState
+from ProGiDiffSlicerLib.session import SessionState
 
 from ..proposal_examples import ranking_event, slice_event
 from .session_support import FakeClient, add_transform, add_volume

@@ -19,8 +19,7 @@ from progidiff.places import sample_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import plan_slices
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.run import RunRequest
-from ProGiDiffSlicerLib.logic.session import ProposalSession, SessionState
+from ProGiDiffSlicerLib.session import ProposalSession, RunRequest, SessionState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
 from ..volume_examples import GEOMETRIES, oriented
@@ -318,7 +317,7 @@ def test_nothing_here_needs_torch() -> None:
     """Imported on its own, the session's side loads neither torch nor nibabel nor pydantic."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from Testing import slicer_host as host; host.start(); "
-        "import ProGiDiffSlicerLib.logic.session, ProGiDiffSlicerLib.worker.client; "
+        "import ProGiDiffSlicerLib.session, ProGiDiffSlicerLib.worker.client; "
         "print([name for name in ('torch', 'diffusers', 'nibabel', 'pydantic', 'scipy') if name in sys.modules])"
     )
     command = run_python("-c", code, str(ROOT))

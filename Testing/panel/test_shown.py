@@ -13,7 +13,6 @@ import vtk
 from progidiff.proposals.proposals import MAJORITY
 from progidiff.volumes.geometry import Geometry
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.store import ProposalStore
 from ProGiDiffSlicerLib.scene.shown import (
     AgreementOverlay,
     ProposalSegmentation,
@@ -21,6 +20,7 @@ from ProGiDiffSlicerLib.scene.shown import (
     most_uncertain_slice,
     proposal_color,
 )
+from ProGiDiffSlicerLib.scene.store import ProposalStore
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..proposal_examples import random_masks, ranking_event, slice_event

@@ -10,7 +10,7 @@ import pytest
 from progidiff.proposals.proposals import CONSENSUS, MEAN, STAPLE
 from progidiff.proposals.votes import agreement, consensus
 from progidiff.volumes.geometry import Geometry
-from ProGiDiffSlicerLib.logic.store import ProposalStore
+from ProGiDiffSlicerLib.scene.store import ProposalStore
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 
 from ..proposal_examples import random_masks, ranking_event, slice_event

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from progidiff.errors import InputError
+from ProGiDiffSlicerLib.learning import tuning
 from ProGiDiffSlicerLib.learning.adapters import base_hash
 from ProGiDiffSlicerLib.learning.curating import Contents
-from ProGiDiffSlicerLib.logic import next_case, tuning
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.lines import engine_command
 
@@ -63,7 +63,6 @@ def tuner(scene: Any, spin: Spin, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with opened(scene) as panels:
         made = Tuner(panels, spin, tmp_path)
         monkeypatch.setattr(tuning, "engine_command", made.command)
-        monkeypatch.setattr(next_case, "engine_command", made.command)
         yield made
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from progidiff.volumes.slicing import SlicePlan, plan_slices
 from ProGiDiffSlicerLib.idle import IdleQueue
-from ProGiDiffSlicerLib.logic.run import RunRequest
-from ProGiDiffSlicerLib.logic.session import ProposalSession
+from ProGiDiffSlicerLib.session import ProposalSession, RunRequest
 
 from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import GEOMETRIES

@@ -15,7 +15,7 @@ from slicer.i18n import tr as _
 from progidiff.errors import InputError
 from progidiff.targets import target_for
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.curating_process import Keeper, Reply, Request
+from ProGiDiffSlicerLib.learning.curating_process import Keeper, Reply, Request
 from ProGiDiffSlicerLib.scene.examples import Example, Voxels, collect, patient_key, terminology
 from ProGiDiffSlicerLib.scene.provenance import PREFIX, Provenance, get_tag, set_tag
 from ProGiDiffSlicerLib.signals import Signal

@@ -14,7 +14,7 @@ from progidiff.targets import catalog, target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan
 from ProGiDiffSlicerLib.learning.curating import Contents, Curating, Who
-from ProGiDiffSlicerLib.logic.curating_process import Keeper
+from ProGiDiffSlicerLib.learning.curating_process import Keeper
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
 from ProGiDiffSlicerLib.scene.examples import Example, Slices, examine, likely_modality, target_of
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of

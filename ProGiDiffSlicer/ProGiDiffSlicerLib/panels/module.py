@@ -9,7 +9,6 @@ import slicer
 import vtk
 
 from progidiff.wire.conversation import WorkerFailure
-from ProGiDiffSlicerLib.logic.store import Row
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
 from ProGiDiffSlicerLib.panels.prompt import PromptPanel
 from ProGiDiffSlicerLib.panels.proposals import ProposalsPanel
@@ -18,6 +17,7 @@ from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.panels.tuning import TuningPanel
 from ProGiDiffSlicerLib.parameters import Parameters
 from ProGiDiffSlicerLib.scene.nodes import is_own, nodes_of
+from ProGiDiffSlicerLib.scene.store import Row
 from ProGiDiffSlicerLib.services import Services
 
 

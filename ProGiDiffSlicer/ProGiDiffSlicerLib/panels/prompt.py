@@ -13,13 +13,12 @@ from slicer.i18n import tr as _
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import complete
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.logic.run import RunRequest
-from ProGiDiffSlicerLib.logic.session import SessionState
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import slices_of
 from ProGiDiffSlicerLib.parameters import LARGEST_SEED, Parameters, Plane
 from ProGiDiffSlicerLib.scene.volumes import Extent, frames
 from ProGiDiffSlicerLib.services import Services
+from ProGiDiffSlicerLib.session import RunRequest, SessionState
 
 _SEPARATORS = ";,\n"
 MOST_KEPT = 20

@@ -14,11 +14,11 @@ from slicer.i18n import tr as _
 
 from progidiff.proposals.proposals import MaskKey
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.store import ProposalStore, Row
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.panels.pictures import SliceWatch, VolumeSlices, common_box, levels_of, picture, pixmap, slices_of
 from ProGiDiffSlicerLib.parameters import Parameters
 from ProGiDiffSlicerLib.scene.shown import most_uncertain_slice, proposal_color
+from ProGiDiffSlicerLib.scene.store import ProposalStore, Row
 from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.signals import Signal
 

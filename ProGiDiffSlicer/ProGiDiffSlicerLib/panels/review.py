@@ -9,7 +9,6 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
-from ProGiDiffSlicerLib.logic.store import Row, row_name
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.parameters import Plane
@@ -19,6 +18,7 @@ from ProGiDiffSlicerLib.scene.examples import remember_volume
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
 from ProGiDiffSlicerLib.scene.nodes import is_own
 from ProGiDiffSlicerLib.scene.provenance import Provenance, earlier_provenance, read_provenance
+from ProGiDiffSlicerLib.scene.store import Row, row_name
 from ProGiDiffSlicerLib.services import Services
 
 

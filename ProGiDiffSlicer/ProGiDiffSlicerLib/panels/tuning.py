@@ -19,8 +19,7 @@ from ProGiDiffSlicerLib.learning.adapters import (
     restore_adapter,
 )
 from ProGiDiffSlicerLib.learning.curating import Contents
-from ProGiDiffSlicerLib.logic.next_case import NextCase, NextItem
-from ProGiDiffSlicerLib.logic.tuning import Tuning, TuningOptions
+from ProGiDiffSlicerLib.learning.tuning import NextCase, NextItem, Tuning, TuningOptions
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import curve, pixmap
 from ProGiDiffSlicerLib.services import Services

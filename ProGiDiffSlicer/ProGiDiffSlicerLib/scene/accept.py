@@ -20,7 +20,6 @@ from slicer.i18n import tr as _
 from progidiff.errors import InputError
 from progidiff.proposals.masks import Crop
 from progidiff.targets import Target, target_for
-from ProGiDiffSlicerLib.logic.store import ProposalStore, Row
 from ProGiDiffSlicerLib.scene.editing import EditTracker
 from ProGiDiffSlicerLib.scene.labelmaps import (
     LABELMAP,
@@ -37,6 +36,7 @@ from ProGiDiffSlicerLib.scene.labelmaps import (
 )
 from ProGiDiffSlicerLib.scene.nodes import ROLE_ACCEPTED, ROLE_ATTRIBUTE, ROLE_PROPOSALS, place_beside
 from ProGiDiffSlicerLib.scene.provenance import EARLIER_TAG, Provenance, get_tag, keep_earlier, write_provenance
+from ProGiDiffSlicerLib.scene.store import ProposalStore, Row
 from ProGiDiffSlicerLib.scene.undo import UndoStack
 from ProGiDiffSlicerLib.scene.volumes import frames, record_segmentation, still_same
 

@@ -17,7 +17,6 @@ from progidiff.proposals.proposals import MaskKey, Proposals
 from progidiff.targets import target_for
 from progidiff.volumes.slicing import restore_slice
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.logic.store import ProposalStore, row_name
 from ProGiDiffSlicerLib.scene.labelmaps import LABELMAP, image_of, matrix_of
 from ProGiDiffSlicerLib.scene.nodes import (
     ROLE_AGREEMENT,
@@ -27,6 +26,7 @@ from ProGiDiffSlicerLib.scene.nodes import (
     place_beside,
     remove_with_display,
 )
+from ProGiDiffSlicerLib.scene.store import ProposalStore, row_name
 from ProGiDiffSlicerLib.scene.volumes import frames
 from ProGiDiffSlicerLib.signals import Signal
 

@@ -1,4 +1,4 @@
-"""``python -m ProGiDiffSlicerLib.logic.curating_child``: keeps a set of training examples for the module.
+"""``python -m ProGiDiffSlicerLib.learning.curating_child``: keeps a set of training examples for the module.
 
 It runs outside of Slicer's process and imports nothing of Slicer. Frames come in on standard input, one line of JSON for
 each goes out on standard output; it ends with its input.

@@ -13,7 +13,7 @@ from progidiff.wire.messages import Event
 from ProGiDiffSlicerLib.scene.volumes import VolumeImage
 
 if TYPE_CHECKING:
-    from ProGiDiffSlicerLib.logic.run import RunRequest
+    from ProGiDiffSlicerLib.session import RunRequest
 
 
 @dataclass(frozen=True)

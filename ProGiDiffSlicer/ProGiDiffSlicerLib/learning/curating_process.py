@@ -22,7 +22,7 @@ from progidiff.wire.frames import encode_frame
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, own_python, worker_environment
 from ProGiDiffSlicerLib.worker.process import Process, ProcessFactory, QtProcess
 
-_ARGUMENTS = ("-P", "-m", "ProGiDiffSlicerLib.logic.curating_child")
+_ARGUMENTS = ("-P", "-m", "ProGiDiffSlicerLib.learning.curating_child")
 # What waits in the pipe at most, and is handed to it at once.
 _PENDING = 1 << 20
 _PORTION = 256 << 10
