@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.synthesis.labelmaps import load_spl_atlas
 from progidiff.synthesis.sample_volume import paint_volume
 from progidiff.volumes.geometry import Geometry

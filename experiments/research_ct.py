@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from experiments.shared_slices import load_shared
-from progidiff.datasets.slices import LabelledSlice
-from progidiff.datasets.split import split_by_patient
+from progidiff.datasets.slices import LabelledSlice, split_by_patient
 from progidiff.evaluation.accuracy import FIGURES, score_slices, summarise
 from progidiff.model.folder import load_model
 from progidiff.model.networks import tokenize

@@ -14,8 +14,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from progidiff.datasets.naming import with_unions
-from progidiff.datasets.slices import LabelledSlice, Modality, NamedSets
+from progidiff.datasets.slices import LabelledSlice, Modality, NamedSets, with_unions
 from progidiff.errors import DatasetError
 
 SHARED_SETS: tuple[str, ...]

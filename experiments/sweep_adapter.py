@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from experiments.shared_slices import load_shared
-from progidiff.datasets.split import split_by_patient
+from progidiff.datasets.slices import split_by_patient
 from progidiff.evaluation.accuracy import score_slices, summarise
 from progidiff.evaluation.cases import held_out_phantoms
 from progidiff.model.folder import load_model

@@ -22,7 +22,7 @@ from progidiff.active.record import NextDocument
 from progidiff.active.search import rank_folder
 from progidiff.cli.app import app
 from progidiff.errors import InputError, OutputError
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume

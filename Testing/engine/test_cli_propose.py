@@ -16,7 +16,7 @@ from progidiff.cli.proposing import understand
 from progidiff.cli.writing import volume_spread
 from progidiff.errors import PromptError
 from progidiff.outputs.document import ProposalsDocument, read_document
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import plan_slices

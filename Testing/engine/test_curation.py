@@ -268,7 +268,7 @@ def test_a_damaged_case_is_left_out_and_named(kept: CuratedSet, tmp_path: Path) 
 
 def test_whatever_is_thrown_at_one_case_the_others_are_verified(kept: CuratedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = sorted(kept.add(example(n)) for n in (1, 2))
-    monkeypatch.setattr("progidiff.curation.checking._grid", lambda path: 1 / 0)
+    monkeypatch.setattr("progidiff.curation.curated_set._grid", lambda path: 1 / 0)
     problems = kept.verify(older_than_s=0)
     assert sorted(p.case for p in problems) == ids
     assert all("ZeroDivisionError" in p.message and not p.harmless for p in problems)

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from progidiff.datasets.nnunet import NnUNetDataset
-from progidiff.datasets.split import split_by_patient
+from progidiff.datasets.slices import split_by_patient
 from progidiff.errors import DatasetError
 
 # In RAS millimetres: one marker voxel per organ, so that a mirrored slice cannot go unnoticed.

@@ -27,7 +27,7 @@ from progidiff.evaluation.measuring import EvaluationSettings, measure_case
 from progidiff.evaluation.metrics import dice, hd95, metric_library
 from progidiff.evaluation.report import render_evaluation
 from progidiff.evaluation.scoring import CaseResult
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.proposals.votes import consensus
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from progidiff.outputs.segmentation import Segment, assign_layers, write_seg_nrrd
-from progidiff.outputs.tags import escape_tag, unescape_tag
-from progidiff.volumes.packed import PackedMask
+from progidiff.outputs.segmentation import Segment, assign_layers, escape_tag, unescape_tag, write_seg_nrrd
 from progidiff.volumes.reading import read_volume
+from progidiff.volumes.slicing import PackedMask
 
 from ..volume_examples import GEOMETRIES, oblique
 

@@ -213,7 +213,7 @@ import numpy as np
 from progidiff.errors import OutputError
 from progidiff.places import atomic_folder
 from progidiff.outputs.segmentation import Segment, write_seg_nrrd
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.volumes.geometry import Geometry
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

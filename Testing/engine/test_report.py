@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from progidiff.errors import InputError
-from progidiff.outputs.colours import OUTLINES, shade
 from progidiff.outputs.document import (
     EnsembleVolumes,
     InputRecord,
@@ -26,16 +25,22 @@ from progidiff.outputs.document import (
     WarningRecord,
     read_document,
 )
-from progidiff.outputs.figures import Frame, agreement_png, display_window, outlines_png, windowed
 from progidiff.outputs.report import (
+    OUTLINES,
+    Frame,
     SlicePicture,
+    agreement_png,
+    display_window,
     drawn_proposals,
     millilitres,
+    outlines_png,
     percent,
     render_report,
     seconds,
+    windowed,
     write_report,
 )
+from progidiff.outputs.segmentation import shade
 
 HOSTILE = '<script>alert("x")</script> & "Müller"'
 

@@ -33,22 +33,20 @@ SHARED = (
     "progidiff.cards",
     "progidiff.curation",
     "progidiff.errors",
-    "progidiff.outputs.tags",
+    "progidiff.outputs.segmentation",
     "progidiff.places",
     "progidiff.proposals",
     "progidiff.remote",
     "progidiff.system",
     "progidiff.targets",
-    "progidiff.volumes.axes",
     "progidiff.volumes.geometry",
-    "progidiff.volumes.packed",
     "progidiff.volumes.slicing",
     "progidiff.volumes.values",
     "progidiff.wire",
 )
 IN_SLICER = {"numpy", "SimpleITK"}
 # What one of them uses where it is there.
-WHERE_THERE = {"system.py": {"psutil"}}
+WHERE_THERE = {"system.py": {"psutil"}, "segmentation.py": {"nibabel"}}
 # Parents of shared modules: their __init__ holds no imports.
 PARENTS = {"progidiff", "progidiff.outputs", "progidiff.volumes"}
 UNSAFE_MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "pickle", "shelve"}

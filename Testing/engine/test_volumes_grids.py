@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from progidiff.errors import InputError
-from progidiff.volumes.axes import nearest_axes
-from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.packed import PackedMask
-from progidiff.volumes.slicing import extract_slice, insert_slice, parse_slice_range, plan_slices, restore_slice
+from progidiff.volumes.geometry import Geometry, nearest_axes
+from progidiff.volumes.slicing import PackedMask, extract_slice, insert_slice, parse_slice_range, plan_slices, restore_slice
 
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
 

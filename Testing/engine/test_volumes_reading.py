@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from progidiff.errors import InputError, OutputError
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume, volume_name
 

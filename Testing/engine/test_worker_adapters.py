@@ -14,7 +14,7 @@ from progidiff.cli.app import app
 from progidiff.model.adapter import add_lora, lora_state, save_adapter
 from progidiff.model.folder import load_model
 from progidiff.outputs.document import read_document
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import write_volume
 from progidiff.places import ADAPTER_WEIGHTS_NAME, weights_hash
 from progidiff.volumes.geometry import Geometry
 from progidiff.wire.client import RemoteError, WorkerClient

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progidiff.outputs.segmentation import Segment, write_seg_nrrd
-from progidiff.outputs.tags import unescape_tag
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.segmentation import Segment, unescape_tag, write_seg_nrrd, write_volume
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import Volume, read_volume
+from progidiff.volumes.slicing import PackedMask
 
 from ..panel.accept_support import array_of, tag
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp

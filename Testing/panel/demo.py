@@ -21,7 +21,7 @@ from typing import Any
 
 from progidiff import __version__
 from progidiff.errors import InputError, ProGiDiffError
-from progidiff.outputs.figures import display_window
+from progidiff.outputs.report import display_window
 from progidiff.places import atomic_folder, sample_volume
 from progidiff.volumes.reading import read_volume, volume_name
 from progidiff.volumes.slicing import plan_slices

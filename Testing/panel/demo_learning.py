@@ -16,8 +16,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from progidiff.errors import InputError
-from progidiff.outputs.colours import Outline
-from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
+from progidiff.outputs.report import Frame, Outline, display_window, outlines_png, windowed
 from progidiff.places import ADAPTER_CARD_NAME, sample_volume
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import extract_slice

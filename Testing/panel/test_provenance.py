@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.slicing import PackedMask
 
 from .accept_support import (
     LIVER,

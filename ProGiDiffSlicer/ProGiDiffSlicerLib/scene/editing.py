@@ -10,7 +10,7 @@ import qt
 import slicer
 import vtk
 
-from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.slicing import PackedMask
 from ProGiDiffSlicerLib.scene.labelmaps import Index, Overwrite, segment_labelmap, segment_mask, segments_of
 from ProGiDiffSlicerLib.scene.provenance import MASK_TAG, Provenance, get_tag, mask_identity, set_tag, update_after_edit
 

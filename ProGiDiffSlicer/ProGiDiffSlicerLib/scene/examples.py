@@ -16,7 +16,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from progidiff.curation import keys
+from progidiff import curation
 from progidiff.errors import InputError
 from progidiff.targets import Target, catalog, find_target, target_for
 from progidiff.volumes import values
@@ -381,7 +381,7 @@ def patient_key(volume_node: Any, secret: str) -> str | None:
     while item and item != tree.GetSceneItemID():
         patient = (tree.GetItemAttribute(item, name) or "").strip()
         if patient:
-            return keys.patient_key(secret, patient)
+            return curation.patient_key(secret, patient)
         item = tree.GetItemParent(item)
     return None
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import vtk
 
-from progidiff.outputs.tags import escape_tag, unescape_tag
+from progidiff.outputs.segmentation import escape_tag, unescape_tag
 from progidiff.proposals.votes import Overlap
-from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.slicing import PackedMask
 from ProGiDiffSlicerLib.scene.labelmaps import Index, overlap, segment_mask
 
 PREFIX = "ProGiDiff."

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from progidiff.errors import InputError
-from progidiff.volumes import itk, nifti
 from progidiff.volumes.dicom import is_dicom_file
+from progidiff.volumes.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
 from progidiff.volumes.reading import series_uid
 
 #: Label maps by their names: nnU-Net's folders, Slicer's segmentations.
@@ -53,7 +53,7 @@ def find_volumes(folder: Path) -> list[Candidate]:
             lower = name.lower()
             if lower.endswith(_LABEL_SUFFIXES):
                 continue
-            if lower.endswith((*nifti.SUFFIXES, *itk.SUFFIXES)):
+            if lower.endswith((*NIFTI_SUFFIXES, *ITK_SUFFIXES)):
                 found.append(_candidate(here / name, folder))
             else:
                 others.append(here / name)

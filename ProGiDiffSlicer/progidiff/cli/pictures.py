@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from progidiff.outputs.figures import Frame, agreement_png, outlines_png, windowed
-from progidiff.outputs.report import SlicePicture
+from progidiff.outputs.report import Frame, SlicePicture, agreement_png, outlines_png, windowed
 from progidiff.proposals.proposals import Proposals
 from progidiff.volumes.slicing import SlicePlan, extract_slice
 

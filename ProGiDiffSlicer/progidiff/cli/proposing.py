@@ -18,7 +18,7 @@ from progidiff.errors import PromptError, WorkerError
 from progidiff.outputs.document import ProposalsDocument
 from progidiff.places import atomic_folder, claimed
 from progidiff.proposals.proposals import Gathered
-from progidiff.targets.parser import parse_prompt
+from progidiff.targets.prompts import parse_prompt
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import USUAL_PLANES, SlicePlan, parse_slice_range, plan_slices
 from progidiff.wire.client import EventStream, WorkerClient

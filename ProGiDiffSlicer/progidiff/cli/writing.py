@@ -14,7 +14,6 @@ import numpy as np
 
 from progidiff.cli.pictures import target_pictures
 from progidiff.errors import InputError
-from progidiff.outputs.colours import shade
 from progidiff.outputs.dicom_seg import dicom_seg, read_headers
 from progidiff.outputs.document import (
     DOCUMENT_NAME,
@@ -28,15 +27,12 @@ from progidiff.outputs.document import (
     VolumeSpread,
     WarningRecord,
 )
-from progidiff.outputs.figures import display_window
-from progidiff.outputs.report import REPORT_NAME, SlicePicture, percent, write_report
-from progidiff.outputs.segmentation import Segment, write_seg_nrrd
-from progidiff.outputs.volumes_out import write_volume
+from progidiff.outputs.report import REPORT_NAME, SlicePicture, display_window, percent, write_report
+from progidiff.outputs.segmentation import Segment, shade, write_seg_nrrd, write_volume
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, Gathered, Proposals
 from progidiff.targets.catalog import Target
-from progidiff.volumes.packed import PackedMask
 from progidiff.volumes.reading import Volume
-from progidiff.volumes.slicing import SlicePlan
+from progidiff.volumes.slicing import PackedMask, SlicePlan
 from progidiff.wire.messages import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"

@@ -5,10 +5,8 @@ Standard library, numpy and SimpleITK only: the module in Slicer uses it too.
 
 from __future__ import annotations
 
-from progidiff.curation.case import CuratedCase, NewCase
-from progidiff.curation.checking import Problem
-from progidiff.curation.curated_set import CuratedSet
-from progidiff.curation.keys import patient_groups, patient_key, volume_key
+from progidiff.curation.case import CuratedCase, NewCase, patient_groups, patient_key, volume_key
+from progidiff.curation.curated_set import CuratedSet, Problem
 from progidiff.curation.transfer import Exported, Merged
 
 __all__ = [

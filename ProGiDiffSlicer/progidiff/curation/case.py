@@ -1,17 +1,24 @@
-"""One case of a curated set: what is saved, and what is read back."""
+"""One case of a curated set: what is saved, what is read back, the steps on a shared folder and the keys."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import hmac
 import json
+import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from progidiff.errors import DatasetError, InputError
+from progidiff.errors import DatasetError, InputError, OutputError
+from progidiff.places import DENIED, FULL
 from progidiff.volumes.geometry import Geometry
 
 Modality = Literal["CT", "MR"]
@@ -48,7 +55,7 @@ class NewCase:
         model_id, adapter_id: what made the proposal.
         dice_to_proposal: Dice of the mask to that proposal, or ``None``.
         volume_key: a digest of the whole volume's content; the set's secret is mixed into it.
-        patient_key: see :mod:`progidiff.curation.keys`.
+        patient_key: see :func:`volume_key` and :func:`patient_key`.
     """
 
     image: np.ndarray
@@ -106,7 +113,7 @@ class CuratedCase:
         label_ids: their values in the label map.
         image_path, label_path: its files.
         facts: everything else that its file says.
-        volume_key, patient_key: see :mod:`progidiff.curation.keys`.
+        volume_key, patient_key: see :func:`volume_key` and :func:`patient_key`.
     """
 
     id: str
@@ -199,3 +206,145 @@ def read_image(path: Path) -> np.ndarray:
         return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
     except RuntimeError as error:
         raise DatasetError(f"{path.name} is missing or damaged; check the set with 'progidiff curate verify'.") from error
+
+
+# Steps on a shared folder that are whole or not there: nothing is overwritten, and what is told as done is on the disk.
+# Neither locks nor links are needed, which network file systems often lack. Names are random, so that nobody meets anybody.
+
+_TRIES, _PAUSE_S = 20, 0.05
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn the system's complaint into one sentence.
+
+    Raises:
+        OutputError: the folder is full, read-only or gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            reason = "there is not enough space; free some"
+        elif error.errno in DENIED:
+            reason = "you may not write there; ask for the permission or choose another folder"
+        else:
+            reason = f"{error.strerror or error}; check that it can be reached"
+        raise OutputError(f'The set of training examples in "{folder}" cannot be changed: {reason}.') from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a new file and have the system write it out."""
+    with path.open("x", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1, ensure_ascii=False, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Have the system write a folder's entries out, where it can be told to (Windows does so itself)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot
+        return
+    finally:
+        os.close(descriptor)
+
+
+def move(source: Path, place: Path) -> None:
+    """Move a file to a name that nobody has.
+
+    Raises:
+        FileExistsError: somebody has it.
+    """
+    if place.exists():
+        raise FileExistsError(errno.EEXIST, "there is such a file already", str(place))
+    _patiently(source, place)
+
+
+def replace(source: Path, place: Path) -> None:
+    """Put a file in another one's place; waits a little while somebody reads that one, as Windows demands."""
+    _patiently(source, place)
+
+
+def _patiently(source: Path, place: Path) -> None:
+    for attempt in range(_TRIES):
+        try:
+            os.replace(source, place)
+        except PermissionError:
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Opaque keys by which cases of one volume, or of one patient, are kept on one side of a split. Whoever holds a set holds the
+# images in it, so its keys have to hide no more than what is not in it: which patient that was. A patient's ID is short and
+# could be guessed; it is hashed with a secret of the person who saves, which never enters the set. Two people who save cases
+# of one patient therefore give different patient keys: then only the same volume joins the cases.
+
+_LENGTH = 32
+
+
+def volume_key(secret: bytes | str, content: np.ndarray | bytes | str) -> str:
+    """Key of a volume: HMAC-SHA256 of its content, hex.
+
+    Args:
+        secret: the set's own secret.
+        content: voxels (K, J, I), or a digest of them.
+    """
+    if isinstance(content, np.ndarray):
+        header = repr((content.shape, content.dtype.str)).encode()
+        content = header + np.ascontiguousarray(content).tobytes()
+    return _keyed(secret, content)
+
+
+def patient_key(secret: bytes | str, identity: bytes | str) -> str:
+    """Key of a patient: HMAC-SHA256 of an identifier, hex.
+
+    Args:
+        secret: of the person who saves; never the set's.
+        identity: what identifies the patient, such as the DICOM patient ID and its issuer.
+    """
+    return _keyed(secret, identity)
+
+
+def patient_groups(cases: Iterable[CuratedCase]) -> dict[str, str]:
+    """Group of every case by its id: cases that share a volume or a patient key share a group, also through others."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    ordered = sorted(cases, key=lambda case: case.id)
+    for case in ordered:
+        own = root(f"case {case.id}")
+        for key in (f"volume {case.volume_key}", f"patient {case.patient_key}" if case.patient_key else ""):
+            if key:
+                parent[root(key)] = own
+                own = root(own)
+    names: dict[str, str] = {}
+    for case in ordered:  # named by their first case, so that the name does not depend on the order of reading
+        names.setdefault(root(f"case {case.id}"), case.id)
+    return {case.id: names[root(f"case {case.id}")] for case in ordered}
+
+
+def _keyed(secret: bytes | str, content: bytes | str) -> str:
+    key = secret.encode() if isinstance(secret, str) else secret
+    message = content.encode() if isinstance(content, str) else content
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:_LENGTH]

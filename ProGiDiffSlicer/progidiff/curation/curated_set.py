@@ -1,4 +1,4 @@
-"""The curated set itself: adding, listing, removing, and the index that nnU-Net reads."""
+"""The curated set itself: adding, listing, removing, checking, and the index that nnU-Net reads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import os
 import secrets
 import shutil
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from progidiff.curation import checking, transfer
+from progidiff.curation import transfer
 from progidiff.curation.case import (
+    FIELDS,
     FILE_ENDING,
     FORMAT_VERSION,
     IDENTIFIER,
@@ -23,27 +26,54 @@ from progidiff.curation.case import (
     Modality,
     NewCase,
     case_files,
+    digest,
+    explained,
+    move,
     parse_case,
+    read_image,
+    replace,
+    sync_folder,
+    volume_key,
     write_image,
+    write_json,
 )
-from progidiff.curation.files import digest, explained, move, replace, sync_folder, write_json
-from progidiff.curation.keys import volume_key
-from progidiff.errors import DatasetError, InputError
+from progidiff.errors import DatasetError, InputError, why_left_out
 from progidiff.places import flush
 from progidiff.targets import catalog
+from progidiff.volumes.geometry import Geometry
 
 SET_FOLDER, SET_NAME = "progidiff-set", "set.json"
 DATASETS: dict[Modality, str] = {"CT": "Dataset701_ProGiDiffCT", "MR": "Dataset702_ProGiDiffMR"}
 STAGING = ".staging-"
 _PARTS = ("imagesTr", "labelsTr", "cases", "removed")
 _INDEX_TRIES = 20
+#: What is younger may still be in somebody's hands.
+SETTLED_S = 3600.0
+_ALIKE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it should be.
+
+    Attributes:
+        case: id of the case, or the name of a leftover.
+        message: a sentence.
+        harmless: a leftover of an interrupted action; no case is affected.
+        repaired: whether it was put right.
+    """
+
+    case: str
+    message: str
+    harmless: bool = False
+    repaired: bool = False
 
 
 # The class has a method of this name.
 Cases: TypeAlias = list[CuratedCase]
 Names: TypeAlias = list[str]
 Paths: TypeAlias = list[Path]
-Problems: TypeAlias = list[checking.Problem]
+Problems: TypeAlias = list[Problem]
 
 
 class CuratedSet:
@@ -218,9 +248,40 @@ class CuratedSet:
 
     # Looking after it -----------------------------------------------------------------------------------------------------
 
-    def verify(self, repair: bool = False, older_than_s: float = checking.SETTLED_S) -> Problems:
-        """What is wrong with the set; see :func:`progidiff.curation.checking.verify`."""
-        return checking.verify(self, repair, older_than_s)
+    def verify(self, repair: bool = False, older_than_s: float = SETTLED_S) -> Problems:
+        """Check every case in full, and look for leftovers and duplicates.
+
+        Args:
+            repair: finish interrupted removals, move files that belong to no case to ``removed/``, take staging folders
+                away, and write the index again. Nothing that was ever a case is deleted.
+            older_than_s: only what is older is a leftover; younger files may belong to an action that is under way.
+
+        Raises:
+            DatasetError: this is no set.
+            OutputError: something cannot be put right.
+        """
+        table = self.labels()
+        problems: Problems = []
+        seen: dict[tuple[str, str], str] = {}
+        for dataset in self._datasets():
+            for path in sorted((dataset / "cases").glob("*.json")):
+                try:
+                    case = parse_case(path, dataset)
+                except DatasetError as error:
+                    problems.append(Problem(path.stem, str(error)))
+                    continue
+                try:
+                    problems += [Problem(case.id, message) for message in _case_problems(case, table)]
+                except Exception as error:  # one case among many
+                    problems.append(Problem(case.id, why_left_out("It", error)))
+                twin = seen.setdefault((case.facts["image"]["sha256"], case.facts["label"]["sha256"]), case.id)
+                if twin != case.id:
+                    problems.append(Problem(case.id, f"It is the same as case {twin}; remove one of them.", harmless=True))
+            problems += _leftovers(dataset, repair, older_than_s)
+        problems += _staging(self.folder, repair, older_than_s)
+        if repair:
+            self.rebuild_index()
+        return problems
 
     def export(self, out: Path, modality: Modality, targets: Iterable[str] | None = None) -> transfer.Exported:
         """Write a clean nnU-Net data set; see :func:`progidiff.curation.transfer.export`."""
@@ -350,3 +411,84 @@ def _files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.suffix == ".json" and IDENTIFIER.fullmatch(path.stem))
     except OSError:
         return []
+
+
+def _case_problems(case: CuratedCase, table: dict[str, int]) -> Iterator[str]:
+    strange = sorted(set(case.facts) - FIELDS)
+    if strange:
+        yield f"Its file says more than a case may ({', '.join(strange)}); make sure that it tells nothing of a patient."
+    for target, value in case.label_ids.items():
+        if table.get(target) != value:
+            yield f"Its number for {target} is not the set's; it was copied in by hand, so use 'curate merge' instead."
+    for what, path in (("image", case.image_path), ("label", case.label_path)):
+        if not path.is_file():
+            yield f"Its {what} is missing; restore the file, or remove the case."
+            return
+        if digest(path) != case.facts[what]["sha256"]:
+            yield f"Its {what} was changed since it was saved (the checksum differs); restore the file, or remove the case."
+            return
+    try:
+        labels = read_image(case.label_path)
+        grids = [_grid(path) for path in (case.image_path, case.label_path)]
+    except DatasetError as error:
+        yield str(error)
+        return
+    affine = np.array(case.facts["affine"], dtype=np.float64)
+    if grids[0][0] != grids[1][0] or any(np.abs(a - affine).max() > _ALIKE_MM for _shape, a in grids):
+        yield "Image and label map do not lie on the grid that its file tells; remove the case."
+    found = set(np.unique(labels).tolist()) - {0}
+    if not found:
+        yield "Its label map is empty; remove the case."
+    elif found - set(case.label_ids.values()):
+        yield "Its label map holds numbers that its file does not explain; remove the case."
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    import SimpleITK as sitk  # not when Slicer's panel opens
+
+    image = sitk.ReadImage(str(path))
+    return tuple(image.GetSize()), Geometry.from_sitk(image).affine
+
+
+def _leftovers(dataset: Path, repair: bool, older_than_s: float) -> list[Problem]:
+    """Images and label maps without a case: of an addition or a removal that was interrupted."""
+    known = {p.stem for p in (dataset / "cases").glob("*.json")}
+    found = []
+    for folder in ("imagesTr", "labelsTr"):
+        for path in sorted((dataset / folder).glob("*.nii.gz")):
+            identifier = path.name.split(".")[0].removesuffix("_0000")
+            expected = path in case_files(dataset, identifier)
+            if (expected and identifier in known) or _age(path) < older_than_s:
+                continue
+            repaired = False
+            if repair:
+                with explained(dataset), suppress(FileExistsError):
+                    (dataset / "removed").mkdir(exist_ok=True)
+                    move(path, dataset / "removed" / path.name)
+                    repaired = True
+            found.append(Problem(path.name, "It belongs to no case: saving or removing it was interrupted.", True, repaired))
+    for path in sorted(dataset.glob(".dataset-*.json")):
+        if _age(path) >= older_than_s:
+            if repair:
+                path.unlink(missing_ok=True)
+            found.append(Problem(path.name, "It is left of an interrupted writing of the index.", True, repair))
+    return found
+
+
+def _staging(folder: Path, repair: bool, older_than_s: float) -> list[Problem]:
+    found = []
+    for path in sorted(folder.glob(".staging-*")):
+        if _age(path) >= older_than_s:
+            if repair:
+                shutil.rmtree(path, ignore_errors=True)
+            found.append(
+                Problem(path.name, "It is left of an interrupted saving, which was not told as done.", True, repair)
+            )
+    return found
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # it went meanwhile: somebody is at work on it
+        return -1.0

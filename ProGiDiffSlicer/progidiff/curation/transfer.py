@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from progidiff.curation.case import FILE_ENDING, CuratedCase, Modality, write_image
-from progidiff.curation.files import digest, explained
-from progidiff.curation.keys import patient_groups
+from progidiff.curation.case import FILE_ENDING, CuratedCase, Modality, digest, explained, patient_groups, write_image
 from progidiff.errors import DatasetError, OutputError, why_left_out
 from progidiff.places import replaced_folder
 from progidiff.volumes.geometry import Geometry

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from progidiff.datasets.naming import read_json, target_of, with_unions
-from progidiff.datasets.slices import LabelledSlice, Modality
+from progidiff.datasets.slices import LabelledSlice, Modality, read_json, target_of, with_unions
 from progidiff.errors import DatasetError, InputError
 from progidiff.targets.catalog import part_of
 from progidiff.volumes.slicing import USUAL_PLANES, extract_slice, plan_slices

@@ -1,19 +1,21 @@
-"""Labelled 2-D slices, and folders of them with a manifest."""
+"""Labelled 2-D slices, folders of them with a manifest, label names as target keys, and splits by patient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from progidiff.errors import DatasetError
-
-if TYPE_CHECKING:
-    from progidiff.datasets.manifest import SliceEntry, SliceSettings
+from progidiff.targets.catalog import catalog, find_target, part_of
 
 Modality = Literal["CT", "MR"]
 #: Smallest labelled area that counts as present, in mm²; slivers at an organ's very end say little about a model.
@@ -79,7 +81,7 @@ class NamedSets:
 class SliceFolder:
     """A folder of 2-D slices (PNG, JPEG, NPY or NPZ) described by its `manifest.json`.
 
-    The manifest's fields are those of :class:`progidiff.datasets.manifest.Manifest`. Slices are read one
+    The manifest's fields are those of :class:`progidiff.datasets.slices.Manifest`. Slices are read one
     at a time.
 
     Attributes:
@@ -92,8 +94,6 @@ class SliceFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        from progidiff.datasets.manifest import read_manifest
-
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.labelled_targets = frozenset[str]().union(
@@ -147,8 +147,6 @@ class SliceFolder:
         )
 
     def _masks(self, name: str, settings: SliceSettings, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        from progidiff.datasets.naming import with_unions
-
         stored = _turn(_load(self.folder / name), settings)
         if stored.shape[:2] != shape:
             raise DatasetError(f"The mask '{name}' and its image differ in size; export them again on one grid.")
@@ -159,8 +157,6 @@ class SliceFolder:
 
 
 def _labelled(settings: SliceSettings) -> frozenset[str]:
-    from progidiff.datasets.naming import with_unions
-
     named = settings.labelled if settings.labelled is not None else (settings.labels or {}).values()
     return frozenset(with_unions({target: np.zeros(1, dtype=bool) for target in named}))
 
@@ -254,3 +250,203 @@ def _channels(packed: np.ndarray, in_colour: bool) -> np.ndarray:
     """int64 (n, 3) of red, green and blue, or (n, 1) of pixel values."""
     shifts = (16, 8, 0) if in_colour else (0,)
     return np.stack([(packed >> shift) & 0xFF if in_colour else packed for shift in shifts], axis=1)
+
+
+MANIFEST_NAME = "manifest.json"
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or re.match(r"[A-Za-z]:", path):
+        raise ValueError(f"'{path}' must be a path inside the folder, with forward slashes")
+    return path
+
+
+def _known_target(name: str) -> str:
+    key = target_of(name)
+    if key is None:
+        organ = part_of(name)
+        offer = "" if organ is None else f"; where it is a part of the {organ.key}, give it that name"
+        raise ValueError(f"'{name}' is no organ that is known{offer}")
+    return key
+
+
+def _label_value(text: str) -> str:
+    if not re.fullmatch(r"\d+|#[0-9a-fA-F]{6}", text):
+        raise ValueError(f"'{text}' is neither a pixel value such as 3 nor a colour such as #ff0000")
+    return text.lower()
+
+
+InnerPath = Annotated[str, AfterValidator(_inside)]
+TargetName = Annotated[str, AfterValidator(_known_target)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
+Millimetres = Annotated[float, Field(gt=0, lt=100)]
+
+
+class SliceSettings(BaseModel):
+    """How images and masks are to be read; given for the whole folder and, where a slice differs, for the
+    slice.
+
+    Attributes:
+        modality: "CT" or "MR".
+        spacing_mm: pixel size (row, column) in mm of the stored picture, before ``transpose``.
+        labels: pixel value ("3") or colour ("#ff0000") of the mask -> organ name. Several may mean the
+            same organ.
+        labelled: organs that were drawn in this set; by default those of ``labels``. All others are unknown.
+        mask_match: "exact", or "nearest" for anti-aliased or JPEG-compressed masks: a pixel belongs to
+            the nearest of the label values and the background (0 or black).
+        window: null for Hounsfield units or raw MR values, "display" for images that were windowed before.
+        plane: plane of the slices after the flips.
+        transpose, flip_rows, flip_cols: what brings the stored picture to canonical orientation, in this
+            order.
+        spacing_exact: false where ``spacing_mm`` is only a typical value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modality: Literal["CT", "MR"] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres] | None = None
+    labels: dict[LabelValue, TargetName] | None = None
+    labelled: tuple[TargetName, ...] | None = None
+    mask_match: Literal["exact", "nearest"] = "exact"
+    window: Literal["display"] | None = None
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_cols: bool = False
+    spacing_exact: bool = True
+
+    @model_validator(mode="after")
+    def _one_kind_of_value(self) -> SliceSettings:
+        if self.labels and len({value.startswith("#") for value in self.labels}) > 1:
+            raise ValueError("labels are either all pixel values or all colours")
+        return self
+
+
+class SliceEntry(SliceSettings):
+    """One slice: its files, its patient, and the settings in which it differs from the folder's."""
+
+    image: InnerPath
+    mask: InnerPath
+    patient: Annotated[str, Field(min_length=1)]
+    second_mask: InnerPath | None = None
+    id: str | None = None
+
+
+class Manifest(SliceSettings):
+    """`manifest.json`: settings for the folder and the list of slices."""
+
+    version: Literal[1] = 1
+    name: str = ""
+    slices: Annotated[tuple[SliceEntry, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        for entry in self.slices:
+            settings = self.settings(entry)
+            for field in ("modality", "spacing_mm", "labels"):
+                if not getattr(settings, field):
+                    raise ValueError(f"'{field}' is given neither for the folder nor for the slice '{entry.image}'")
+        return self
+
+    def settings(self, entry: SliceEntry) -> SliceSettings:
+        """The folder's settings with the slice's own in their place."""
+        own = {name: getattr(entry, name) for name in entry.model_fields_set if name in SliceSettings.model_fields}
+        base = {name: getattr(self, name) for name in SliceSettings.model_fields}
+        # `labelled` follows from `labels` unless it is given beside them.
+        if "labels" in own and "labelled" not in own:
+            base["labelled"] = None
+        return SliceSettings.model_construct(**(base | own))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a slice folder.
+
+    Raises:
+        DatasetError: it is missing or invalid; the message names the first wrong field.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        read_json(path)  # refuses what is given twice
+        return Manifest.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
+    except FileNotFoundError:
+        raise DatasetError(f"'{folder}' is not a slice folder: it has no {MANIFEST_NAME}.") from None
+    except OSError as error:
+        raise DatasetError(f"'{path}' cannot be read ({error.strerror}); check its permissions.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DatasetError(f"'{path}' is not valid at {where}: {first['msg'].removeprefix('Value error, ')}.") from error
+    except ValueError as error:
+        raise DatasetError(f"'{path}' is not valid: {error}; correct it.") from error
+
+
+def target_of(name: str) -> str | None:
+    """Key of the one target that a label name means, e.g. "left_kidney" or "Leber"; ``None`` if it is not
+    in the catalog.
+    """
+    target = find_target(name)
+    return None if target is None else target.key
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, with or without a byte-order mark.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or gives something twice, of which all but the last would be lost.
+    """
+    return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"it gives '{twice}' twice")
+    return found
+
+
+def with_unions(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add the targets all of whose parts are labelled, e.g. "kidneys" where both single kidneys are.
+
+    Args:
+        labels: target key -> bool mask; all masks have one shape.
+    """
+    result = dict(labels)
+    # Parts may be unions themselves (a lung of its lobes), so go on until nothing new is complete.
+    while complete := [
+        target
+        for target in catalog().values()
+        if target.parts and target.key not in result and result.keys() >= {*target.parts}
+    ]:
+        for target in complete:
+            result[target.key] = np.logical_or.reduce([result[part] for part in target.parts])
+    return result
+
+
+def split_by_patient(ids: Iterable[str], fraction: float, seed: int = 0) -> tuple[frozenset[str], frozenset[str]]:
+    """Divide patients into those to train on and those to hold out.
+
+    Args:
+        ids: patient of every slice or case; repeats and order do not matter.
+        fraction: share of the patients to hold out, in (0, 1); at least one patient is on each side.
+        seed: the same seed and patients give the same split.
+
+    Returns:
+        Patients for training, patients held out.
+
+    Raises:
+        DatasetError: fewer than two patients, or a fraction outside (0, 1).
+    """
+    if not 0.0 < fraction < 1.0:
+        raise DatasetError(f"The share of held-out patients must be between 0 and 1, not {fraction:g}.")
+    patients = sorted(set(ids))
+    if len(patients) < 2:
+        raise DatasetError("A split by patient needs at least two patients; add cases of further patients.")
+    held_out = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    return (
+        frozenset(patients[i] for i in order[held_out:]),
+        frozenset(patients[i] for i in order[:held_out]),
+    )

@@ -9,7 +9,7 @@ from progidiff.errors import CancelledError
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
 from progidiff.evaluation.scoring import CaseResult, TargetResult
-from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
+from progidiff.outputs.report import Frame, display_window, outlines_png, windowed
 from progidiff.proposals.masks import bounding_box
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.slicing import extract_slice

@@ -10,7 +10,7 @@ import numpy as np
 
 from progidiff.evaluation.scoring import CALIBRATION_BINS, CaseResult
 from progidiff.evaluation.summary import MEAN, TargetSummary
-from progidiff.outputs.colours import OUTLINES
+from progidiff.outputs.report import OUTLINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

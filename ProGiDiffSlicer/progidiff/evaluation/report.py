@@ -16,7 +16,7 @@ from progidiff.evaluation.examples import Example
 from progidiff.evaluation.plots import calibration_plot, curve_plot, dice_plot, score_plot
 from progidiff.evaluation.scoring import ANSWERS, SINGLE
 from progidiff.evaluation.summary import MEAN, AnswerSummary, Figure, TargetSummary
-from progidiff.outputs.colours import OUTLINES
+from progidiff.outputs.report import OUTLINES
 
 REPORT_NAME, JSON_NAME, CSV_NAME = "report.html", "evaluation.json", "evaluation.csv"
 

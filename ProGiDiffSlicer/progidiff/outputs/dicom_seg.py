@@ -23,7 +23,7 @@ from progidiff.errors import InputError
 from progidiff.outputs.segmentation import Segment, assign_layers
 from progidiff.targets.catalog import Code, target_for
 from progidiff.volumes.geometry import MAX_SHEAR, Geometry
-from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.slicing import PackedMask
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

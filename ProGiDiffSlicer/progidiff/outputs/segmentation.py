@@ -5,21 +5,29 @@ the layers are the first, fastest axis of a 4-D NRRD of kind ``list``, and ``Seg
 label in which layer is which segment. No library writes that without holding all layers in memory, so the
 header is written here (NRRD format definition, revision 4) and the voxels are streamed through gzip, plane by
 plane.
+
+Plain volumes on the grid of an image are written here too.
 """
 
 from __future__ import annotations
 
+import colorsys
 import gzip
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from progidiff.outputs.tags import escape_tag
+from progidiff.errors import OutputError
 from progidiff.places import atomic_file
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.packed import PackedMask
+from progidiff.volumes.slicing import PackedMask
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 TERMINOLOGY_TAG = "TerminologyEntry"
 MAX_LABEL = 255
@@ -37,7 +45,7 @@ class Segment:
         mask: (K, J, I) of bool, or packed.
         color: red, green and blue in [0, 1].
         terminology: terminology entry in Slicer's serialised form, or "" for none.
-        tags: further tags, kept exactly whatever characters they hold: see :func:`progidiff.outputs.tags.escape_tag`.
+        tags: further tags, kept exactly whatever characters they hold: see :func:`escape_tag`.
         id: unique identifier; "" makes one.
     """
 
@@ -208,3 +216,83 @@ def _pair(key: str, value: str) -> str:
     """A NRRD key/value pair, with the two escapes that the format defines."""
     escaped = value.replace("\\", "\\\\").replace("\n", "\\n")
     return f"{key}:={escaped}"
+
+
+def shade(rgb255: tuple[int, int, int], place: int, count: int) -> tuple[float, float, float]:
+    """Colour (0..1) of the ``place``-th of ``count`` proposals: the target's own first, then lighter and darker.
+
+    The hue stays the target's; lightness moves in growing steps so that neighbours in rank are told apart.
+    """
+    red, green, blue = (channel / 255.0 for channel in rgb255)
+    if place == 0:
+        return red, green, blue
+    hue, light, saturation = colorsys.rgb_to_hls(red, green, blue)
+    levels = max(1, count // 2)
+    step = (place + 1) // 2 / levels
+    moved = light + (0.92 - light) * 0.75 * step if place % 2 else light - (light - 0.12) * 0.65 * step
+    return colorsys.hls_to_rgb(hue, min(max(moved, 0.0), 1.0), saturation)
+
+
+def escape_tag(text: str, *, key: bool = False) -> str:
+    """Protect the characters that Slicer's tag list cannot hold: ``|`` anywhere and ``:`` in a key.
+
+    Slicer writes tags as ``key:value|key:value|`` without any protection, so a value is cut at its first
+    ``|`` and a key at its first ``:``. They become ``%7C`` and ``%3A``; all other text, and so nearly every
+    tag, stays readable as it is. ``unescape_tag`` gives the text back exactly.
+    """
+    special = r"\||\r|:" if key else r"\||\r"
+    return re.sub(special + r"|%(?=7C|3A|0D|25)", lambda m: f"%{ord(m.group()):02X}", text)
+
+
+def unescape_tag(text: str) -> str:
+    """The text that ``escape_tag`` was given."""
+    return re.sub("%(7C|3A|0D|25)", lambda m: chr(int(m.group(1), 16)), text)
+
+
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write an array as .nii.gz, .nii, .nrrd or .mha, in exactly the given geometry.
+
+    NIfTI stores the affine as 32-bit numbers, so a geometry that was read from NIfTI comes back unchanged;
+    the other formats store 64-bit numbers.
+
+    Args:
+        path: file to write; an existing one is replaced.
+        array: (K, J, I) of bool (written as 0 and 1), integers or float32; float64 is written as float32.
+        geometry: grid of the array.
+
+    Raises:
+        OutputError: unknown ending, read-only folder or full disk; no partial file is left.
+        ValueError: the array does not fit the geometry.
+    """
+    path = Path(path)
+    if array.shape != geometry.shape_kji:
+        raise ValueError(f"array of shape {array.shape} does not fit a grid of shape {geometry.shape_kji}")
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    elif array.dtype == np.float64:
+        array = array.astype(np.float32)
+    name = path.name.lower()
+    if name.endswith((".nii.gz", ".nii")):
+        with atomic_file(path) as staged:
+            _nifti(array, geometry).to_filename(staged)
+    elif name.endswith((".nrrd", ".mha")):
+        import SimpleITK as sitk  # not when Slicer's panel opens
+
+        with atomic_file(path) as staged:
+            try:
+                sitk.WriteImage(geometry.to_sitk(array), str(staged), useCompression=True)
+            except RuntimeError as error:
+                raise OutputError(f"{path} could not be written; check the free space and permissions.") from error
+    else:
+        raise OutputError(f"{path.name} has no known ending; use .nii.gz, .nii, .nrrd or .mha.")
+
+
+def _nifti(array: np.ndarray, geometry: Geometry) -> nib.Nifti1Image:
+    import nibabel as nib  # which Slicer's own Python lacks
+
+    image = nib.Nifti1Image(array.T, geometry.affine)
+    # Both matrices, so that readers which prefer either place the image alike; code 1 is "scanner".
+    image.set_sform(geometry.affine, code=1)
+    image.set_qform(geometry.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return image

@@ -12,8 +12,7 @@ from progidiff.cards import Modality, ModelCard
 from progidiff.errors import InputError
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import Normaliser, normaliser
-from progidiff.volumes.axes import nearest_axes
-from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.geometry import Geometry, nearest_axes
 from progidiff.volumes.slicing import SlicePlan, extract_slice, plan_slices
 from progidiff.volumes.values import NotHounsfield, likely_modality, not_hounsfield
 from progidiff.wire.messages import ImageInfo, image_key

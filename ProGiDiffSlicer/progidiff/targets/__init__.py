@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from progidiff.targets.catalog import LANGUAGES, Code, Target, catalog, find_target, target_for
-from progidiff.targets.parser import MAX_PROMPT_LENGTH, complete, parse_prompt
+from progidiff.targets.prompts import MAX_PROMPT_LENGTH, complete, parse_prompt
 
 __all__ = [
     "LANGUAGES",

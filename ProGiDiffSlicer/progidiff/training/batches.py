@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from progidiff.cards import ModelCard
-from progidiff.datasets.split import split_by_patient
+from progidiff.datasets.slices import split_by_patient
 from progidiff.errors import DatasetError
 from progidiff.synthesis.fields import Shape, blur, normal, plane_coordinates, smooth_noise, uniform
 from progidiff.synthesis.labelmaps import LabelVolume

@@ -74,7 +74,7 @@ def before_after_png(before: FirstRanked, after: FirstRanked) -> bytes:
     """The slice twice side by side, first-ranked proposal of the base and of the adapter; reference dashed."""
     from PIL import Image
 
-    from progidiff.outputs.figures import Frame, display_window, outlines_png, windowed
+    from progidiff.outputs.report import Frame, display_window, outlines_png, windowed
 
     item = before.item
     window = (0.0, 1.0) if item.window else display_window(item.image, item.modality)

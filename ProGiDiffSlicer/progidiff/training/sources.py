@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from progidiff.cards import ModelCard, TrainingSource
-from progidiff.datasets.naming import read_json
 from progidiff.datasets.nnunet import NnUNetDataset
-from progidiff.datasets.slices import SliceFolder
+from progidiff.datasets.slices import SliceFolder, read_json
 from progidiff.errors import DatasetError
 from progidiff.synthesis.labelmaps import LabelVolume, load_permissive
 from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from progidiff.cards import ModelCard
 from progidiff.curation import CuratedCase, CuratedSet, patient_groups
-from progidiff.datasets.manifest import MANIFEST_NAME
-from progidiff.datasets.naming import with_unions
 from progidiff.datasets.nnunet import Case, NnUNetDataset
-from progidiff.datasets.slices import LabelledSlice, Modality, SliceFolder
+from progidiff.datasets.slices import MANIFEST_NAME, LabelledSlice, Modality, SliceFolder, with_unions
 from progidiff.errors import DatasetError, InputError
 from progidiff.sampling.grid import ModelGrid, lay_grid
 from progidiff.sampling.intensity import normaliser

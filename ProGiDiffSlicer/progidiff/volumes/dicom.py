@@ -13,8 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from progidiff.errors import InputError
+from progidiff.volumes.formats import bad_spacing, check_size, damaged, is_text, not_a_volume, too_large
 from progidiff.volumes.geometry import LPS_FROM_RAS, MAX_SHEAR, Geometry
-from progidiff.volumes.problems import bad_spacing, check_size, damaged, is_text, not_a_volume, too_large
 
 CLASS, INSTANCE, MODALITY = "0008|0016", "0008|0018", "0008|0060"
 SERIES, NUMBER, THICKNESS = "0020|000e", "0020|0011", "0018|0050"

@@ -1,4 +1,7 @@
-"""Where the voxels of a volume lie in the patient."""
+"""Where the voxels of a volume lie in the patient, and which anatomical axis each axis of its grid runs along.
+
+numpy only: Slicer's own Python has no nibabel.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from progidiff.errors import InputError
-from progidiff.volumes.axes import nearest_axes
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
+
 
 # ITK, NRRD and DICOM point to the patient's Left and Posterior, Slicer and NIfTI to the Right and Anterior.
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -126,3 +129,23 @@ class Geometry:
 
 def _millimetres(spacing: np.ndarray) -> str:
     return " × ".join(f"{s:g}" for s in spacing) + " mm"
+
+
+def nearest_axes(affine: np.ndarray) -> list[tuple[int, int]]:
+    """The RAS axis (0 R, 1 A, 2 S) that each of i, j and k is nearest to, and the sign it grows with; one to one.
+
+    Same result as ``nibabel.io_orientation``: directions are compared after taking the rotation nearest to the affine.
+
+    Args:
+        affine: float (4, 4), IJK to RAS; regular.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(directions)
+    rotation = left @ right
+    found = {}
+    # The axis that is clearest chooses first, so that an oblique grid's other axes take what is left.
+    for ijk in np.argsort(-np.abs(rotation).max(0), kind="stable"):
+        ras = int(np.argmax(np.abs(rotation[:, ijk])))
+        found[int(ijk)] = (ras, 1 if rotation[ras, ijk] > 0 else -1)
+        rotation[ras] = 0
+    return [found[ijk] for ijk in range(3)]

@@ -14,9 +14,18 @@ import numpy as np
 import SimpleITK as sitk
 
 from progidiff.errors import InputError, ProGiDiffError
-from progidiff.volumes import dicom, itk, nifti
+from progidiff.volumes import dicom
+from progidiff.volumes.formats import (
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    damaged,
+    is_text,
+    not_a_volume,
+    read_itk,
+    read_nifti,
+    too_large,
+)
 from progidiff.volumes.geometry import Geometry
-from progidiff.volumes.problems import damaged, is_text, not_a_volume, too_large
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha, .mhd) or a folder of DICOM images"
 
@@ -67,10 +76,10 @@ def read_volume(path: Path | str, *, allow_uniform: bool = False, series: str | 
             raise InputError(f"{path.name} is a single file, which has no series to choose; leave that choice out.")
         if is_folder or _is_dicom(path):
             array, geometry, modality, warnings, files = _dicom(path, series)
-        elif path.name.lower().endswith(nifti.SUFFIXES):
-            array, geometry = nifti.read(path)
-        elif path.name.lower().endswith(itk.SUFFIXES):
-            array, geometry, modality = itk.read(path)
+        elif path.name.lower().endswith(NIFTI_SUFFIXES):
+            array, geometry = read_nifti(path)
+        elif path.name.lower().endswith(ITK_SUFFIXES):
+            array, geometry, modality = read_itk(path)
         else:
             raise InputError(f"{path.name} is not an image in a known format; give {FORMATS}.")
     try:
@@ -92,7 +101,7 @@ def series_uid(folder: Path) -> str:
 def volume_name(path: Path) -> str:
     """File or folder name without the ending of an image format."""
     name = path.name or path.resolve().name
-    for suffix in (".seg.nrrd", *nifti.SUFFIXES, *itk.SUFFIXES, ".dcm"):
+    for suffix in (".seg.nrrd", *NIFTI_SUFFIXES, *ITK_SUFFIXES, ".dcm"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
@@ -115,7 +124,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_dicom(path: Path) -> bool:
-    return not path.name.lower().endswith((*nifti.SUFFIXES, *itk.SUFFIXES)) and dicom.is_dicom_file(path)
+    return not path.name.lower().endswith((*NIFTI_SUFFIXES, *ITK_SUFFIXES)) and dicom.is_dicom_file(path)
 
 
 def _dicom(path: Path, series: str | None) -> dicom.Series:

@@ -171,7 +171,7 @@ def write_seg(request: WriteSeg, run: Run) -> SegWritten:
     from progidiff.outputs.dicom_seg import dicom_seg, read_headers
     from progidiff.outputs.segmentation import Segment
     from progidiff.volumes.geometry import Geometry
-    from progidiff.volumes.packed import PackedMask
+    from progidiff.volumes.slicing import PackedMask
 
     if request.headers is None:
         headers = read_headers([Path(file) for file in request.files])
