@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import progidiff
-from progidiff.cli.commandline import split_command
-from progidiff.cli.progress import PlainLines, progress_view, remaining, slice_text
+from progidiff.cli.common import split_command
+from progidiff.cli.view import PlainLines, progress_view, remaining, slice_text
 from progidiff.errors import InputError
 from progidiff.model import parameters
 from progidiff.wire.messages import ProgressEvent

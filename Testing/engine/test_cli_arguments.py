@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from progidiff.cli import proposing
 from progidiff.errors import OutputError
 from progidiff.evaluation.cases import cases_of_folder
 from progidiff.evaluation.evaluate import evaluate_cases
@@ -222,7 +221,7 @@ def test_the_prompt_is_judged_before_the_model_is_loaded(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(Engine, "load", loaded)
-    monkeypatch.setattr(proposing, "WorkerClient", loaded)
+    monkeypatch.setattr("progidiff.wire.client.WorkerClient", loaded)
     out = tmp_path / "out.json"
     asked = {
         "propose": ("propose", SAMPLE, "--out", out),

@@ -11,9 +11,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from progidiff.cli.pictures import choose_slices
-from progidiff.cli.proposing import understand
-from progidiff.cli.writing import volume_spread
+from progidiff.cli.propose import understand
+from progidiff.cli.writing import choose_slices, volume_spread
 from progidiff.errors import PromptError
 from progidiff.outputs.document import ProposalsDocument, read_document
 from progidiff.outputs.segmentation import write_volume

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import Result
 
 from progidiff.cli import writing
-from progidiff.cli.failures import one_line
+from progidiff.cli.common import one_line
 from progidiff.outputs.document import read_document
 
 from ..volume_examples import oblique, write_nifti

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from progidiff.cli import accuracy as accuracy_command
 from progidiff.cli import evaluate as evaluate_command
 from progidiff.cli.app import app, program
 from progidiff.curation import CuratedSet, NewCase
@@ -406,14 +405,14 @@ def test_sets_are_read_by_the_reader_that_is_handed_in(
         return slices
 
     sets = NamedSets(read, ("ours", "theirs"), tmp_path)
-    own = program("own", "Measuring.", (accuracy_command, evaluate_command), sets)
+    own = program("own", "Measuring.", (evaluate_command,), sets)
     found = json.loads(accuracy_of(own, responsive_folder).stdout)
     assert list(found["means"]) == ["phantoms", "ours", "theirs"]
     assert asked == [(tmp_path, "ours"), (tmp_path, "theirs")]
     assert (
         json.loads(accuracy_of(own, responsive_folder, "--set", "more", "--every", "2").stdout)["targets"][0]["slices"] == 2
     )
-    elsewhere = program("own", "Measuring.", (accuracy_command,), NamedSets(read, ("ours",), tmp_path / "nowhere"))
+    elsewhere = program("own", "Measuring.", (evaluate_command,), NamedSets(read, ("ours",), tmp_path / "nowhere"))
     alone = accuracy_of(elsewhere, responsive_folder)
     assert list(json.loads(alone.stdout)["means"]) == ["phantoms"]
     assert "phantoms alone" in alone.stderr

@@ -17,8 +17,8 @@ import torch
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
-from progidiff.cli.stopping import interruptible
-from progidiff.cli.train import _work
+from progidiff.cli.common import interruptible
+from progidiff.cli.learn import _work
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
 from progidiff.model.folder import load_model
 from progidiff.model.networks import encode_text, tokenize
@@ -189,7 +189,7 @@ def tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     def settings(steps: int, first_steps: int | None, images: int, *rest: object) -> RunSettings:
         return RunSettings(**{**TINY.__dict__, "steps": steps, "first_steps": first_steps, "images": images})
 
-    monkeypatch.setattr("progidiff.cli.train._settings", settings)
+    monkeypatch.setattr("progidiff.cli.learn._settings", settings)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from progidiff.cli.propose import DeviceName
+from progidiff.cli.common import DeviceName
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from progidiff.cli.propose import DeviceName
+from progidiff.cli.common import DeviceName
 from progidiff.errors import InputError
 
 if TYPE_CHECKING:

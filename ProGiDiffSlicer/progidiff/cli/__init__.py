@@ -1,3 +1,3 @@
-"""The command line: one small file per command, registered in :mod:`progidiff.cli.app`."""
+"""The command line; :mod:`progidiff.cli.app` is the program."""
 
 from __future__ import annotations

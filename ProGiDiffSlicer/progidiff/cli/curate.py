@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from progidiff.cli.failures import EXIT_PROBLEM
+from progidiff.cli.common import EXIT_PROBLEM, JsonOption, ModalityName
 
 app = typer.Typer(name="curate", help="Look after a set of training examples.", no_args_is_help=True)
 
 SetArgument = Annotated[Path, typer.Argument(metavar="SET", help="Folder of the set.")]
 CaseArgument = Annotated[str, typer.Argument(metavar="CASE", help='Id of a case, as "curate list" prints it.')]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-class ModalityChoice(StrEnum):
-    """Of the cases to export."""
-
-    CT = "CT"
-    MR = "MR"
 
 
 def register(parent: typer.Typer) -> None:
@@ -118,7 +109,7 @@ def verify(
 def export(
     folder: SetArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, such as nnUNet_raw/Dataset123_Liver.")],
-    modality: Annotated[ModalityChoice, typer.Option(help="Of the cases.")] = ModalityChoice.CT,
+    modality: Annotated[ModalityName, typer.Option(help="Of the cases.")] = ModalityName.CT,
     target: Annotated[
         list[str] | None, typer.Option(help="Target to export; may be given several times (default: the most frequent one).")
     ] = None,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from progidiff.cli.pictures import target_pictures
 from progidiff.errors import InputError
 from progidiff.outputs.dicom_seg import dicom_seg, read_headers
 from progidiff.outputs.document import (
@@ -27,16 +26,27 @@ from progidiff.outputs.document import (
     VolumeSpread,
     WarningRecord,
 )
-from progidiff.outputs.report import REPORT_NAME, SlicePicture, display_window, percent, write_report
+from progidiff.outputs.report import (
+    REPORT_NAME,
+    Frame,
+    SlicePicture,
+    agreement_png,
+    display_window,
+    outlines_png,
+    percent,
+    windowed,
+    write_report,
+)
 from progidiff.outputs.segmentation import Segment, shade, write_seg_nrrd, write_volume
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, Gathered, Proposals
 from progidiff.targets.catalog import Target
 from progidiff.volumes.reading import Volume
-from progidiff.volumes.slicing import PackedMask, SlicePlan
+from progidiff.volumes.slicing import PackedMask, SlicePlan, extract_slice
 from progidiff.wire.messages import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"
 DICOM_NAME = "proposals.dcm"
+SLICES_PER_TARGET = 3
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,59 @@ def _write_target(folder: Path, job: Job, wanted: Wanted, proposals: Proposals, 
         [proposal.index for proposal in record.ranked() if proposal.segment is not None],
     )
     return _TargetResult(record, _segments(job, wanted, proposals, record), pictures, warnings)
+
+
+def choose_slices(weights: np.ndarray, count: int = SLICES_PER_TARGET) -> list[int]:
+    """Slices that show an organ best: the fullest one, and others at even shares of its volume; ascending.
+
+    Args:
+        weights: float (slices,), e.g. the sum of the agreement map on each slice; no slice is chosen where
+            all are 0.
+        count: how many slices at most.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    total = weights.sum()
+    if total <= 0 or count < 1:
+        return []
+    passed = np.cumsum(weights) / total
+    chosen = [int(weights.argmax())]
+    for place in range(count):
+        index = int(np.searchsorted(passed, (place + 0.5) / count))
+        if index not in chosen and len(chosen) < count:
+            chosen.append(index)
+    # a thin organ has one slice at several shares: fill up with its next fullest slices
+    for index in np.argsort(-weights, kind="stable").tolist():
+        if len(chosen) < count and weights[index] > 0 and index not in chosen:
+            chosen.append(index)
+    return sorted(chosen)
+
+
+def target_pictures(
+    array_kji: np.ndarray,
+    plan: SlicePlan,
+    window: tuple[float, float],
+    proposals: Proposals,
+    agreement_kji: np.ndarray,
+    put_forward: Sequence[int],
+) -> list[SlicePicture]:
+    """Pictures of one target.
+
+    Args:
+        array_kji: the image, (K, J, I).
+        plan: how it is cut into slices.
+        window: grey values drawn black and white.
+        proposals: the target's proposals.
+        agreement_kji: share of proposals, float32 (K, J, I).
+        put_forward: proposals to outline, best first.
+    """
+    other_axes = tuple(axis for axis in range(3) if axis != plan.axis)
+    pictures = []
+    for index in choose_slices(agreement_kji.sum(axis=other_axes, dtype=np.float64)):
+        frame = Frame(windowed(extract_slice(array_kji, plan, index), window), plan.spacing_rc)
+        masks = [proposals.slice_mask(number, index) for number in put_forward]
+        agreement = extract_slice(agreement_kji, plan, index)
+        pictures.append(SlicePicture(index, outlines_png(frame, masks), agreement_png(frame, agreement)))
+    return pictures
 
 
 def volume_spread(millilitres: Sequence[float]) -> VolumeSpread:
