@@ -20,8 +20,7 @@ from progidiff.datasets.naming import with_unions
 from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, SliceFolder
 from progidiff.errors import DatasetError
-from progidiff.sampling.grid import ModelGrid, lay_grid
-from progidiff.sampling.intensity import normaliser
+from progidiff.sampling.image import ModelGrid, lay_grid, normaliser
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
 from progidiff.volumes.geometry import Geometry
@@ -228,7 +227,7 @@ def _slice_fingerprint(read: Callable[[], LabelledSlice]) -> str:
 
 
 def _files_fingerprint(paths: Sequence[Path], more: str) -> str:
-    from progidiff.active.finding import fingerprint
+    from progidiff.active.search import fingerprint
 
     digest = hashlib.blake2b(more.encode(), digest_size=16)
     for path in paths:

@@ -21,8 +21,7 @@ from progidiff.datasets.naming import with_unions
 from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import LabelledSlice, Modality, SliceFolder
 from progidiff.errors import DatasetError, InputError
-from progidiff.sampling.grid import ModelGrid, lay_grid
-from progidiff.sampling.intensity import normaliser
+from progidiff.sampling.image import ModelGrid, lay_grid, normaliser
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import USUAL_PLANES, extract_slice, plan_slices
 
