@@ -26,7 +26,7 @@ from progidiff.evaluation.accuracy import PlainSegmenter, TwinNetwork
 from progidiff.evaluation.metrics import dice
 from progidiff.model.folder import load_model
 from progidiff.model.networks import ImageEncoder
-from progidiff.sampling.image import load_image
+from progidiff.sampling.image import OUTSIDE, load_image
 from progidiff.synthesis.tissues import INDEX, TARGETS, tissue_of
 from progidiff.training.default import empty_card
 from progidiff.training.small import make_encoder
@@ -93,7 +93,7 @@ def whole_ct(data: Path, encoder: ImageEncoder, card: ModelCard, every: int) -> 
     for k in range(0, len(array), every):
         with torch.inference_mode():
             logits = encoder.segment(encoder(image.pixels(k)))[0]
-            found = (image.grid.from_model(logits, outside=-20.0) > 0).numpy()[:, ::-1, ::-1]
+            found = (image.grid.from_model(logits, outside=OUTSIDE) > 0).numpy()[:, ::-1, ::-1]
         for target, mask in zip(card.vocabulary, found, strict=True):
             truth = np.isin(tissues[k], [INDEX[n] for n in TARGETS[target]])
             sums[target] += (2 * (mask & truth).sum(), mask.sum() + truth.sum())

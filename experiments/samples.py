@@ -23,8 +23,7 @@ from progidiff.proposals.votes import gram_matrix
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.sampling.image import load_image
-from progidiff.sampling.run import Run
-from progidiff.sampling.sampler import Sampler
+from progidiff.sampling.sampler import Run, Sampler
 from progidiff.volumes.slicing import SlicePlan
 from progidiff.wire.messages import ProposeRequest, SliceEvent
 

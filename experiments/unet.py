@@ -22,7 +22,7 @@ from progidiff.cards import ModelCard
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import ModelError
 from progidiff.evaluation.cases import on_grid
-from progidiff.sampling.grid import ModelGrid
+from progidiff.sampling.image import OUTSIDE, ModelGrid
 from progidiff.training.batches import BatchSource
 from progidiff.training.loop import load_checkpoint, save_checkpoint
 from progidiff.training.stages import segmentation_loss
@@ -33,8 +33,6 @@ FEATURES = (16, 32, 64, 128, 160, 16)
 DROPOUT = 0.1
 IMAGES, PEAK, WARMUP = 8, 1.5e-3, 60
 _CHECKPOINT_S = 60.0
-#: Logit beyond the model's grid: outside for certain.
-_OUTSIDE = -20.0
 
 #: Samples of a network on a slice: masks bool (n, V, H, W) and mean probability float32 (V, H, W), at the slice's pixels.
 Drawn = tuple[np.ndarray, np.ndarray]
@@ -167,7 +165,7 @@ def _claim(path: Path, run: dict[str, float]) -> None:
 def unet_probability(network: nn.Module, item: LabelledSlice, card: ModelCard) -> np.ndarray:
     """Probability per target without dropout or augmentation, float32 (V, H, W) at the slice's pixels."""
     grid, pixels = on_grid(item, card)
-    return np.asarray(torch.sigmoid(grid.from_model(network.eval()(pixels)[0], _OUTSIDE)).numpy())
+    return np.asarray(torch.sigmoid(grid.from_model(network.eval()(pixels)[0], OUTSIDE)).numpy())
 
 
 @torch.inference_mode()
@@ -204,7 +202,7 @@ def tta_samples(network: nn.Module, item: LabelledSlice, card: ModelCard, count:
             forward = torch.tensor([[cos, -sin, 0.08 * column], [sin, cos, 0.08 * row], [0.0, 0.0, 1.0]])
             noise = 0.02 * torch.randn(pixels.shape, generator=generator)
             copy = (_warp(pixels, forward).clamp(0, 1) ** (4 / 3) ** gamma + noise).clamp(0, 1)
-            yield _warp(network(copy) - _OUTSIDE, torch.linalg.inv(forward)) + _OUTSIDE
+            yield _warp(network(copy) - OUTSIDE, torch.linalg.inv(forward)) + OUTSIDE
 
     network.eval()
     return _collect(grid, altered())
@@ -219,7 +217,7 @@ def _warp(x: Tensor, matrix: Tensor) -> Tensor:
 def _collect(grid: ModelGrid, logits: Iterable[Tensor]) -> Drawn:
     masks, total, count = [], torch.zeros(()), 0
     for one in logits:
-        native = grid.from_model(one[0], _OUTSIDE)
+        native = grid.from_model(one[0], OUTSIDE)
         masks.append((native > 0).numpy())
         total = total + torch.sigmoid(native)
         count += 1

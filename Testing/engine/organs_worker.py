@@ -57,6 +57,7 @@ class OrganEngine:
     """Discs that grow and shrink along the slices, each proposal a little elsewhere."""
 
     device = "cpu"
+    adapter = None
 
     def __init__(self, folder: Path | None, device: str, progress: Callable[[str, float], None]) -> None:
         if message := SCRIPT.get("fail_load"):

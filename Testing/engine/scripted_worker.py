@@ -48,6 +48,7 @@ class ScriptedEngine:
     """Thresholds the image; every ``mode`` is one way to work or to fail."""
 
     device = "cpu"
+    adapter = None
 
     def __init__(self, mode: str) -> None:
         self.mode = mode

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from progidiff.active.disagreement import TargetDoubt, binary_entropy, likely_presence
-from progidiff.active.measuring import next_slice, spread_slices
+from progidiff.active.disagreement import TargetDoubt, binary_entropy, likely_presence, next_slice, spread_slices
 
 SHAPE = (40, 50)
 N = 6

@@ -16,10 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 import progidiff
-from progidiff.active.finding import find_volumes, fingerprint
-from progidiff.active.measuring import NextSettings, measure
+from progidiff.active.disagreement import NextSettings, measure
 from progidiff.active.record import NextDocument
-from progidiff.active.search import rank_folder
+from progidiff.active.search import find_volumes, fingerprint, rank_folder
 from progidiff.cli.app import app
 from progidiff.errors import InputError, OutputError
 from progidiff.outputs.segmentation import write_volume

@@ -11,8 +11,8 @@ import pytest
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import gram_matrix
 from progidiff.sampling import sampler
+from progidiff.sampling.denoise import proposal_noise
 from progidiff.sampling.engine import PILOT_SLICES
-from progidiff.sampling.noise import proposal_noise
 from progidiff.wire.messages import RankingEvent, SliceEvent
 
 Run = Callable[..., Any]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from progidiff.sampling.grid import ModelGrid, body_box, lay_grid
+from progidiff.sampling.image import ModelGrid, body_box, lay_grid
 from progidiff.training.default import empty_card
 
 # name, shape, spacing (mm), centre (pixels): the grid has 160 pixels of 2.4 mm, 384 mm in all

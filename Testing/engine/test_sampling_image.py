@@ -12,8 +12,7 @@ import torch
 
 from progidiff.cards import ModelCard, Window
 from progidiff.errors import InputError, ModelError
-from progidiff.sampling.image import load_image
-from progidiff.sampling.intensity import normaliser
+from progidiff.sampling.image import load_image, normaliser
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import insert_slice, plan_slices
 from progidiff.volumes.values import likely_modality

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from progidiff.sampling.noise import ANCHOR_MM, proposal_noise
+from progidiff.sampling.denoise import ANCHOR_MM, proposal_noise
 
 SHAPE = (4, 40, 40)
 

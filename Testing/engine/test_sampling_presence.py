@@ -12,8 +12,8 @@ import torch
 
 from progidiff.errors import ModelError
 from progidiff.model.folder import load_model, save_model
+from progidiff.sampling.conditioning import presence_of, presence_threshold
 from progidiff.sampling.engine import Engine
-from progidiff.sampling.presence import presence_of, presence_threshold
 
 Run = Callable[..., Any]
 

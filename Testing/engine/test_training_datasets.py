@@ -15,8 +15,7 @@ import torch
 from progidiff.cards import ModelCard, Window
 from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError, ModelError
-from progidiff.sampling.grid import lay_grid
-from progidiff.sampling.intensity import normaliser
+from progidiff.sampling.image import lay_grid, normaliser
 from progidiff.training.batches import (
     DatasetBatches,
     MixedBatches,

@@ -19,6 +19,7 @@ class EllipsoidEngine:
     """Proposes ellipsoids in the middle of an axial LPS volume, which differ in size and place."""
 
     device = "cpu"
+    adapter = None
 
     def __init__(self) -> None:
         self.shape = (0, 0, 0)
@@ -72,4 +73,4 @@ def ellipsoids(shape: tuple[int, int, int], count: int, index: int) -> np.ndarra
 if __name__ == "__main__":
     from progidiff.worker.server import serve
 
-    serve(lambda folder, device, progress: EllipsoidEngine(), lambda text, vocabulary: ("liver",))
+    serve(lambda folder, device, progress: EllipsoidEngine())

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from progidiff.errors import ModelError
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.sampling.image import LoadedImage, load_image
-from progidiff.sampling.noise import proposal_noise
+from progidiff.sampling.denoise import proposal_noise
+from progidiff.sampling.image import OUTSIDE, LoadedImage, load_image
 from progidiff.synthesis.painting import AIR, Anatomy, paint_attenuation
 from progidiff.synthesis.phantoms import phantom_tissues
 
@@ -21,8 +21,6 @@ SLICES = 4
 SLICE_MM = 5.0
 PLANE = "axial"
 FIELD_MM = 400.0
-#: What lies beyond the model's grid is far outside of every mask; the value that the engine uses.
-OUTSIDE = -20.0
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def next_volumes(
 
     Ctrl+C keeps what was measured; the same command goes on. Unreadable volumes are listed and do not end the search.
     """
-    from progidiff.active.measuring import NextSettings
+    from progidiff.active.disagreement import NextSettings
 
     settings = NextSettings(
         proposals, steps, slices, closer, seed, modality and modality.value, plane and plane.value, correct_values

@@ -22,6 +22,7 @@ from progidiff.evaluation.summary import patient_bootstrap
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ImageEncoder
 from progidiff.sampling.engine import Engine
+from progidiff.sampling.image import OUTSIDE
 
 FIGURES = ("rank1", "mean", "best", "rand_top_3", "ensemble", "twin")
 NAN = float("nan")
@@ -206,7 +207,7 @@ class PlainSegmenter:
         if self._last is None or self._last[0] is not item:
             grid, pixels = on_grid(item, self._card)
             logits = self._logits(pixels)[0]
-            self._last = item, (grid.from_model(logits, outside=-20.0) > 0).numpy()
+            self._last = item, (grid.from_model(logits, outside=OUTSIDE) > 0).numpy()
         return self._last[1][self._card.vocabulary.index(target)]
 
 

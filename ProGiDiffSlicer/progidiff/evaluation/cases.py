@@ -18,8 +18,7 @@ from progidiff.curation import CuratedCase, CuratedSet, patient_groups
 from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import MANIFEST_NAME, LabelledSlice, SliceFolder, with_unions
 from progidiff.errors import DatasetError
-from progidiff.sampling.grid import ModelGrid, lay_grid
-from progidiff.sampling.intensity import normaliser
+from progidiff.sampling.image import ModelGrid, lay_grid, normaliser
 from progidiff.synthesis.source import SyntheticSource
 from progidiff.synthesis.tissues import PHANTOM_TARGETS, VOCABULARY
 from progidiff.volumes.geometry import Geometry
@@ -226,7 +225,7 @@ def _slice_fingerprint(read: Callable[[], LabelledSlice]) -> str:
 
 
 def _files_fingerprint(paths: Sequence[Path], more: str) -> str:
-    from progidiff.active.finding import fingerprint
+    from progidiff.active.search import fingerprint
 
     digest = hashlib.blake2b(more.encode(), digest_size=16)
     for path in paths:

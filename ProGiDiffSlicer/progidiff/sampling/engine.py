@@ -21,8 +21,7 @@ from progidiff.proposals.votes import AdaptiveStopping
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.denoise import make_scheduler
 from progidiff.sampling.image import LoadedImage, load_image
-from progidiff.sampling.run import Emit, Run
-from progidiff.sampling.sampler import Sampler
+from progidiff.sampling.sampler import Emit, Run, Sampler
 from progidiff.system import peak_memory_mb
 from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProposeRequest, WarningEvent
 
@@ -33,7 +32,7 @@ PILOT_SLICES = 8
 #: Proposals in a block of adaptive sampling, and the fewest on which it may stop.
 BLOCK, FEWEST = 4, 8
 #: Samples per network call where the user leaves it open: on two CPU cores larger batches gain nothing and delay the
-#: first preview.
+#: first slice.
 CPU_BATCH, CUDA_BATCH = 8, 64
 
 

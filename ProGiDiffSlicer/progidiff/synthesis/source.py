@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from progidiff.sampling.grid import BODY_SHARE, PIXEL_MM
+from progidiff.sampling.image import BODY_SHARE, PIXEL_MM
 from progidiff.synthesis import painting
 from progidiff.synthesis.fields import Shape, linear_values, nearest_values, normal, plane_coordinates, uniform
 from progidiff.synthesis.labelmaps import LabelVolume

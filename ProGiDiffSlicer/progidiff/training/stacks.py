@@ -19,8 +19,7 @@ from progidiff.curation import CuratedCase, CuratedSet, patient_groups
 from progidiff.datasets.nnunet import Case, NnUNetDataset
 from progidiff.datasets.slices import MANIFEST_NAME, LabelledSlice, Modality, SliceFolder, with_unions
 from progidiff.errors import DatasetError, InputError
-from progidiff.sampling.grid import ModelGrid, lay_grid
-from progidiff.sampling.intensity import normaliser
+from progidiff.sampling.image import ModelGrid, lay_grid, normaliser
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import USUAL_PLANES, extract_slice, plan_slices
 

@@ -21,8 +21,8 @@ from progidiff.errors import CancelledError, DatasetError, ModelError
 from progidiff.model.adapter import add_lora
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.model.networks import ControlBranch, tokenize
+from progidiff.sampling.conditioning import presence_of, presence_threshold
 from progidiff.sampling.denoise import denoise, make_scheduler
-from progidiff.sampling.presence import presence_of, presence_threshold
 from progidiff.training.batches import (
     BatchSource,
     DatasetBatches,

@@ -38,13 +38,8 @@ from progidiff.wire.messages import (
     WriteSeg,
     frame_to_request,
 )
-from progidiff.worker.compute import Compute, Run
-from progidiff.worker.engine_api import EngineFactory, load_engine
-from progidiff.worker.liveness import every, watch_parent
-from progidiff.worker.log import LOG, start_log, where
-from progidiff.worker.outbox import REPLY_LIMIT, Outbox
-from progidiff.worker.pipes import Pipes, claim_standard_streams
-from progidiff.worker.session import Session, write_seg
+from progidiff.worker.pipes import LOG, REPLY_LIMIT, Outbox, Pipes, claim_standard_streams, start_log, where
+from progidiff.worker.session import Compute, EngineFactory, Run, Session, load_engine, write_seg
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -54,6 +49,7 @@ EXIT_CRASH = 4
 HEARTBEAT_S = 1.0
 _GRACE_S = 3.0  # for a cancelled request to end
 _FLUSH_S = 2.0  # for the last replies to be read
+_PARENT_POLL_S = 0.5
 
 
 class Server:
@@ -170,6 +166,51 @@ class Server:
             run = self._compute.run
             beat = Heartbeat(run.request_id, run.seconds) if run else Heartbeat(None, 0.0)
             self._outbox.post(beat, None)
+
+
+def every(seconds: float, action: Callable[[], None], name: str) -> None:
+    """Call ``action`` every ``seconds`` on a thread of its own, for as long as the process lives."""
+
+    def loop() -> None:
+        while True:
+            time.sleep(seconds)
+            action()
+
+    threading.Thread(target=loop, name=name, daemon=True).start()
+
+
+def watch_parent(gone: Callable[[], None]) -> None:
+    """Call ``gone`` when the parent process has ended.
+
+    The end of standard input says so too, but not while another process holds the pipe's other end, as a
+    sibling that was forked at a bad moment does.
+    """
+    if sys.platform == "win32":
+        threading.Thread(target=_wait_for_windows_parent, args=(gone,), name="parent", daemon=True).start()
+        return
+    parent = os.getppid()
+
+    def poll() -> None:
+        # An orphan is adopted by another process.
+        if os.getppid() != parent:
+            gone()
+
+    every(_PARENT_POLL_S, poll, "parent")
+
+
+def _wait_for_windows_parent(gone: Callable[[], None]) -> None:
+    if sys.platform == "win32":
+        import ctypes
+
+        synchronize, infinite = 0x0010_0000, 0xFFFF_FFFF
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.OpenProcess.restype = ctypes.c_void_p
+        kernel.WaitForSingleObject.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        handle = kernel.OpenProcess(synchronize, False, os.getppid())
+        # Without the right to wait for the parent the end of standard input remains.
+        if handle:
+            kernel.WaitForSingleObject(handle, infinite)
+            gone()
 
 
 def serve(

@@ -1,21 +1,27 @@
-"""What the worker holds: one engine and one image, and the requests that need them."""
+"""What the worker holds, one engine and one image, and the requests that need them, one at a time on a thread of its own."""
 
 from __future__ import annotations
 
 import math
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from progidiff.errors import InputError
+from progidiff.errors import CancelledError, InputError, ProGiDiffError, ProtocolError
+from progidiff.system import is_out_of_memory
 from progidiff.wire.frames import Array
 from progidiff.wire.messages import (
     AdapterLoaded,
     AdapterUnloaded,
     Cancelled,
     DoneEvent,
+    ErrorReply,
     Event,
     ImageInfo,
     ImageReply,
@@ -31,9 +37,204 @@ from progidiff.wire.messages import (
     WriteSeg,
     image_key,
 )
-from progidiff.worker.compute import RequestFailed, Run
-from progidiff.worker.engine_api import Engine, EngineFactory
-from progidiff.worker.log import LOG
+from progidiff.worker.pipes import BULK_LIMIT, LOG, Outbox, where
+
+
+class Card(Protocol):
+    """The part of a model card that the worker speaks of."""
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> Sequence[str]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class AdapterCard(Protocol):
+    """The part of an adapter's card that the worker speaks of."""
+
+    @property
+    def adapter_id(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Engine(Protocol):
+    """One loaded model, maybe with an adapter, and its current image: ``progidiff.sampling.engine.Engine``, or a test's."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def card(self) -> Card: ...
+
+    @property
+    def adapter(self) -> AdapterCard | None: ...
+
+    def load_adapter(self, folder: Path, even_if_worse: bool = False) -> AdapterCard:
+        """Use an adapter; where it is refused (``AdapterError``), what was in use stays in use."""
+
+    def unload_adapter(self) -> None:
+        """Go back to the base model."""
+
+    def set_image(
+        self,
+        array_kji: Array,
+        affine: Array,
+        modality: str | None,
+        plane: str | None = None,
+        correct_values: bool = False,
+    ) -> ImageInfo:
+        """Make a volume the current image."""
+
+    def propose(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
+        """Emit proposals; raise ``CancelledError`` soon after ``cancelled()`` turns true."""
+
+
+# Model folder (None: the bundled model), device, progress(phase, fraction) -> engine.
+EngineFactory = Callable[[Path | None, str, Callable[[str, float], None]], Engine]
+
+
+def load_engine(folder: Path | None, device: str, progress: Callable[[str, float], None]) -> Engine:
+    """Load the real engine; torch is imported here and not before."""
+    progress("starting", 0.0)
+    from progidiff.sampling.engine import Engine as DiffusionEngine
+
+    engine: Engine = DiffusionEngine.load(folder, device, progress)
+    return engine
+
+
+_LONGEST_DETAIL = 500
+
+
+class RequestFailed(Exception):
+    """A request that cannot be carried out; becomes an error reply."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.reply = ErrorReply(code, message, hint)
+
+
+class Run:
+    """One request at work."""
+
+    def __init__(self, request_id: int, name: str, outbox: Outbox) -> None:
+        self.request_id = request_id
+        self.name = name
+        self._outbox = outbox
+        self._cancelled = threading.Event()
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Raise ``CancelledError`` if the request was cancelled."""
+        if self._cancelled.is_set():
+            raise CancelledError("The request was cancelled.")
+
+    def emit(self, event: Event) -> None:
+        """Send an event; waits while the client is far behind."""
+        self._outbox.wait_for_room(BULK_LIMIT)
+        self._outbox.post(event, self.request_id)
+
+
+Work = Callable[[Run], Reply]
+
+
+class Compute:
+    """Runs work on one long-lived thread (torch keeps its thread pools per calling thread)."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._changed = threading.Condition()
+        self._run: Run | None = None
+        self._work: Work | None = None
+        threading.Thread(target=self._loop, name="compute", daemon=True).start()
+
+    @property
+    def run(self) -> Run | None:
+        """The request at work."""
+        return self._run
+
+    def submit(self, request_id: int, name: str, work: Work) -> bool:
+        """Start ``work``, whose result is the final reply; false while another request is at work."""
+        with self._changed:
+            if self._run is not None:
+                return False
+            self._run = Run(request_id, name, self._outbox)
+            self._work = work
+            self._changed.notify_all()
+            return True
+
+    def cancel(self, request_id: int | None) -> bool:
+        """Cancel the request at work (only if it is ``request_id``, when given); whether there was one."""
+        with self._changed:
+            if self._run is None or request_id not in (None, self._run.request_id):
+                return False
+            self._run.cancel()
+            return True
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until nothing is at work and the last reply is posted."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._run is None, timeout)
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._work is not None)
+                run, work = self._run, self._work
+                self._work = None
+            if run is not None and work is not None:
+                self._carry_out(run, work)
+
+    def _carry_out(self, run: Run, work: Work) -> None:
+        LOG.info("request %d: %s", run.request_id, run.name)
+        reply = _reply_of(run, work)
+        outcome = f"error {reply.code}" if isinstance(reply, ErrorReply) else type(reply).__name__.lower()
+        LOG.info("request %d: %s after %.2f s", run.request_id, outcome, run.seconds)
+        with self._changed:
+            # Idle first: a client that has the final reply may ask for the next thing at once.
+            self._run = None
+            try:
+                self._outbox.post(reply, run.request_id)
+            except ProtocolError as error:
+                self._outbox.post(ErrorReply("internal", str(error)), run.request_id)
+            self._changed.notify_all()
+
+
+def _reply_of(run: Run, work: Work) -> Reply:
+    try:
+        return work(run)
+    except CancelledError:
+        return Cancelled()
+    except RequestFailed as failure:
+        return failure.reply
+    except ProGiDiffError as error:
+        return ErrorReply(error.code, str(error))
+    except BaseException as error:  # the worker outlives whatever the engine does, a SystemExit too
+        LOG.error("request %d: %s", run.request_id, where(error))
+        if is_out_of_memory(error):
+            return ErrorReply(
+                "memory",
+                "There was not enough memory for this request.",
+                "Ask for fewer proposals or a smaller batch, or close other programs, then try again.",
+            )
+        return ErrorReply(
+            "internal",
+            f"The engine failed ({type(error).__name__}: {str(error)[:_LONGEST_DETAIL]}).",
+            "Try again; if it happens again, report it with the log.",
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +266,8 @@ class Session:
 
     @property
     def adapter_id(self) -> str | None:
-        adapter = getattr(self._engine, "adapter", None)
+        engine = self._engine
+        adapter = None if engine is None else engine.adapter
         return None if adapter is None else adapter.adapter_id
 
     @property
@@ -86,7 +288,7 @@ class Session:
         folder = None if request.folder is None else Path(request.folder)
         engine = self._load_engine(folder, request.device, progress)
         self._engine = engine
-        self.device = str(getattr(engine, "device", request.device))
+        self.device = engine.device
         card = engine.card
         LOG.info("model loaded on %s, %d targets", self.device, len(card.vocabulary))
         return Loaded(card.model_id, tuple(card.vocabulary), self.device, card.to_dict())
