@@ -274,6 +274,17 @@ def test_one_series_of_a_dicom_folder_with_what_is_to_be_said_of_it(tmp_path: Pa
     assert "no series to choose" in refused.stderr
 
 
+def test_a_real_ct_gets_results_on_its_own_grid_and_slice(shared_data: Path, tmp_path: Path) -> None:
+    image = shared_data / "permissive" / "totalsegmentator_tests" / "example_ct_sm.nii.gz"
+    ran = propose(image, tmp_path / "out", "--prompt", "spleen and liver", "--slices", "14", "--proposals", "4")
+    assert ran.exit_code == 0, ran.output
+    stored, made = nib.load(image), nib.load(tmp_path / "out" / "ensemble_liver.nii.gz")
+    np.testing.assert_array_equal(made.affine, stored.affine)
+    assert made.shape == stored.shape
+    filled = np.asarray(made.dataobj).any(axis=(0, 1))
+    assert np.flatnonzero(filled).tolist() == [14]
+
+
 def test_prompts_are_understood_once_each_in_their_order() -> None:
     wanted = understand(["Milz und Leber", "liver, spleen; pancreas"], ["liver", "spleen", "pancreas"])
     assert [(w.target.key, w.prompt) for w in wanted] == [
