@@ -21,6 +21,7 @@ from ..volume_examples import oriented
 from .curating_support import Saver, only
 from .panel_support import Opened, nested_masks, opened
 from .session_support import add_volume
+from .setup_examples import CARD
 
 Spin = Callable[..., None]
 #: Slices closer together than pixels are large, as usual for CT.
@@ -110,7 +111,7 @@ def test_a_volume_that_was_clearly_acquired_otherwise_keeps_its_plane(panel: Ope
 
 def test_a_model_that_knows_other_planes_gets_them(panel: Opened) -> None:
     panel.choose_volume(THIN)
-    panel.client.loaded = Loaded("coronal", ("liver",), "cpu", {"planes": ["coronal"]})
+    panel.client.loaded = Loaded("coronal", ("liver",), "cpu", {**CARD, "planes": ["coronal"]})
     panel.client.loaded_from = (None, panel.services.settings.device)
     panel.panels.enter()
     assert panel.prompt.ui.planeNote.text == "Coronal, 12 slices"
@@ -128,7 +129,7 @@ def test_a_whole_volume_follows_a_model_that_only_its_worker_knows(panel: Opened
         panel.propose(extent=extent, rangeStart=1, rangeStop=4)
         assert panel.client.call.kind == "load"
         panel.client.loaded, panel.client.loaded_from = (
-            Loaded("far", ("liver",), "cpu", {"planes": ["coronal"]}),
+            Loaded("far", ("liver",), "cpu", {**CARD, "planes": ["coronal"]}),
             panel.client.values,
         )
         panel.client.call.succeed(panel.client.loaded)
