@@ -23,7 +23,7 @@ from progidiff.proposals.votes import gram_matrix
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.sampling.image import load_image
-from progidiff.sampling.sampler import Run, Sampler
+from progidiff.sampling.sampler import Sampler, SamplingRun
 from progidiff.volumes.slicing import SlicePlan
 from progidiff.wire.messages import ProposeRequest, SliceEvent
 
@@ -258,7 +258,7 @@ def _sampled(
         batch_size=batch,
         everywhere=settings.everywhere,
     )
-    run = Run(request, plan, [0], batch, collect, lambda: False)
+    run = SamplingRun(request, plan, [0], batch, collect, lambda: False)
     for first, last in zip((0, *blocks[:-1]), blocks, strict=True):
         sampler.stream(run, [0], {target: range(first, last)}, keep=True)
     return run.proposals[target].slice_masks(0), probabilities

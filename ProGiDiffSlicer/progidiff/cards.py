@@ -60,7 +60,7 @@ Version = Annotated[str, _rule(re.compile(r"\d+\.\d+").fullmatch, "must be two n
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Part:
+class _Checked:
     """Base of the cards and their parts: every value is checked against its annotation, however it is made.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Part:
 _KNOWN_KINDS: dict[type, dict[str, Any]] = {}
 
 
-def _kinds(part: type[_Part]) -> dict[str, Any]:
+def _kinds(part: type[_Checked]) -> dict[str, Any]:
     """Types of a part's fields, in the order of the file."""
     if part not in _KNOWN_KINDS:
         hints = get_type_hints(part, include_extras=True)
@@ -149,7 +149,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         }
     if kind is datetime:
         return _named(where, _moment, value)
-    if issubclass(kind, _Part):
+    if issubclass(kind, _Checked):
         return value if isinstance(value, kind) else _named(where, kind.read, value)
     wanted, reason = _SIMPLE[kind]
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
@@ -178,7 +178,7 @@ def _moment(value: Any) -> datetime:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Part):
+    if isinstance(value, _Checked):
         return value.to_dict()
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
@@ -192,7 +192,7 @@ def _now() -> datetime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Card(_Part):
+class _Card(_Checked):
     """Base of both cards.
 
     Attributes:
@@ -224,7 +224,7 @@ _C = TypeVar("_C", bound=_Card)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window(_Part):
+class Window(_Checked):
     """Intensities mapped to [0, 1], in Hounsfield units (``"hu"``, CT) or percentiles of the volume (MR)."""
 
     kind: Literal["hu", "percentile"]
@@ -239,7 +239,7 @@ class Window(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSource(_Part):
+class TrainingSource(_Checked):
     """One data set the weights saw; ``n`` counts ``what``, e.g. ``"label maps"``, where it is known."""
 
     name: str
@@ -249,7 +249,7 @@ class TrainingSource(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingStage(_Part):
+class TrainingStage(_Checked):
     """One training stage, e.g. ``"base"`` or ``"control"``; ``seconds`` is wall time over resumed runs."""
 
     stage: str
@@ -260,7 +260,7 @@ class TrainingStage(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy(_Part):
+class Accuracy(_Checked):
     """One measured figure, e.g. rank-1 Dice of ``target`` on ``set``."""
 
     set: str
@@ -364,7 +364,7 @@ class ModelCard(_Card):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts(_Part):
+class Counts(_Checked):
     """Number of cases, or patients, that were trained on and held out."""
 
     training: Count
@@ -372,7 +372,7 @@ class Counts(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetScore(_Part):
+class TargetScore(_Checked):
     """Mean Dice of the first-ranked proposal over the held-out slices that show the target."""
 
     dice: Share
@@ -381,7 +381,7 @@ class TargetScore(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retention(_Part):
+class Retention(_Checked):
     """Mean Dice of the first-ranked proposal on a set of the base's own, before and after tuning."""
 
     set: str

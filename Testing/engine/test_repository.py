@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -321,3 +322,32 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     assert [phrase for phrase in quoted if not any(phrase in text for text in texts)] == []
+
+
+#: Stems that several files of the product have: a panel, a command and a process are called like their subject.
+SHARED_STEMS = {
+    "__init__",
+    "client",
+    "curating",
+    "evaluate",
+    "examples",
+    "labelmaps",
+    "parameters",
+    "process",
+    "proposals",
+    "report",
+    "session",
+    "tuning",
+}
+#: The client of a worker behind a blocking pipe, and of one behind Qt's process.
+SHARED_CLASSES = {"WorkerClient"}
+
+
+def test_names_are_given_once() -> None:
+    stems, classes = Counter[str](), Counter[str]()
+    for path in MODULE.rglob("*.py"):
+        stems[path.stem] += 1
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes.update(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    assert {stem for stem, count in stems.items() if count > 1} == SHARED_STEMS
+    assert {name for name, count in classes.items() if count > 1} == SHARED_CLASSES

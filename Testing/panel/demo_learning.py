@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from progidiff.errors import InputError
-from progidiff.outputs.report import Frame, Outline, display_window, outlines_png, windowed
+from progidiff.outputs.report import Backdrop, Outline, display_window, outlines_png, windowed
 from progidiff.places import ADAPTER_CARD_NAME, sample_volume
 from progidiff.volumes.reading import read_volume
 from progidiff.volumes.slicing import extract_slice
@@ -164,7 +164,7 @@ class Learning:
             changed = (base ^ tuned).sum(axis=others)
             index = int(changed.argmax() if changed.any() else wanted.sum(axis=others).argmax())
             window = display_window(values, None)
-            frame = Frame(windowed(extract_slice(values, store.plan, index), window), store.plan.spacing_rc)
+            frame = Backdrop(windowed(extract_slice(values, store.plan, index), window), store.plan.spacing_rc)
             pictures = []
             for mask in (base, tuned):  # orange, with the correction in white
                 cuts = [extract_slice(array, store.plan, index) for array in (mask, wanted)]

@@ -161,11 +161,11 @@ def without_packages() -> Iterator[None]:
     """A Slicer as it comes from its installer: with its own packages and none of the worker's."""
     host.install()
     Driver.find_library()
-    from ProGiDiffSlicerLib.setup.status import Package, PythonHome, Status
+    from ProGiDiffSlicerLib.setup.status import Package, PythonHome, PythonStatus
 
     looked = PythonHome.status
 
-    def status(self: Any) -> Status:
+    def status(self: Any) -> PythonStatus:
         found = looked(self)
         packages = tuple(p if p.need.source == "slicer" else Package(p.need, "", "missing") for p in found.packages)
         return dataclasses.replace(found, packages=packages)

@@ -15,7 +15,7 @@ from Testing.alone import alone
 from progidiff.wire.client import WorkerClient
 from progidiff.wire.messages import DoneEvent, ProposeRequest
 from ProGiDiffSlicerLib.setup import status as status_module
-from ProGiDiffSlicerLib.setup.status import Need, PythonHome, Status, engine_status, read_needs
+from ProGiDiffSlicerLib.setup.status import Need, PythonHome, PythonStatus, engine_status, read_needs
 
 from .setup_examples import put_package
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SLICERS = {"5.10": {"numpy": "2.0.2", "scipy": "1.13.1"}, "5.12": {"numpy": "2.4.6", "scipy": "1.17.1"}}
 
 
-def status_of(folder: Path) -> Status:
+def status_of(folder: Path) -> PythonStatus:
     return PythonHome("/opt/Slicer", [str(folder)], NEEDS).status()
 
 

@@ -13,7 +13,7 @@ from ProGiDiffSlicerLib.panels.panel import Panel
 from ProGiDiffSlicerLib.setup.connection import ClientFactory, ConnectionTest, Readiness, Trial, readiness
 from ProGiDiffSlicerLib.setup.install import Installer, Outcome, Remover
 from ProGiDiffSlicerLib.setup.settings import DEVICES, WORKER_KINDS, Settings
-from ProGiDiffSlicerLib.setup.status import Package, PythonHome, Status
+from ProGiDiffSlicerLib.setup.status import Package, PythonHome, PythonStatus
 from ProGiDiffSlicerLib.setup.tools import Tools
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.client import WorkerClient
@@ -223,7 +223,7 @@ class SetupPanel(Panel):
         self._show_controls()
 
 
-def show_packages(table: Any, status: Status) -> None:
+def show_packages(table: Any, status: PythonStatus) -> None:
     """One row per package that the worker needs."""
     rows = [(each.need.name, each.installed, each.need.window, _state_text(each)) for each in status.packages]
     _fill(table, [_("Package"), _("Installed"), _("Needed"), _("State")], rows)

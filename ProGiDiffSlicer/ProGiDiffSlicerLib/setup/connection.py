@@ -15,7 +15,7 @@ from progidiff.wire.conversation import WorkerFailure
 from progidiff.wire.messages import Loaded
 from ProGiDiffSlicerLib.setup.card import card_of, read_card
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import Status
+from ProGiDiffSlicerLib.setup.status import PythonStatus
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.client import WorkerClient
@@ -41,7 +41,7 @@ class Readiness:
     card: ModelCard | None
 
 
-def readiness(settings: Settings, status: Status) -> Readiness:
+def readiness(settings: Settings, status: PythonStatus) -> Readiness:
     """Judge the settings; ``status`` is that of Slicer's own Python."""
     worker_ready, worker = _worker(settings, status)
     if settings.workerKind == "command" and settings.modelFolder:
@@ -53,7 +53,7 @@ def readiness(settings: Settings, status: Status) -> Readiness:
     return Readiness(worker_ready, worker, "", card)
 
 
-def _worker(settings: Settings, status: Status) -> tuple[bool, str]:
+def _worker(settings: Settings, status: PythonStatus) -> tuple[bool, str]:
     if settings.workerKind == "this":
         return status.ready, status.sentence()
     try:

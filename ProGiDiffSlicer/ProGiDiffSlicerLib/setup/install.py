@@ -23,7 +23,7 @@ from slicer.i18n import tr as _
 
 from ProGiDiffSlicerLib.setup.failures import Failure, explain
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.setup.status import HELD, Package, PythonHome, Status
+from ProGiDiffSlicerLib.setup.status import HELD, Package, PythonHome, PythonStatus
 from ProGiDiffSlicerLib.setup.tools import TORCH_EXTENSION, Tools
 from ProGiDiffSlicerLib.signals import Signal
 
@@ -109,7 +109,7 @@ class Plan:
         return "\n\n".join(parts), "\n".join(self.wanted)
 
 
-def make_plan(status: Status, wheel_folder: str, tools: Tools) -> Plan:
+def make_plan(status: PythonStatus, wheel_folder: str, tools: Tools) -> Plan:
     """What is to be done so that the worker can run in this Python; an empty plan where nothing is."""
     obstacle = _obstacle(status) or _wheel_obstacle(wheel_folder)
     if obstacle:
@@ -139,7 +139,7 @@ def free_bytes() -> int:
     return shutil.disk_usage(sys.prefix).free
 
 
-def _obstacle(status: Status) -> str:
+def _obstacle(status: PythonStatus) -> str:
     if not status.python_fits:
         return status.sentence()
     for package in status.wanting("slicer"):

@@ -107,7 +107,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Status:
+class PythonStatus:
     """What the worker would find in this Python.
 
     Attributes:
@@ -163,13 +163,13 @@ class PythonHome:
         self.path = path
         self._needs = needs
 
-    def status(self) -> Status:
+    def status(self) -> PythonStatus:
         """Look at what is installed, without importing any of it; takes milliseconds."""
         importlib.invalidate_caches()
         needs = read_needs() if self._needs is None else self._needs
         low, end = PYTHON_WINDOW
         version = ".".join(map(str, sys.version_info[:3]))
-        return Status(version, low <= sys.version_info[:2] < end, tuple(_look_at(need, self.path) for need in needs))
+        return PythonStatus(version, low <= sys.version_info[:2] < end, tuple(_look_at(need, self.path) for need in needs))
 
     def distributions(self) -> dict[str, metadata.Distribution]:
         """Everything that is installed, under the spelling by which packages are compared."""
@@ -186,7 +186,7 @@ class PythonHome:
         return {name: distribution.version for name, distribution in self.distributions().items()}
 
 
-def engine_status() -> Status:
+def engine_status() -> PythonStatus:
     """What the worker would find in this Python."""
     return PythonHome().status()
 

@@ -8,22 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from progidiff import __version__
 from progidiff.errors import OutputError
+from progidiff.outputs.document import DocumentPart
 from progidiff.places import atomic_file
 
 FORMAT_VERSION = "1.0"
 
 
-class _Part(BaseModel):
-    """Finite numbers only; fields that a later minor version adds are ignored."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
-
-
-class TargetItem(_Part):
+class TargetItem(DocumentPart):
     """One target in one volume; the numbers are those of :mod:`progidiff.active.disagreement`.
 
     Attributes:
@@ -45,7 +40,7 @@ class TargetItem(_Part):
     slices: list[int]
 
 
-class Item(_Part):
+class Item(DocumentPart):
     """One volume. ``disagreement``, ``target``, ``slice`` and ``ras`` are those of the target that disagrees most.
 
     Attributes:
@@ -63,19 +58,19 @@ class Item(_Part):
     plane: str
     slice_count: int
     per_target: dict[str, TargetItem]
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     fingerprint: str = ""
     seconds: float = 0.0
 
 
-class Failure(_Part):
+class Unmeasured(DocumentPart):
     """A volume that could not be measured, and why."""
 
     path: str
     reason: str
 
 
-class Settings(_Part):
+class Basis(DocumentPart):
     """What the numbers depend on besides the volumes; other settings make other numbers."""
 
     model_id: str
@@ -92,17 +87,17 @@ class Settings(_Part):
     correct_values: bool = False
 
 
-class NextDocument(_Part):
+class NextDocument(DocumentPart):
     """The whole file; ``volumes`` are ranked, the most uncertain first."""
 
     format: Literal["progidiff-next"] = "progidiff-next"
     format_version: str = FORMAT_VERSION
     program_version: str = __version__
     created: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
-    settings: Settings
+    settings: Basis
     complete: bool = False
-    volumes: list[Item] = []
-    failures: list[Failure] = []
+    volumes: list[Item] = Field(default_factory=list)
+    failures: list[Unmeasured] = Field(default_factory=list)
 
     def ranked(self) -> list[Item]:
         """The volumes, the most uncertain first; equal ones by path."""
@@ -123,7 +118,7 @@ class NextDocument(_Part):
             staged.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_or_begin(path: Path, settings: Settings) -> tuple[NextDocument, str]:
+def read_or_begin(path: Path, settings: Basis) -> tuple[NextDocument, str]:
     """The document to go on with, and a sentence where an earlier one was put aside.
 
     A file that was measured with another model, adapter, prompt or other settings is renamed and kept.
@@ -154,7 +149,7 @@ def read_or_begin(path: Path, settings: Settings) -> tuple[NextDocument, str]:
     ), f"The earlier result was made with {what}; it is kept as {aside.name}, this one starts anew."
 
 
-def _difference(before: Settings, now: Settings) -> str:
+def _difference(before: Basis, now: Basis) -> str:
     if (before.model_id, before.weights, before.adapter_id) != (now.model_id, now.weights, now.adapter_id):
         return "another model or adapter"
     return "another prompt" if before.targets != now.targets else "other settings"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from progidiff.active.disagreement import NextSettings, measure
-from progidiff.active.record import Failure, Item, NextDocument, Settings, read_or_begin
+from progidiff.active.record import Basis, Item, NextDocument, Unmeasured, read_or_begin
 from progidiff.errors import CancelledError, InputError, why_left_out
 from progidiff.sampling.engine import Engine, weights_key
 from progidiff.volumes.dicom import is_dicom_file
@@ -194,8 +194,8 @@ def rank_folder(
     return document
 
 
-def _identity(engine: Engine, targets: Sequence[str], settings: NextSettings) -> Settings:
-    return Settings(
+def _identity(engine: Engine, targets: Sequence[str], settings: NextSettings) -> Basis:
+    return Basis(
         model_id=engine.card.model_id,
         weights=weights_key(engine),
         adapter_id=engine.adapter.adapter_id if engine.adapter else None,
@@ -213,17 +213,17 @@ def _identity(engine: Engine, targets: Sequence[str], settings: NextSettings) ->
 
 def _sort(
     found: Sequence[Candidate], before: Sequence[Item]
-) -> tuple[list[Item], list[tuple[Candidate, str]], list[Failure]]:
+) -> tuple[list[Item], list[tuple[Candidate, str]], list[Unmeasured]]:
     """What is known by its content, what is to be measured (with its fingerprint), and what cannot be opened."""
     by_content = {item.fingerprint: item for item in before}
     known: list[Item] = []
     waiting: list[tuple[Candidate, str]] = []
-    failures: list[Failure] = []
+    failures: list[Unmeasured] = []
     for candidate in found:
         try:
             mark = fingerprint(candidate.path)
         except Exception as error:
-            failures.append(Failure(path=candidate.name, reason=why_left_out(candidate.name, error)))
+            failures.append(Unmeasured(path=candidate.name, reason=why_left_out(candidate.name, error)))
             continue
         item = by_content.get(mark)
         if item is None:
@@ -241,7 +241,7 @@ def _measured(
     settings: NextSettings,
     cancelled: Callable[[], bool],
     progress: Callable[[float], None],
-) -> Item | Failure:
+) -> Item | Unmeasured:
     began = time.monotonic()
     try:
         volume = read_volume(candidate.path)
@@ -249,11 +249,11 @@ def _measured(
     except CancelledError:
         raise
     except Exception as error:  # one volume among many; the next one may be sound
-        return Failure(path=candidate.name, reason=why_left_out(candidate.name, error))
+        return Unmeasured(path=candidate.name, reason=why_left_out(candidate.name, error))
     return item.model_copy(update={"path": candidate.name, "fingerprint": mark, "seconds": time.monotonic() - began})
 
 
-def _news(result: Item | Failure, done: int, volumes: int, eta: float | None) -> dict[str, Any]:
+def _news(result: Item | Unmeasured, done: int, volumes: int, eta: float | None) -> dict[str, Any]:
     left = {"fingerprint", "seconds"} if isinstance(result, Item) else set()
     item = result.model_dump(exclude=left)
     return {"event": "volume", "done": done, "volumes": volumes, "eta_s": eta, "item": item}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MARKS = {"ok": ("ok", "green"), "warning": ("note", "yellow"), "missing": ("MISSING", "bold red")}
 
 
-class Backbone(StrEnum):
+class BackboneName(StrEnum):
     """Published backbones whose parameter table can be made without their weights."""
 
     SD15 = "sd15"
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def info(
     config: Annotated[
-        Backbone | None,
+        BackboneName | None,
         typer.Option(help="Parameter table of the method on a Stable Diffusion version, without weights."),
     ] = None,
     model: Annotated[

@@ -220,7 +220,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         KeyboardInterrupt: cancelled by Ctrl+C or by the system's wish to end; nothing was written.
     """
     from progidiff.cards import load_card
-    from progidiff.cli.writing import Job, model_record, names, write_results
+    from progidiff.cli.writing import RunFacts, model_record, names, write_results
     from progidiff.places import atomic_folder, claimed
     from progidiff.proposals.proposals import Gathered
     from progidiff.volumes.reading import read_volume
@@ -292,7 +292,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         # the worker's memory is not needed while the results are written
         client.close()
         view.show(ProgressEvent("writing the results", 0.0))
-        job = Job(
+        job = RunFacts(
             source_name=options.source.name or options.source.resolve().name,
             volume=volume,
             modality=modality,

@@ -28,7 +28,7 @@ from progidiff.outputs.document import (
 )
 from progidiff.outputs.report import (
     REPORT_NAME,
-    Frame,
+    Backdrop,
     SlicePicture,
     agreement_png,
     display_window,
@@ -58,7 +58,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Job:
+class RunFacts:
     """What was asked for, of which image, and who answered.
 
     Attributes:
@@ -98,7 +98,7 @@ class _TargetResult:
     warnings: list[WarningRecord]
 
 
-def write_results(folder: Path, job: Job, gathered: Gathered) -> ProposalsDocument:
+def write_results(folder: Path, job: RunFacts, gathered: Gathered) -> ProposalsDocument:
     """Write every file of a result into an empty folder; returns what is also in ``proposals.json``.
 
     Memory: the packed proposals, and one float32 volume at a time.
@@ -136,7 +136,7 @@ def write_results(folder: Path, job: Job, gathered: Gathered) -> ProposalsDocume
     return document
 
 
-def _write_dicom(folder: Path, job: Job, segments: Sequence[Segment]) -> tuple[list[str], list[WarningRecord]]:
+def _write_dicom(folder: Path, job: RunFacts, segments: Sequence[Segment]) -> tuple[list[str], list[WarningRecord]]:
     """What was written as DICOM SEG, where the image is a DICOM series; a series that cannot have one costs nothing else."""
     if not job.volume.dicom_files:
         return [], []
@@ -153,7 +153,7 @@ def file_stem(target: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in target)
 
 
-def _write_target(folder: Path, job: Job, wanted: Wanted, proposals: Proposals, ranking: RankingEvent) -> _TargetResult:
+def _write_target(folder: Path, job: RunFacts, wanted: Wanted, proposals: Proposals, ranking: RankingEvent) -> _TargetResult:
     key, geometry = wanted.target.key, job.volume.geometry
     stem = file_stem(key)
     agreement_file, ensemble_file = f"agreement_{stem}.nii.gz", f"ensemble_{stem}.nii.gz"
@@ -246,7 +246,7 @@ def target_pictures(
     other_axes = tuple(axis for axis in range(3) if axis != plan.axis)
     pictures = []
     for index in choose_slices(agreement_kji.sum(axis=other_axes, dtype=np.float64)):
-        frame = Frame(windowed(extract_slice(array_kji, plan, index), window), plan.spacing_rc)
+        frame = Backdrop(windowed(extract_slice(array_kji, plan, index), window), plan.spacing_rc)
         masks = [proposals.slice_mask(number, index) for number in put_forward]
         agreement = extract_slice(agreement_kji, plan, index)
         pictures.append(SlicePicture(index, outlines_png(frame, masks), agreement_png(frame, agreement)))
@@ -287,7 +287,7 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
     return records
 
 
-def _segments(job: Job, wanted: Wanted, proposals: Proposals, record: TargetRecord) -> list[Segment]:
+def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: TargetRecord) -> list[Segment]:
     shown = [proposal for proposal in record.ranked() if proposal.segment is not None]
     return [
         Segment(
@@ -317,7 +317,7 @@ def _not_found(key: str, ranking: RankingEvent) -> WarningRecord:
     return WarningRecord(code="not_found", message=message)
 
 
-def _input_record(job: Job) -> InputRecord:
+def _input_record(job: RunFacts) -> InputRecord:
     geometry = job.volume.geometry
     return InputRecord(
         name=job.source_name,
@@ -332,7 +332,7 @@ def _input_record(job: Job) -> InputRecord:
     )
 
 
-def _request_record(job: Job) -> RequestRecord:
+def _request_record(job: RunFacts) -> RequestRecord:
     request = job.request
     return RequestRecord(
         prompts=list(job.prompts),
@@ -349,7 +349,7 @@ def _request_record(job: Job) -> RequestRecord:
     )
 
 
-def _timing(done: DoneEvent, job: Job) -> dict[str, float]:
+def _timing(done: DoneEvent, job: RunFacts) -> dict[str, float]:
     known = {name: duration for name, duration in done.timing.items() if math.isfinite(duration)}
     return {**known, "all together": time.monotonic() - job.began}
 

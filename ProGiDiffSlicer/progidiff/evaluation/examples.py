@@ -9,7 +9,7 @@ from progidiff.errors import CancelledError
 from progidiff.evaluation.cases import EvaluationCase
 from progidiff.evaluation.evaluate import EvaluationDocument
 from progidiff.evaluation.scoring import CaseResult, TargetResult
-from progidiff.outputs.report import Frame, display_window, outlines_png, windowed
+from progidiff.outputs.report import Backdrop, display_window, outlines_png, windowed
 from progidiff.proposals.masks import bounding_box
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.slicing import extract_slice
@@ -20,7 +20,7 @@ MARGIN_MM = 50.0
 
 
 @dataclass(frozen=True)
-class Example:
+class ExamplePicture:
     """One picture.
 
     Attributes:
@@ -48,7 +48,7 @@ def draw_examples(
     cases: Sequence[EvaluationCase],
     document: EvaluationDocument,
     cancelled: Callable[[], bool] = lambda: False,
-) -> list[Example]:
+) -> list[ExamplePicture]:
     """Sample the first-ranked proposal of the chosen cases again, on one slice each, and draw it.
 
     Nothing of a picture is kept between runs: the same seed gives the same proposal again.
@@ -67,7 +67,8 @@ def draw_examples(
         if png is not None and target.picture_slice is not None:
             dice = first.dice or 0.0
             place = target.picture_slice
-            examples.append(Example(row.set, target.target, row.dimensions, kind, row.name, place, dice, first.hd95_mm, png))
+            shown = (row.set, target.target, row.dimensions, kind, row.name, place, dice, first.hd95_mm, png)
+            examples.append(ExamplePicture(*shown))
     return examples
 
 
@@ -117,7 +118,7 @@ def _picture(
         found = [first, extract_slice(image.reference(target.target), image.plan, index)]
         # small organs would be lost in a whole slice
         box = bounding_box(found[0] | found[1], *(round(MARGIN_MM / spacing) for spacing in image.plan.spacing_rc))
-        return outlines_png(Frame(pixels[box], image.plan.spacing_rc), [mask[box] for mask in found])
+        return outlines_png(Backdrop(pixels[box], image.plan.spacing_rc), [mask[box] for mask in found])
     except CancelledError:
         raise
     except Exception:  # a picture less is no reason to lose the figures

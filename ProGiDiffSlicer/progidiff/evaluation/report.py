@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from progidiff.evaluation.evaluate import EvaluationDocument, SettingsRecord
-from progidiff.evaluation.examples import Example
+from progidiff.evaluation.examples import ExamplePicture
 from progidiff.evaluation.plots import calibration_plot, curve_plot, dice_plot, score_plot
 from progidiff.evaluation.scoring import ANSWERS, SINGLE
 from progidiff.evaluation.summary import MEAN, AnswerSummary, Figure, TargetSummary
@@ -29,10 +29,10 @@ class Section:
     what: str
     rows: list[TargetSummary]
     plots: list[tuple[str, bytes]]
-    pictures: dict[str, list[Example]]
+    pictures: dict[str, list[ExamplePicture]]
 
 
-def render_evaluation(document: EvaluationDocument, examples: Sequence[Example]) -> str:
+def render_evaluation(document: EvaluationDocument, examples: Sequence[ExamplePicture]) -> str:
     """HTML text of the report."""
     environment = Environment(
         loader=PackageLoader("progidiff.outputs", "."),
@@ -57,7 +57,7 @@ def render_evaluation(document: EvaluationDocument, examples: Sequence[Example])
     )
 
 
-def sections(document: EvaluationDocument, examples: Sequence[Example]) -> list[Section]:
+def sections(document: EvaluationDocument, examples: Sequence[ExamplePicture]) -> list[Section]:
     """The report's parts: one for each set, and for slices and volumes of a set apart."""
     found = []
     for name, dimensions in dict.fromkeys((row.set, row.dimensions) for row in document.summary):
@@ -71,7 +71,7 @@ def sections(document: EvaluationDocument, examples: Sequence[Example]) -> list[
             plots.append((f"Dice by number of proposals, {overall.target}", curve_plot(overall, settings.k)))
             plots.append(("Calibration of the mean probability", calibration_plot(overall)))
             plots.append(("Score of rank 1 against its Dice", score_plot(cases)))
-        pictures: dict[str, list[Example]] = {}
+        pictures: dict[str, list[ExamplePicture]] = {}
         for example in examples:
             if (example.set, example.dimensions) == (name, dimensions):
                 pictures.setdefault(example.target, []).append(example)

@@ -19,7 +19,7 @@ DOCUMENT_NAME = "proposals.json"
 FORMAT_VERSION = "1.0"
 
 
-class _Part(BaseModel):
+class DocumentPart(BaseModel):
     """Base of the document's parts: finite numbers only; fields that a later minor version adds are
     ignored.
     """
@@ -27,7 +27,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
 
-class InputRecord(_Part):
+class InputRecord(DocumentPart):
     """The image: file or folder name (without its path), geometry, and the slices that were looked at.
 
     Attributes:
@@ -53,7 +53,7 @@ class InputRecord(_Part):
     slice_count: int = Field(ge=1)
 
 
-class RequestRecord(_Part):
+class RequestRecord(DocumentPart):
     """What was asked for; with the model this repeats the result."""
 
     prompts: list[str] = Field(min_length=1)
@@ -69,7 +69,7 @@ class RequestRecord(_Part):
     correct_values: bool = False
 
 
-class ModelRecord(_Part):
+class ModelRecord(DocumentPart):
     """The model that answered, from its card."""
 
     id: str
@@ -79,7 +79,7 @@ class ModelRecord(_Part):
     device: str = ""
 
 
-class ProposalRecord(_Part):
+class ProposalRecord(DocumentPart):
     """One sample of one target over the requested slices.
 
     Attributes:
@@ -105,7 +105,7 @@ class ProposalRecord(_Part):
     random_pick: bool = False
 
 
-class VolumeSpread(_Part):
+class VolumeSpread(DocumentPart):
     """Volume over all proposals, in millilitres.
 
     ``sd`` is the sample standard deviation (0 for one proposal), ``low`` and ``high`` are the 5th and 95th
@@ -119,7 +119,7 @@ class VolumeSpread(_Part):
     high: float
 
 
-class EnsembleVolumes(_Part):
+class EnsembleVolumes(DocumentPart):
     """Volumes in millilitres of the masks made from all proposals together.
 
     ``consensus``: voxels in enough proposals for the highest expected Dice (the mask in ``consensus_<target>.nii.gz``),
@@ -134,7 +134,7 @@ class EnsembleVolumes(_Part):
     staple: float | None = None
 
 
-class TargetRecord(_Part):
+class TargetRecord(DocumentPart):
     """Everything about one target. ``found`` is false where the best-ranked proposal is empty."""
 
     target: str
@@ -157,14 +157,14 @@ class TargetRecord(_Part):
         return sorted((p for p in self.proposals if p.rank is not None), key=lambda p: p.rank or 0)
 
 
-class WarningRecord(_Part):
+class WarningRecord(DocumentPart):
     """Something to know that did not stop the request."""
 
     code: str
     message: str
 
 
-class ProposalsDocument(_Part):
+class ProposalsDocument(DocumentPart):
     """The whole of ``proposals.json``. Times are in seconds, memory in MiB, volumes in millilitres."""
 
     format: Literal["progidiff-proposals"] = "progidiff-proposals"

@@ -209,7 +209,7 @@ OUTLINES = (
 
 
 @dataclass(frozen=True)
-class Frame:
+class Backdrop:
     """One slice to draw on: ``image`` float (R, C) in [0, 1], pixel spacing in mm (row, column)."""
 
     image: np.ndarray
@@ -236,7 +236,7 @@ def windowed(slice2d: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return np.clip(scaled, 0.0, 1.0)
 
 
-def outlines_png(frame: Frame, masks: Sequence[np.ndarray], outlines: Sequence[Outline] = OUTLINES) -> bytes:
+def outlines_png(frame: Backdrop, masks: Sequence[np.ndarray], outlines: Sequence[Outline] = OUTLINES) -> bytes:
     """Slice with the outline of each mask (bool (R, C)); the first mask is drawn last, on top."""
     figure, axes = _canvas(frame)
     for place in reversed(range(len(masks))):
@@ -261,7 +261,7 @@ def outlines_png(frame: Frame, masks: Sequence[np.ndarray], outlines: Sequence[O
     return _png(figure)
 
 
-def agreement_png(frame: Frame, agreement: np.ndarray) -> bytes:
+def agreement_png(frame: Backdrop, agreement: np.ndarray) -> bytes:
     """Slice under the share of proposals (float (R, C) in [0, 1]) that contain each pixel; nothing is drawn
     where it is 0.
     """
@@ -279,7 +279,7 @@ def agreement_gradient() -> str:
     return ", ".join("#" + "".join(f"{round(float(c) * 255):02x}" for c in stop[:3]) for stop in stops)
 
 
-def _canvas(frame: Frame) -> tuple[Figure, Axes]:
+def _canvas(frame: Backdrop) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -21,7 +21,7 @@ from progidiff.proposals.votes import AdaptiveStopping
 from progidiff.sampling.conditioning import Conditioner
 from progidiff.sampling.denoise import make_scheduler
 from progidiff.sampling.image import LoadedImage, load_image
-from progidiff.sampling.sampler import Emit, Run, Sampler
+from progidiff.sampling.sampler import Emit, Sampler, SamplingRun
 from progidiff.system import peak_memory_mb
 from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProposeRequest, WarningEvent
 
@@ -165,7 +165,7 @@ class Engine:
         request = self._checked(request, image)
         slices = list(range(image.plan.count) if request.slices is None else range(*request.slices))
         automatic = CUDA_BATCH if self.model.device.type == "cuda" else CPU_BATCH
-        run = Run(request, image.plan, slices, request.batch_size or automatic, emit, cancelled)
+        run = SamplingRun(request, image.plan, slices, request.batch_size or automatic, emit, cancelled)
         for warning in self._warnings(image):
             emit(warning)
         run.check()
@@ -253,13 +253,13 @@ class Engine:
             found.append(WarningEvent("modality", f"The image {said}; {guess}."))
         return found
 
-    def _fixed(self, run: Run, sampler: Sampler) -> dict[str, str]:
+    def _fixed(self, run: SamplingRun, sampler: Sampler) -> dict[str, str]:
         """Sample the proposals that were asked for; why sampling ended, by target."""
         count = run.request.proposals
         sampler.stream(run, run.slices, {target: range(count) for target in run.request.targets})
         return dict.fromkeys(run.request.targets, f"Stopped at the {count} proposals that were asked for.")
 
-    def _adaptive(self, run: Run, sampler: Sampler) -> dict[str, str]:
+    def _adaptive(self, run: SamplingRun, sampler: Sampler) -> dict[str, str]:
         """Sample blocks on a few slices until each consensus has settled, then as many on the other slices; the reasons."""
         places = np.linspace(0, len(run.slices) - 1, min(PILOT_SLICES, len(run.slices))).round().astype(int)
         pilot = [run.slices[place] for place in places]
@@ -275,7 +275,7 @@ class Engine:
         seen = f"judged on {len(pilot)} of {len(run.slices)} slices"
         return {target: f"{reason.removesuffix('.')}; {seen}." for target, reason in reasons.items()}
 
-    def _pilot(self, run: Run, sampler: Sampler, slices: list[int]) -> dict[str, str]:
+    def _pilot(self, run: SamplingRun, sampler: Sampler, slices: list[int]) -> dict[str, str]:
         """Sample blocks on some slices until each target's consensus has settled; the reasons."""
         most = run.request.proposals
         rules = {t: AdaptiveStopping(block=BLOCK, minimum=min(FEWEST, most), maximum=most) for t in run.request.targets}

@@ -26,7 +26,7 @@ from progidiff.wire.messages import Event, ProgressEvent, ProposeRequest, SliceE
 Emit = Callable[[Event], None]
 
 
-class Run:
+class SamplingRun:
     """Bookkeeping of one request. A *row* is one proposal of one target on one slice.
 
     Args:
@@ -133,7 +133,7 @@ FIRST_BATCH = 2
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Block:
     """Consecutive proposals of one target on one slice, bool (n, H, W), and the sum of their probabilities (H, W)."""
 
     index: int
@@ -157,7 +157,7 @@ class Sampler:
         self._image = image
         self._conditioner = conditioner
 
-    def stream(self, run: Run, slices: list[int], wanted: Mapping[str, range], keep: bool = False) -> None:
+    def stream(self, run: SamplingRun, slices: list[int], wanted: Mapping[str, range], keep: bool = False) -> None:
         """Sample the proposals ``wanted`` of each target on ``slices``, and emit every slice as it is decoded.
 
         Rows run slice by slice, so that a slice is complete before much of the next one is begun, and only slices in the
@@ -195,7 +195,7 @@ class Sampler:
                     run.slices_done += part.target == last_target
             run.progress("sampling", batch[-1][0], batch[-1][1])
 
-    def _send(self, run: Run, part: _Part, last: bool) -> None:
+    def _send(self, run: SamplingRun, part: _Block, last: bool) -> None:
         """Gather a part and send it; the last one of a block with what all proposals of the slice so far say."""
         place = (part.index, part.target)
         before = run.probabilities.get(place)
@@ -206,7 +206,7 @@ class Sampler:
         run.emit(event)
         run.sent(len(part.masks))
 
-    def _sampled(self, run: Run, batch: list[Row]) -> list[_Part] | None:
+    def _sampled(self, run: SamplingRun, batch: list[Row]) -> list[_Block] | None:
         """The batch at the slices' own pixels; ``None`` where memory is too small for it."""
         try:
             return self._parts(run, batch)
@@ -219,7 +219,7 @@ class Sampler:
         return None
 
     @torch.inference_mode()
-    def _parts(self, run: Run, batch: list[Row]) -> list[_Part]:
+    def _parts(self, run: SamplingRun, batch: list[Row]) -> list[_Block]:
         with run.timed("encode_s"):
             shown = [row for row in batch if self._is_shown(run, row)]
         logits = dict(zip(shown, self._logits(run, shown), strict=True)) if shown else {}
@@ -235,10 +235,10 @@ class Sampler:
                     native = self._image.grid.from_model(chosen, outside=OUTSIDE)
                     masks[drawn] = (native > 0).cpu().numpy()
                     probability = torch.sigmoid(native).sum(0).cpu().numpy()
-                parts.append(_Part(index, target, rows[0][2], masks, probability))
+                parts.append(_Block(index, target, rows[0][2], masks, probability))
         return parts
 
-    def _is_shown(self, run: Run, row: Row) -> bool:
+    def _is_shown(self, run: SamplingRun, row: Row) -> bool:
         """Whether a proposal shows its target on a slice; where it does not, nothing is sampled."""
         if run.request.everywhere:
             return True
@@ -249,7 +249,7 @@ class Sampler:
         )
         return presence > presence_threshold(proposal)
 
-    def _logits(self, run: Run, batch: list[Row]) -> Tensor:
+    def _logits(self, run: SamplingRun, batch: list[Row]) -> Tensor:
         """Mask logits (B, S, S) of a batch of rows."""
         model, request, image = self._model, run.request, self._image
         with run.timed("encode_s"):

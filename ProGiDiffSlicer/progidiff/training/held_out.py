@@ -74,11 +74,11 @@ def before_after_png(before: FirstRanked, after: FirstRanked) -> bytes:
     """The slice twice side by side, first-ranked proposal of the base and of the adapter; reference dashed."""
     from PIL import Image
 
-    from progidiff.outputs.report import Frame, display_window, outlines_png, windowed
+    from progidiff.outputs.report import Backdrop, display_window, outlines_png, windowed
 
     item = before.item
     window = (0.0, 1.0) if item.window else display_window(item.image, item.modality)
-    frame = Frame(windowed(item.image, window), item.spacing_rc)
+    frame = Backdrop(windowed(item.image, window), item.spacing_rc)
     reference = item.labels[before.target]
     halves = [Image.open(io.BytesIO(outlines_png(frame, [f.mask, reference]))) for f in (before, after)]
     joined = Image.new("RGB", (sum(h.width for h in halves) + 6, halves[0].height), "white")

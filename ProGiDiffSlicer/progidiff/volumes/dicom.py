@@ -41,7 +41,7 @@ _SHORTEST_TAIL = 6
 
 
 @dataclass(frozen=True)
-class _Image:
+class _Header:
     """What the header of an image file says; ``tags`` holds those of ``_TAGS`` that are in it."""
 
     path: Path
@@ -110,7 +110,7 @@ def read_file(path: Path) -> Series:
     return _read([image], path.name, path.parent)
 
 
-def _read(images: list[_Image], name: str, folder: Path) -> Series:
+def _read(images: list[_Header], name: str, folder: Path) -> Series:
     if any(image.count(FRAMES) > 1 for image in images):
         raise InputError(f"{name} is a multi-frame DICOM image; load it in Slicer and save the volume as NRRD or NIfTI.")
     if any(image.count(SAMPLES) > 1 for image in images):
@@ -132,14 +132,14 @@ def _read(images: list[_Image], name: str, folder: Path) -> Series:
     return _smallest(array), Geometry((i, j, k), LPS_FROM_RAS @ affine), _modality(images[0]), warnings, files
 
 
-def _modality(image: _Image) -> str | None:
+def _modality(image: _Header) -> str | None:
     said = image.text(MODALITY)
     return said if re.fullmatch(r"[A-Z0-9]{2,16}", said) else None
 
 
-def _image_series(folder: Path) -> tuple[list[list[_Image]], list[Path]]:
+def _image_series(folder: Path) -> tuple[list[list[_Header]], list[Path]]:
     """The image series in the folder and below it, and the files that GDCM cannot read as images."""
-    found: dict[str, list[_Image]] = defaultdict(list)
+    found: dict[str, list[_Header]] = defaultdict(list)
     unreadable = []
     for directory, _, names in sorted(os.walk(folder)):
         for path in (Path(directory, name) for name in sorted(names)):
@@ -156,7 +156,7 @@ def _image_series(folder: Path) -> tuple[list[list[_Image]], list[Path]]:
     return sorted(scans or every, key=lambda images: (images[0].count(NUMBER), images[0].text(SERIES))), unreadable
 
 
-def _chosen(found: list[list[_Image]], series: str | None, name: str) -> list[_Image]:
+def _chosen(found: list[list[_Header]], series: str | None, name: str) -> list[_Header]:
     """The wanted one of several series; the refusal lists them by facts that tell nothing of the patient."""
     if series is None and len(found) == 1:
         return found[0]
@@ -180,7 +180,7 @@ def _chosen(found: list[list[_Image]], series: str | None, name: str) -> list[_I
     )
 
 
-def _refuse_damaged(name: str, images: Sequence[_Image], unreadable: Sequence[Path]) -> None:
+def _refuse_damaged(name: str, images: Sequence[_Header], unreadable: Sequence[Path]) -> None:
     """Refuse a series with images that are cut off; at an end of the stack nobody would notice that they are missing.
 
     A file that cannot be read as an image belongs to the series if it is of its kind and names it; structure sets, key
@@ -202,7 +202,7 @@ def _refuse_damaged(name: str, images: Sequence[_Image], unreadable: Sequence[Pa
         )
 
 
-def _image(path: Path) -> _Image | None:
+def _image(path: Path) -> _Header | None:
     """The header of a DICOM file; ``None`` when it holds no readable image."""
     if not is_text(path):
         return None
@@ -214,10 +214,10 @@ def _image(path: Path) -> _Image | None:
         tags = {tag: str(reader.GetMetaData(tag)).strip(" \0") for tag in _TAGS if reader.HasMetaDataKey(tag)}
     except (RuntimeError, ValueError):  # whatever GDCM throws, and text in no known character set
         return None
-    return _Image(path, reader.GetSize(), tags)
+    return _Header(path, reader.GetSize(), tags)
 
 
-def _stack(images: list[_Image], name: str, folder: Path) -> tuple[list[_Image], np.ndarray, tuple[str, ...]]:
+def _stack(images: list[_Header], name: str, folder: Path) -> tuple[list[_Header], np.ndarray, tuple[str, ...]]:
     """The images in slice order, and their IJK-to-LPS matrix (DICOM PS3.3 C.7.6.2.1.1), if they are one even stack."""
     positions = [image.numbers(POSITION, 3) for image in images]
     orientations = [image.numbers(ORIENTATION, 6) for image in images]
@@ -246,7 +246,7 @@ def _stack(images: list[_Image], name: str, folder: Path) -> tuple[list[_Image],
     return images, affine, warnings
 
 
-def _pixel_spacing(images: Sequence[_Image], name: str) -> np.ndarray:
+def _pixel_spacing(images: Sequence[_Header], name: str) -> np.ndarray:
     """Distance of rows and of columns in mm, for which GDCM takes 1 mm where they are not said."""
     stated = [image.numbers(PIXELS, 2) for image in images]
     known = [spacing for spacing in stated if spacing is not None]
@@ -259,10 +259,10 @@ def _pixel_spacing(images: Sequence[_Image], name: str) -> np.ndarray:
     return known[0]
 
 
-def _refuse_repeats(images: Sequence[_Image], along: np.ndarray, name: str, folder: Path) -> None:
+def _refuse_repeats(images: Sequence[_Header], along: np.ndarray, name: str, folder: Path) -> None:
     """Refuse several images at one place: copies of a file by their names, a repeated scan by the number of its repeats."""
     places = np.concatenate([[0], np.cumsum(np.diff(along) >= SAME_PLACE_MM)])
-    first: dict[tuple[int, str], _Image] = {}
+    first: dict[tuple[int, str], _Header] = {}
     for image, place in zip(images, places.tolist(), strict=True):
         before = first.setdefault((place, image.text(INSTANCE)), image)
         if before is not image and image.text(INSTANCE):

@@ -39,7 +39,7 @@ from progidiff.wire.messages import (
     frame_to_request,
 )
 from progidiff.worker.pipes import LOG, REPLY_LIMIT, Outbox, Pipes, claim_standard_streams, start_log, where
-from progidiff.worker.session import Compute, EngineFactory, Run, Session, load_engine, write_seg
+from progidiff.worker.session import Compute, EngineFactory, RequestRun, Session, load_engine, write_seg
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -70,7 +70,7 @@ class Server:
         self._outbox = Outbox(pipes, on_broken=lambda: self.end(EXIT_OK, "nobody reads the replies"))
         self._compute = Compute(self._outbox)
         self._session = session = Session(engine_factory)
-        self._work: dict[type[Request], Callable[[Any, Run], Reply]] = {
+        self._work: dict[type[Request], Callable[[Any, RequestRun], Reply]] = {
             Load: session.load,
             LoadAdapter: session.load_adapter,
             UnloadAdapter: session.unload_adapter,

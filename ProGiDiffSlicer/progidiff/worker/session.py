@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from progidiff.cards import AdapterCard
 from progidiff.errors import CancelledError, InputError, ProGiDiffError, ProtocolError
 from progidiff.system import is_out_of_memory
 from progidiff.wire.frames import Array
@@ -52,17 +53,8 @@ class Card(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class AdapterCard(Protocol):
-    """The part of an adapter's card that the worker speaks of."""
-
-    @property
-    def adapter_id(self) -> str: ...
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-class Engine(Protocol):
-    """One loaded model, maybe with an adapter, and its current image: ``progidiff.sampling.engine.Engine``, or a test's."""
+class LoadedEngine(Protocol):
+    """One loaded model, maybe with an adapter, and its current image: ``progidiff.sampling.engine.Engine``."""
 
     @property
     def device(self) -> str: ...
@@ -94,15 +86,15 @@ class Engine(Protocol):
 
 
 # Model folder (None: the bundled model), device, progress(phase, fraction) -> engine.
-EngineFactory = Callable[[Path | None, str, Callable[[str, float], None]], Engine]
+EngineFactory = Callable[[Path | None, str, Callable[[str, float], None]], LoadedEngine]
 
 
-def load_engine(folder: Path | None, device: str, progress: Callable[[str, float], None]) -> Engine:
+def load_engine(folder: Path | None, device: str, progress: Callable[[str, float], None]) -> LoadedEngine:
     """Load the real engine; torch is imported here and not before."""
     progress("starting", 0.0)
-    from progidiff.sampling.engine import Engine as DiffusionEngine
+    from progidiff.sampling.engine import Engine
 
-    engine: Engine = DiffusionEngine.load(folder, device, progress)
+    engine: LoadedEngine = Engine.load(folder, device, progress)
     return engine
 
 
@@ -117,7 +109,7 @@ class RequestFailed(Exception):
         self.reply = ErrorReply(code, message, hint)
 
 
-class Run:
+class RequestRun:
     """One request at work."""
 
     def __init__(self, request_id: int, name: str, outbox: Outbox) -> None:
@@ -148,7 +140,7 @@ class Run:
         self._outbox.post(event, self.request_id)
 
 
-Work = Callable[[Run], Reply]
+Work = Callable[[RequestRun], Reply]
 
 
 class Compute:
@@ -157,12 +149,12 @@ class Compute:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._changed = threading.Condition()
-        self._run: Run | None = None
+        self._run: RequestRun | None = None
         self._work: Work | None = None
         threading.Thread(target=self._loop, name="compute", daemon=True).start()
 
     @property
-    def run(self) -> Run | None:
+    def run(self) -> RequestRun | None:
         """The request at work."""
         return self._run
 
@@ -171,7 +163,7 @@ class Compute:
         with self._changed:
             if self._run is not None:
                 return False
-            self._run = Run(request_id, name, self._outbox)
+            self._run = RequestRun(request_id, name, self._outbox)
             self._work = work
             self._changed.notify_all()
             return True
@@ -198,7 +190,7 @@ class Compute:
             if run is not None and work is not None:
                 self._carry_out(run, work)
 
-    def _carry_out(self, run: Run, work: Work) -> None:
+    def _carry_out(self, run: RequestRun, work: Work) -> None:
         LOG.info("request %d: %s", run.request_id, run.name)
         reply = _reply_of(run, work)
         outcome = f"error {reply.code}" if isinstance(reply, ErrorReply) else type(reply).__name__.lower()
@@ -213,7 +205,7 @@ class Compute:
             self._changed.notify_all()
 
 
-def _reply_of(run: Run, work: Work) -> Reply:
+def _reply_of(run: RequestRun, work: Work) -> Reply:
     try:
         return work(run)
     except CancelledError:
@@ -238,7 +230,7 @@ def _reply_of(run: Run, work: Work) -> Reply:
 
 
 @dataclass(frozen=True)
-class _Image:
+class _CurrentImage:
     """The current image, kept so that another model can take it over without a second transfer."""
 
     key: str
@@ -254,8 +246,8 @@ class Session:
 
     def __init__(self, load_engine: EngineFactory) -> None:
         self._load_engine = load_engine
-        self._engine: Engine | None = None
-        self._image: _Image | None = None
+        self._engine: LoadedEngine | None = None
+        self._image: _CurrentImage | None = None
         self._info: ImageInfo | None = None
         self.device: str | None = None
 
@@ -275,7 +267,7 @@ class Session:
         image = self._image
         return None if image is None else image.key
 
-    def load(self, request: Load, run: Run) -> Reply:
+    def load(self, request: Load, run: RequestRun) -> Reply:
         """Replace the model; the image stays."""
 
         def progress(phase: str, fraction: float) -> None:
@@ -293,7 +285,7 @@ class Session:
         LOG.info("model loaded on %s, %d targets", self.device, len(card.vocabulary))
         return Loaded(card.model_id, tuple(card.vocabulary), self.device, card.to_dict())
 
-    def load_adapter(self, request: LoadAdapter, run: Run) -> Reply:
+    def load_adapter(self, request: LoadAdapter, run: RequestRun) -> Reply:
         """Use an adapter on the loaded model, which is not loaded again; the image stays."""
         engine = self._need_engine()
         run.emit(ProgressEvent("loading the adapter", 0.0))
@@ -301,13 +293,13 @@ class Session:
         LOG.info("adapter in use")
         return AdapterLoaded(card.adapter_id, card.to_dict())
 
-    def unload_adapter(self, request: UnloadAdapter, run: Run) -> Reply:
+    def unload_adapter(self, request: UnloadAdapter, run: RequestRun) -> Reply:
         """Go back to the base model; nothing happens where no adapter is in use."""
         self._need_engine().unload_adapter()
         LOG.info("base model in use")
         return AdapterUnloaded()
 
-    def set_image(self, request: SetImage, run: Run) -> Reply:
+    def set_image(self, request: SetImage, run: RequestRun) -> Reply:
         """Make an image the current one; an image that is the current one already costs nothing."""
         engine = self._need_engine()
         if request.array is None or request.affine is None:
@@ -319,11 +311,12 @@ class Session:
             raise RequestFailed("input", "The image was damaged on its way to the worker.", "Try again.")
         if self._image is None or self._image.key != key:
             self._info = None
-            self._image = _Image(key, request.array, request.affine, request.modality, request.plane, request.correct_values)
+            said = (request.modality, request.plane, request.correct_values)
+            self._image = _CurrentImage(key, request.array, request.affine, *said)
         LOG.info("image of %s, %s", "x".join(map(str, request.array.shape)), request.array.dtype)
         return ImageReply(key, self._apply_image(engine, self._image))
 
-    def propose(self, request: ProposeRequest, run: Run) -> Reply:
+    def propose(self, request: ProposeRequest, run: RequestRun) -> Reply:
         """Run the engine on the current image."""
         engine = self._need_engine()
         if self._image is None:
@@ -349,12 +342,12 @@ class Session:
             raise RequestFailed("internal", "The engine ended without a result.", "Try again.")
         return done[-1]
 
-    def _need_engine(self) -> Engine:
+    def _need_engine(self) -> LoadedEngine:
         if self._engine is None:
             raise RequestFailed("no_model", "No model is loaded.", "Load a model first.")
         return self._engine
 
-    def _apply_image(self, engine: Engine, image: _Image) -> ImageInfo:
+    def _apply_image(self, engine: LoadedEngine, image: _CurrentImage) -> ImageInfo:
         if self._info is None:
             try:
                 self._info = engine.set_image(image.array, image.affine, image.modality, image.plane, image.correct_values)
@@ -364,7 +357,7 @@ class Session:
         return self._info
 
 
-def write_seg(request: WriteSeg, run: Run) -> SegWritten:
+def write_seg(request: WriteSeg, run: RequestRun) -> SegWritten:
     """Accepted segments as DICOM SEG; needs neither a model nor an image.
 
     Raises:
