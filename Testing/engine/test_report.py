@@ -27,7 +27,7 @@ from progidiff.outputs.document import (
 )
 from progidiff.outputs.report import (
     OUTLINES,
-    Frame,
+    Backdrop,
     SlicePicture,
     agreement_png,
     display_window,
@@ -142,7 +142,7 @@ def png_array(png: bytes) -> np.ndarray:
 
 
 def picture(index: int) -> SlicePicture:
-    frame = Frame(np.full((20, 30), 0.5, np.float32), (1.0, 1.0))
+    frame = Backdrop(np.full((20, 30), 0.5, np.float32), (1.0, 1.0))
     mask = np.zeros((20, 30), bool)
     mask[5:15, 8:20] = True
     return SlicePicture(index, outlines_png(frame, [mask]), agreement_png(frame, mask.astype(np.float32)))
@@ -254,7 +254,7 @@ def test_seconds(value: float, text: str) -> None:
 
 
 def test_outline_is_drawn_at_the_masks_edge_and_nowhere_else() -> None:
-    frame = Frame(np.full((40, 60), 0.5, np.float32), (1.0, 1.0))
+    frame = Backdrop(np.full((40, 60), 0.5, np.float32), (1.0, 1.0))
     mask = np.zeros((40, 60), bool)
     mask[10:30, 20:50] = True
     drawn = png_array(outlines_png(frame, [mask]))
@@ -271,7 +271,7 @@ def test_outline_is_drawn_at_the_masks_edge_and_nowhere_else() -> None:
 
 
 def test_the_first_mask_lies_on_top() -> None:
-    frame = Frame(np.zeros((40, 40), np.float32), (1.0, 1.0))
+    frame = Backdrop(np.zeros((40, 40), np.float32), (1.0, 1.0))
     mask = np.zeros((40, 40), bool)
     mask[10:30, 10:30] = True
     both = png_array(outlines_png(frame, [mask, mask]))
@@ -283,20 +283,20 @@ def test_the_first_mask_lies_on_top() -> None:
 
 
 def test_a_mask_at_the_pictures_edge_keeps_its_outline() -> None:
-    frame = Frame(np.zeros((40, 40), np.float32), (1.0, 1.0))
+    frame = Backdrop(np.zeros((40, 40), np.float32), (1.0, 1.0))
     full = png_array(outlines_png(frame, [np.ones((40, 40), bool)]))
     assert full[[0, -1]].max(axis=(1, 2)).min() > 60
 
 
 def test_pictures_keep_the_slices_proportions() -> None:
-    tall = Image.open(io.BytesIO(outlines_png(Frame(np.zeros((30, 60), np.float32), (4.0, 1.0)), [])))
+    tall = Image.open(io.BytesIO(outlines_png(Backdrop(np.zeros((30, 60), np.float32), (4.0, 1.0)), [])))
     assert tall.height / tall.width == pytest.approx(2.0, rel=0.02)
-    thread = Image.open(io.BytesIO(outlines_png(Frame(np.zeros((1, 400), np.float32), (1.0, 1.0)), [])))
+    thread = Image.open(io.BytesIO(outlines_png(Backdrop(np.zeros((1, 400), np.float32), (1.0, 1.0)), [])))
     assert thread.height >= thread.width / 7
 
 
 def test_agreement_colours_grow_with_the_share() -> None:
-    frame = Frame(np.zeros((30, 30), np.float32), (1.0, 1.0))
+    frame = Backdrop(np.zeros((30, 30), np.float32), (1.0, 1.0))
     shares = np.zeros((30, 30), np.float32)
     shares[:, 10:20], shares[:, 20:] = 0.4, 1.0
     picture = png_array(agreement_png(frame, shares)).mean(axis=2)
