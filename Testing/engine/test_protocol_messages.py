@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from progidiff.errors import ProtocolError
+from progidiff.wire.codec import RequestError, frame_to_reply, frame_to_request, to_frame
 from progidiff.wire.frames import Frame, FrameDecoder, encode_frame
 from progidiff.wire.messages import (
     Acknowledged,
@@ -37,7 +38,6 @@ from progidiff.wire.messages import (
     RankingEvent,
     Reply,
     Request,
-    RequestError,
     SegmentFacts,
     SegWritten,
     SetImage,
@@ -48,10 +48,7 @@ from progidiff.wire.messages import (
     UnloadAdapter,
     WarningEvent,
     WriteSeg,
-    frame_to_reply,
-    frame_to_request,
     image_key,
-    to_frame,
 )
 
 VOLUME = np.arange(24, dtype=np.int16).reshape(2, 3, 4)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from progidiff.wire.codec import frame_to_reply, to_frame
 from progidiff.wire.frames import PREFIX, FrameDecoder, encode_frame
-from progidiff.wire.messages import FINAL, Heartbeat, Load, Reply, Request, SetImage, frame_to_reply, to_frame
+from progidiff.wire.messages import FINAL, Heartbeat, Load, Reply, Request, SetImage
 
 SCRIPT = Path(__file__).with_name("scripted_worker.py")
 ENGINE = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"

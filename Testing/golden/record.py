@@ -128,8 +128,9 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
     """The six requests and other calls through the client and a worker, and all that went over the wire."""
     from progidiff.errors import CancelledError
     from progidiff.wire.client import RemoteError, WorkerClient
+    from progidiff.wire.codec import frame_to_reply, frame_to_request
     from progidiff.wire.frames import FrameDecoder
-    from progidiff.wire.messages import ProposeRequest, frame_to_reply, frame_to_request
+    from progidiff.wire.messages import ProposeRequest
 
     told, masks = {}, {}
     with tempfile.TemporaryDirectory() as place:

@@ -48,7 +48,8 @@ pytestmark = pytest.mark.usefixtures("app")
 HELLO_THEN = """
 import sys, time
 from progidiff.wire.frames import FrameDecoder, encode_frame
-from progidiff.wire.messages import HelloReply, frame_to_request, to_frame
+from progidiff.wire.codec import frame_to_request, to_frame
+from progidiff.wire.messages import (HelloReply)
 def say(reply, number):
     frame = to_frame(reply, number)
     sys.stdout.buffer.write(b"".join(map(bytes, encode_frame(frame.header, frame.arrays))))

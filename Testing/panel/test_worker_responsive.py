@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import qt
 
+from progidiff.wire.codec import to_frame
 from progidiff.wire.frames import encode_frame
-from progidiff.wire.messages import ProgressEvent, ProposeRequest, SliceEvent, image_key, to_frame
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, SliceEvent, image_key
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.calls import Image
 from ProGiDiffSlicerLib.worker.client import SENDING

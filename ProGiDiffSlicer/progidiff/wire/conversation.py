@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from progidiff.errors import ProtocolError
 from progidiff.remote import meaning_of_end
+from progidiff.wire.codec import frame_to_reply, to_frame
 from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder, encode_frame
-from progidiff.wire.messages import ErrorReply, HelloReply, Reply, Request, frame_to_reply, to_frame
+from progidiff.wire.messages import ErrorReply, HelloReply, Reply, Request
 
 #: Lines of the worker's log that are kept.
 MOST_LINES = 200

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from types import TracebackType
 
+from progidiff.wire.codec import to_frame
 from progidiff.wire.frames import encode_frame
-from progidiff.wire.messages import Reply, to_frame
+from progidiff.wire.messages import Reply
 
 #: Events and shapes; never pixels, file names or prompts.
 LOG = logging.getLogger("progidiff.worker")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from progidiff import __version__
 from progidiff.system import device_memory_mb, process_memory_mb
+from progidiff.wire.codec import RequestError, frame_to_request
 from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder
 from progidiff.wire.messages import (
     Acknowledged,
@@ -29,14 +30,12 @@ from progidiff.wire.messages import (
     ProposeRequest,
     Reply,
     Request,
-    RequestError,
     SetImage,
     Shutdown,
     Status,
     StatusReply,
     UnloadAdapter,
     WriteSeg,
-    frame_to_request,
 )
 from progidiff.worker.pipes import LOG, REPLY_LIMIT, Outbox, Pipes, claim_standard_streams, start_log, where
 from progidiff.worker.session import Compute, EngineFactory, RequestRun, Session, load_engine, write_seg
