@@ -93,7 +93,7 @@ def measure_case(
     if targets:
         place = (image.array, image.geometry.affine)
         engine.set_image(*place, image.modality, image.plan.plane, settings.correct_values)
-        gathered = {target: _Gathered(image, target) for target in targets}
+        gathered = {target: _Compared(image, target) for target in targets}
         result.warnings = _propose(engine, gathered, settings, cancelled, progress)
         result.targets = [gathered[target].scored(settings) for target in targets]
     return result.model_copy(update={"seconds": time.monotonic() - began})
@@ -115,7 +115,7 @@ def _askable(engine: Engine, image: LabelledImage, settings: EvaluationSettings)
 
 def _propose(
     engine: Engine,
-    gathered: dict[str, _Gathered],
+    gathered: dict[str, _Compared],
     settings: EvaluationSettings,
     cancelled: Callable[[], bool],
     progress: Callable[[float], None],
@@ -141,7 +141,7 @@ def _propose(
     return warnings
 
 
-class _Gathered:
+class _Compared:
     """The proposals of one target, and how they compare with its reference."""
 
     def __init__(self, image: LabelledImage, target: str) -> None:

@@ -5,18 +5,15 @@ Like the report of a result it loads nothing, runs no script and escapes every t
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from progidiff.evaluation.evaluate import EvaluationDocument, SettingsRecord
 from progidiff.evaluation.examples import ExamplePicture
 from progidiff.evaluation.plots import calibration_plot, curve_plot, dice_plot, score_plot
 from progidiff.evaluation.scoring import ANSWERS, SINGLE
 from progidiff.evaluation.summary import MEAN, AnswerSummary, Figure, TargetSummary
-from progidiff.outputs.report import OUTLINES
+from progidiff.outputs.report import OUTLINES, render_page
 
 REPORT_NAME, JSON_NAME, CSV_NAME = "report.html", "evaluation.json", "evaluation.csv"
 
@@ -34,21 +31,14 @@ class Section:
 
 def render_evaluation(document: EvaluationDocument, examples: Sequence[ExamplePicture]) -> str:
     """HTML text of the report."""
-    environment = Environment(
-        loader=PackageLoader("progidiff.outputs", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     settings = document.settings
-    return environment.get_template("evaluation_report.html.j2").render(
+    return render_page(
+        "evaluation_report.html.j2",
         doc=document,
         sections=sections(document, examples),
         answers=[(answer, answer_name(answer, settings)) for answer in ANSWERS],
         single=[(answer, answer_name(answer, settings)) for answer in SINGLE],
         outlines=OUTLINES,
-        data_uri=_data_uri,
         number=number,
         failures=failures,
         mean_name=MEAN,
@@ -123,7 +113,3 @@ def failures(answer: AnswerSummary) -> str:
 
 def _n(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -36,12 +36,10 @@ class SlicePicture:
     agreement_png: bytes
 
 
-def render_report(document: ProposalsDocument, pictures: Mapping[str, Sequence[SlicePicture]]) -> str:
-    """HTML text of the report.
+def render_page(template: str, **values: object) -> str:
+    """HTML text of a template of this package: every text is escaped, a name that it lacks is an error.
 
-    Args:
-        document: the record that is also written as ``proposals.json``.
-        pictures: slices to show, by target; a target without pictures gets its tables only.
+    Beside ``values`` it has ``data_uri``, which turns PNG bytes into an address that holds them.
     """
     environment = Environment(
         loader=PackageLoader("progidiff.outputs", "."),
@@ -50,15 +48,25 @@ def render_report(document: ProposalsDocument, pictures: Mapping[str, Sequence[S
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(template).render(data_uri=_data_uri, **values)
+
+
+def render_report(document: ProposalsDocument, pictures: Mapping[str, Sequence[SlicePicture]]) -> str:
+    """HTML text of the report.
+
+    Args:
+        document: the record that is also written as ``proposals.json``.
+        pictures: slices to show, by target; a target without pictures gets its tables only.
+    """
     names = ", ".join(target.name for target in document.targets)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         doc=document,
         title=f"Proposals: {names}",
         document_name=DOCUMENT_NAME,
         pictures=pictures,
         facts=_facts(document),
         gradient=Markup(agreement_gradient()),
-        data_uri=_data_uri,
         drawn=drawn_proposals,
         empties=_empties,
         ml=millilitres,

@@ -267,8 +267,7 @@ class Proposals:
             return {number: box for number, (box, _tally) in self._staple.items()}
         if isinstance(key, int):
             return {number: piece.boxes[key] for number, piece in self._slices.items() if key < len(piece.boxes)}
-        pieces = self._counted()
-        needed = self._consensus_votes() if key == CONSENSUS else {n: len(p.sizes) // 2 + 1 for n, p in pieces.items()}
+        pieces, needed = self._counted(), self._votes_needed(key)
         chosen = pieces.keys() if index is None else pieces.keys() & {index}
         return {n: pieces[n].mean if key == MEAN else pieces[n].at_least(needed[n]) for n in chosen}
 
@@ -316,13 +315,18 @@ class Proposals:
         elif name == MEAN:
             tallies = [piece.mean_tally for piece in pieces.values()]
         else:
-            needed = self._consensus_votes() if name == CONSENSUS else {n: len(p.sizes) // 2 + 1 for n, p in pieces.items()}
+            needed = self._votes_needed(name)
             tallies = [piece.at_least_tally(needed[index]) for index, piece in pieces.items()]
         return Tally(sum(each.voxels for each in tallies), sum(each.agreed for each in tallies))
 
-    def _consensus_votes(self) -> dict[int, int]:
-        """By slice, how many of its proposals have to contain a voxel of the consensus; more than all where it is empty."""
+    def _votes_needed(self, name: str) -> dict[int, int]:
+        """By slice, how many of its proposals have to contain a voxel of the majority, or of the consensus.
+
+        Of an empty consensus they are more than all.
+        """
         pieces, count = self._counted(), self.count
+        if name != CONSENSUS:
+            return {index: len(piece.sizes) // 2 + 1 for index, piece in pieces.items()}
         histogram = np.zeros(count + 1, np.int64)
         for piece in pieces.values():
             known = len(piece.sizes)

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from progidiff.errors import CancelledError, InputError, WorkerError
-from progidiff.wire.conversation import Conversation, Patience, WorkerFailure
+from progidiff.wire.conversation import Conversation, Patience, WorkerFailure, refused
 from progidiff.wire.frames import MAX_PAYLOAD, Array
 from progidiff.wire.messages import (
     FINAL,
@@ -86,7 +86,7 @@ class RemoteError(WorkerError):
     """
 
     def __init__(self, reply: ErrorReply) -> None:
-        super().__init__(f"{reply.message} {reply.hint}".strip())
+        super().__init__(refused(reply).message)
         self.code = reply.code
         self.message = reply.message
         self.hint = reply.hint
