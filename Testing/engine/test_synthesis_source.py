@@ -241,10 +241,11 @@ def test_a_grid_on_the_body_is_filled_by_it_and_all_planes_are_painted() -> None
     seen = {tuple(made.images.shape[-2:]) for made in (source.batch(2) for _ in range(40))}
     assert seen == set(BODY_GRIDS.values())
     wide = [made for made in (source.batch(4) for _ in range(8)) if made.images.shape[-2:] == BODY_GRIDS["axial"]]
-    for tissues in torch.cat([made.tissues for made in wide]):
-        columns = torch.nonzero(tissues.any(0))[:, 0]
-        # the wall is 296 mm wide, with up to 35 mm of fat on either side
-        assert 0.6 * 160 < int(columns[-1] - columns[0]) <= 160
+    columns = [torch.nonzero(tissues.any(0))[:, 0] for made in wide for tissues in made.tissues]
+    spans = [int(found[-1] - found[0]) for found in columns]
+    # the wall is 296 mm wide, with up to 35 mm of fat on either side; now and then the widest organ was taken out
+    assert 0.6 * 160 < np.median(spans)
+    assert max(spans) <= 160
 
 
 def test_unlabelled_targets_of_a_volume_stay_unknown() -> None:

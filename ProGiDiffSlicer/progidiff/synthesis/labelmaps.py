@@ -226,7 +226,7 @@ def load_totalsegmentator(image_path: Path, label_path: Path, modality: str) -> 
     body = _body(pixels > (-300 if modality == "CT" else 0.08))
     name = f"totalsegmentator_{modality.lower()}"
     half = (spacing[0] / 2, spacing[1] / 2, spacing[2] / 2)
-    return make_volume(name, modality, fine, half, "Apache-2.0", body=body, image=pixels, weight=0.7)
+    return make_volume(name, modality, fine, half, "Apache-2.0", body=body, image=pixels, weight=1.0)
 
 
 def _body(bright: np.ndarray) -> np.ndarray:

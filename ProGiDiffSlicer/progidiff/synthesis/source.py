@@ -27,6 +27,8 @@ BODY_GRIDS: Mapping[Plane, Shape] = MappingProxyType({"axial": (112, 160), "coro
 _CORONAL_SHARE, _TALL_MM = 0.1, 150.0
 #: Fat that is darker than this hides the skin: the body is then found by its muscular wall, HU.
 _FAT_SEEN_HU = -76.0
+#: Organs that lie and stretch most differently from one person to the next; they are moved more often.
+_RESTLESS = frozenset(INDEX[name] for name in ("stomach", "gallbladder", "colon"))
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class _Volume:
         ml = sizes[shaped] * float(np.prod(volume.spacing))
         self.centres = torch.tensor(centres * volume.spacing, dtype=torch.float32, device=device)
         self.radii = torch.tensor((ml * 3 / (4 * np.pi)) ** (1 / 3), dtype=torch.float32, device=device)
+        self.restless = torch.tensor([3.0 if t in _RESTLESS else 1.0 for t in shaped], device=device)
 
 
 def _boxes(inside: np.ndarray, spacing: Sequence[float], device: torch.device) -> Tensor:
@@ -238,6 +241,11 @@ class SyntheticSource:
             gone = tissues != kept
             around = [torch.where(gone, torch.zeros_like(t), t) for t in around]
             tissues = kept
+            if self.plane == "axial":
+                hanging = self._stomach_for_colon(count)
+                tissues, *around = (
+                    torch.where(hanging & (t == INDEX["colon"]), INDEX["stomach"], t) for t in (tissues, *around)
+                )
         anatomy = Anatomy(tissues, wall, skin, pixel, tuple(around), self.plane == "axial")
         if self.plane == "axial" and not real:
             anatomy = self._with_arms(anatomy, frame)
@@ -387,14 +395,30 @@ class SyntheticSource:
     def _moved_organs(self, volume: _Volume, mm: Tensor) -> Tensor:
         """Places warped around two organs, which grow, shrink and move while their neighbours give way."""
         for _ in range(2):
-            pick = torch.randint(0, len(volume.radii), (len(mm),), generator=self.generator, device=self.device)
+            pick = torch.multinomial(volume.restless, len(mm), True, generator=self.generator)
             centre, radius = volume.centres[pick][:, None, None], volume.radii[pick][:, None, None, None].clamp_min(8)
             away = mm - centre
             near = torch.exp(-away.square().sum(-1, keepdim=True) / (2 * (1.3 * radius) ** 2))
-            grow = (normal((len(mm), 1, 1, 1), self.generator) * 0.22).clamp(-0.45, 0.45) * self.strength
-            move = (normal((len(mm), 1, 1, 3), self.generator) * 0.2).clamp(-0.4, 0.4) * radius * self.strength
-            mm = mm + near * (grow * away + move)
+            grow = (normal((len(mm), 1, 1, 1), self.generator) * 0.22).clamp(-0.45, 0.45)
+            stretch = (normal((len(mm), 1, 1, 3), self.generator) * 0.12).clamp(-0.25, 0.25)
+            # along the body organs differ most: a stomach may reach from the diaphragm to below the kidneys
+            reach = torch.tensor([2.0, 1.0, 1.0], device=self.device)
+            move = (normal((len(mm), 1, 1, 3), self.generator) * 0.2).clamp(-0.4, 0.4) * reach * radius
+            mm = mm + near * ((grow + stretch) * away + move) * self.strength
         return mm
+
+    def _stomach_for_colon(self, count: int) -> Tensor:
+        """Where some slices have a stomach in place of the colon, bool (B, H, W): in front, on the patient's left.
+
+        In many people a long stomach hangs there down to the kidneys; in the few whole patients it is the colon's place.
+        """
+        rows, cols = (torch.linspace(-0.5, 0.5, side, device=self.device) for side in self.shape)
+        here = uniform((count, 1, 1), 0, 1, self.generator) < 0.3 * self.strength
+        back, midline = (
+            uniform((count, 1, 1), -0.05, 0.15, self.generator),
+            uniform((count, 1, 1), -0.15, 0.1, self.generator),
+        )
+        return here & (rows[None, :, None] < back) & (cols[None, None, :] > midline)
 
     def _outside(self, volume: _Volume, voxel: Tensor) -> Tensor:
         """Places in front of, behind or beside the volume: there is nothing there; above and below the border goes on."""

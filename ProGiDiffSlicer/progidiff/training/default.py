@@ -304,8 +304,9 @@ def _sources(recipe: DefaultRecipe) -> list[TrainingSource]:
 def load_volumes(data: Path | None) -> list[LabelVolume]:
     """Label volumes for the recipe, with blends of them; an empty list (phantoms only) when ``data`` is ``None``.
 
-    ``data`` is a folder that holds ``permissive``, or a file of packed volumes.
+    ``data`` is a folder that holds ``permissive``, or a file of packed volumes. The model that ships learns from the
+    development CT as well.
     """
     if data is None:
         return []
-    return unpack(data) if data.is_file() else with_blends(load_permissive(data))
+    return unpack(data) if data.is_file() else with_blends(load_permissive(data, development=True))
