@@ -413,12 +413,11 @@ class SyntheticSource:
         In many people a long stomach hangs there down to the kidneys; in the few whole patients it is the colon's place.
         """
         rows, cols = (torch.linspace(-0.5, 0.5, side, device=self.device) for side in self.shape)
-        here = uniform((count, 1, 1), 0, 1, self.generator) < 0.3 * self.strength
-        back, midline = (
-            uniform((count, 1, 1), -0.05, 0.15, self.generator),
-            uniform((count, 1, 1), -0.15, 0.1, self.generator),
+        here = uniform((count, 1, 1), 0, 1, self.generator) < 0.5 * self.strength
+        back, right, left = (
+            uniform((count, 1, 1), low, high, self.generator) for low, high in ((-0.2, 0.1), (-0.15, 0.1), (0.15, 0.5))
         )
-        return here & (rows[None, :, None] < back) & (cols[None, None, :] > midline)
+        return here & (rows[None, :, None] < back) & (cols[None, None, :] > right) & (cols[None, None, :] < left)
 
     def _outside(self, volume: _Volume, voxel: Tensor) -> Tensor:
         """Places in front of, behind or beside the volume: there is nothing there; above and below the border goes on."""

@@ -42,7 +42,7 @@ class DefaultSteps:
 
 
 #: Steps of a training that goes on from a finished model: its autoencoder stays, and the backbone learns the new words.
-FURTHER = DefaultSteps(autoencoder=0, base=500, encoder=3000, control=1500)
+FURTHER = DefaultSteps(autoencoder=0, base=500, encoder=6000, control=1500)
 
 
 class DefaultRecipe:
@@ -108,6 +108,8 @@ class DefaultRecipe:
             weight, bias = self.encoder.segmentation_head.weight.detach() * 0.1, self.encoder.segmentation_head.bias * 0 - 4
             each = self.encoder.config.stride**2
             for place, target in enumerate(start.card.vocabulary):
+                if target not in VOCABULARY:
+                    continue
                 old, new = (slice(each * i, each * (i + 1)) for i in (place, VOCABULARY.index(target)))
                 weight[new], bias[new] = encoder["segmentation_head.weight"][old], encoder["segmentation_head.bias"][old]
             encoder |= {"stem.weight": stem, "segmentation_head.weight": weight, "segmentation_head.bias": bias.detach()}
