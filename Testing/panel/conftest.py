@@ -51,3 +51,12 @@ def module(app: Any, scene: Any) -> Iterator[Any]:
     loaded = host.load_module(MODULE)
     yield loaded.widget
     loaded.unload()
+
+
+@pytest.fixture
+def panel(scene: Any) -> Iterator[Any]:
+    """The panels in a window over a scripted worker client."""
+    from .panel_support import opened
+
+    with opened(scene) as panels:
+        yield panels
