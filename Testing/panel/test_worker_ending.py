@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shlex
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -43,7 +42,7 @@ def objects_of(client: Client) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["work", "slow", "deaf", "slow_load"])
+@pytest.mark.parametrize("mode", ["work", "deaf", "slow_load"])
 def test_stop_leaves_no_process_timer_or_connection(mode: str, spin: Spin) -> None:
     with worker(stop_grace_s=1.0) as client:
         own = objects_of(client)
@@ -51,9 +50,7 @@ def test_stop_leaves_no_process_timer_or_connection(mode: str, spin: Spin) -> No
         spin(lambda: run.done or bool(run.events))
         pid = client.pid
         assert len(objects_of(client)) > len(own)
-        began = time.perf_counter()
         client.stop()
-        print(f"\nstop took {1000 * (time.perf_counter() - began):.1f} ms")
         assert client.state is WorkerState.STOPPED
         assert run.done
         assert (client.hello, client.loaded, client.image) == (None, None, None)
@@ -74,7 +71,6 @@ def test_stop_before_anything_was_started() -> None:
     with worker() as client:
         run = client.run()
         client.stop()
-        client.stop(wait=True)
         assert [how for _, how in run.outcomes] == ["cancelled"] * 3
         assert children() == []
 
@@ -134,7 +130,7 @@ def test_the_log_is_bounded_and_holds_no_pixels_names_or_prompts(spin: Spin) -> 
 @pytest.mark.slow
 def test_a_flood_of_log_lines_stays_bounded(spin: Spin) -> None:
     code = (
-        "import sys\nfor n in range(200_000): print('line', n, file=sys.stderr)\n"
+        "import sys\nfor n in range(20_000): print('line', n, file=sys.stderr)\n"
         "sys.stderr.write('x' * 5_000_000)\nsys.exit(3)"
     )
     with worker(python(code)) as client:
@@ -143,7 +139,7 @@ def test_a_flood_of_log_lines_stays_bounded(spin: Spin) -> None:
         lines = client.log_tail().splitlines()
         assert len(lines) == MOST_LINES
         assert lines[-1] == "x" * LONGEST_LINE
-        assert lines[-2] == "line 199999"
+        assert lines[-2] == "line 19999"
 
 
 def test_log_lines_are_cut_from_bytes_as_they_come() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,26 +223,17 @@ def worker(command: WorkerCommand | None = None, **options: Any) -> Iterator[Cli
 
 
 class Pulse:
-    """A timer that ticks whenever the event loop is free: how often, and the longest time between two ticks."""
+    """A timer that ticks whenever the event loop is free."""
 
     def __init__(self, parent: Any) -> None:
         self.ticks = 0
-        self.longest_s = 0.0
-        self._last = time.perf_counter()
         self._timer = qt.QTimer(parent)
         self._timer.setInterval(0)
         self._timer.connect("timeout()", self._tick)
         self._timer.start()
 
     def _tick(self) -> None:
-        now = time.perf_counter()
         self.ticks += 1
-        self.longest_s = max(self.longest_s, now - self._last)
-        self._last = now
-
-    def restart(self) -> None:
-        self._last = time.perf_counter()
-        self.longest_s, self.ticks = 0.0, 0
 
     def stop(self) -> None:
         self._timer.stop()
