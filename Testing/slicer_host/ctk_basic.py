@@ -139,25 +139,5 @@ class ctkComboBox(qt.QComboBox):
 
 
 @stand_in(ctk)
-class ctkPushButton(qt.QPushButton):
-    """A push button whose text can be aligned."""
-
-    elideMode = kept(int, "elideMode", 3)
-    buttonTextAlignment = kept(int, "buttonTextAlignment", 0x84)
-    iconAlignment = kept(int, "iconAlignment", 0x81)
-
-
-@stand_in(ctk)
-class ctkCheckablePushButton(ctkPushButton):
-    """A push button with a check box in it."""
-
-    checkBoxToggled = Signal(bool)
-    checkBoxControlsButton = kept(bool, "checkBoxControlsButton", True)
-    checkBoxControlsButtonToggleState = kept(bool, "checkBoxControlsButtonToggleState", True)
-    checkBoxUserCheckable = kept(bool, "checkBoxUserCheckable", True)
-    indicatorAlignment = kept(int, "indicatorAlignment", 0x81)
-
-
-@stand_in(ctk)
 class ctkMenuButton(qt.QPushButton):
     """A push button with a menu at its side."""

@@ -105,11 +105,6 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._attributes.append((nodeType, attributeName, attributeValue))
         self._refresh()
 
-    def removeAttribute(self, nodeType: str, attributeName: str) -> None:
-        """Take an ``addAttribute`` back."""
-        self._attributes = [each for each in self._attributes if each[:2] != (nodeType, attributeName)]
-        self._refresh()
-
     def sortFilterProxyModel(self) -> SortFilterProxyModel:
         """What decides which nodes are listed."""
         return self._model
@@ -155,10 +150,6 @@ class qMRMLNodeComboBox(qt.QWidget):
         """Choose by ID."""
         self.setCurrentNode(nodeID)
 
-    def setCurrentNodeIndex(self, index: int) -> None:
-        """Choose by place."""
-        self._choose(self.nodeFromIndex(index))
-
     currentNodeID = Property(
         str, lambda self: "" if self._current is None else self._current.GetID(), lambda self, new: self.setCurrentNode(new)
     )
@@ -174,11 +165,6 @@ class qMRMLNodeComboBox(qt.QWidget):
             self.setCurrentNode(node)
         self.nodeAddedByUser.emit(node)
         return node
-
-    def removeCurrentNode(self) -> None:
-        """Delete the chosen node from the scene."""
-        if self._current is not None:
-            self._scene.RemoveNode(self._current)
 
     # -- the combo box ------------------------------------------------------------------------------------------------
 

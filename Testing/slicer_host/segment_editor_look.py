@@ -93,7 +93,6 @@ class SegmentEditorLook(slicer.qMRMLWidget):
             button.setObjectName("" if name == "None" else name)
             button.setSizePolicy(qt.QSizePolicy.Expanding, qt.QSizePolicy.Fixed)
             self._effects.addButton(button, index)
-        self._order = list(EFFECTS)
         self._place_effects()
         return box
 
@@ -109,13 +108,11 @@ class SegmentEditorLook(slicer.qMRMLWidget):
         return self._masking
 
     def _place_effects(self) -> None:
-        names = [name for name in self._order if name in EFFECTS]
-        names += [name for name in EFFECTS if name not in names and self.unorderedEffectsVisible]
         columns = max(1, self.effectColumnCount) * 2
         for button in self._effects.buttons():
             self._grid.removeWidget(button)
             button.setVisible(False)
-        for place, name in enumerate(["", *names]):
+        for place, name in enumerate(["", *EFFECTS]):
             button = next(each for each in self._effects.buttons() if each.name == name)
             self._grid.addWidget(button, place // columns, place % columns)
             button.setVisible(True)
