@@ -28,6 +28,7 @@ from .worker_support import (
     CountingProcess,
     Record,
     Spin,
+    finished,
     phantom,
     reach_loading,
     reach_proposing,
@@ -73,30 +74,25 @@ REFUSED = {"missing": (0, "model"), "refuse_image": (1, "input"), "memory": (2, 
 def test_a_call_that_is_refused_takes_those_behind_it_along_and_the_worker_goes_on(mode: str, spin: Spin) -> None:
     good, code = REFUSED[mode]
     with worker() as client:
-        run = client.run(mode)
-        spin(lambda: run.done)
+        run = finished(client.run(mode), spin)
         assert run.outcomes == [(kind, "succeeded" if place < good else "failed") for place, kind in enumerate(ALL)]
         assert (run.failure.kind, run.failure.code) == ("remote", code)
         assert (client.loaded is not None, client.image is not None) == (good > 0, good > 1)
         assert client.state is WorkerState.READY
         assert client.failures == []
-        again = client.run()
-        spin(lambda: again.done)
+        again = finished(client.run(), spin)
         assert succeeded(again)
 
 
 def test_an_image_that_the_worker_holds_is_not_sent_again(spin: Spin) -> None:
     volume = phantom((8, 64, 64))
     with worker(process_factory=CountingProcess) as client:
-        first = client.run(image=volume)
-        spin(lambda: first.done)
+        first = finished(client.run(image=volume), spin)
         sent = CountingProcess.last.bytes_written
         assert sent > volume.nbytes
-        second = client.run(image=volume.copy())
-        spin(lambda: second.done)
+        second = finished(client.run(image=volume.copy()), spin)
         assert CountingProcess.last.bytes_written - sent < 2000
-        other = client.run(image=volume + 1)
-        spin(lambda: other.done)
+        other = finished(client.run(image=volume + 1), spin)
         assert CountingProcess.last.bytes_written - sent > volume.nbytes
         assert [succeeded(run) for run in (first, second, other)] == [True] * 3
 
@@ -104,15 +100,12 @@ def test_an_image_that_the_worker_holds_is_not_sent_again(spin: Spin) -> None:
 def test_an_image_that_the_worker_has_lost_is_sent_after_all(spin: Spin) -> None:
     volume = phantom((8, 64, 64))
     with worker(process_factory=CountingProcess) as client:
-        run = client.run(image=volume)
-        spin(lambda: run.done)
+        finished(client.run(image=volume), spin)
         held = client.image
-        other = Record(client.set_image(volume + 1, np.eye(4), "CT"))
-        spin(lambda: other.done)
+        finished(Record(client.set_image(volume + 1, np.eye(4), "CT")), spin)
         client.image = held
         sent = CountingProcess.last.bytes_written
-        again = Record(client.set_image(volume, np.eye(4), "CT"))
-        spin(lambda: again.done)
+        again = finished(Record(client.set_image(volume, np.eye(4), "CT")), spin)
         assert again.outcomes == [("set_image", "succeeded")]
         assert client.image is not None
         assert held is not None
@@ -138,14 +131,12 @@ def test_what_is_no_volume_is_refused_at_once(volume: np.ndarray, affine: np.nda
 
 def test_a_volume_larger_than_the_worker_takes_is_not_sent(spin: Spin) -> None:
     with worker(scripted("max_payload=20000"), process_factory=CountingProcess) as client:
-        run = client.run(image=phantom((4, 64, 64)))
-        spin(lambda: run.done)
+        run = finished(client.run(image=phantom((4, 64, 64))), spin)
         assert run.outcomes == [("load", "succeeded"), ("set_image", "failed"), ("propose", "failed")]
         assert (run.failure.kind, run.failure.code) == ("remote", "input")
         assert "crop it" in run.failure.message
         assert CountingProcess.last.bytes_written < 4 * 64 * 64 * 2
-        small = client.run()
-        spin(lambda: small.done)
+        small = finished(client.run(), spin)
         assert succeeded(small)
 
 
@@ -167,8 +158,7 @@ def reach_starting(client: Client, spin: Spin) -> Record:
 
 
 def reach_copying(client: Client, spin: Spin) -> Record:
-    loaded = Record(client.load("work", "cpu"))
-    spin(lambda: loaded.done)
+    finished(Record(client.load("work", "cpu")), spin)
     record = Record(client.set_image(np.zeros((64, 512, 512), np.int16), np.eye(4)), client.propose(LIVER))
     spin(lambda: client.state is WorkerState.BUSY)
     return record
@@ -197,8 +187,7 @@ def test_cancel_at_each_phase_ends_every_call_and_the_worker_stays(phase: str, s
         assert all(how == "cancelled" for _, how, _ in record.ends[len(already) :])
         assert not client.cancel()
         pid = client.pid
-        again = client.run()
-        spin(lambda: again.done)
+        again = finished(client.run(), spin)
         assert succeeded(again)
         assert client.pid == pid
         assert client.failures == []

@@ -23,6 +23,7 @@ from .worker_support import (
     Spin,
     children,
     failed_run,
+    finished,
     gone,
     only_child,
     python,
@@ -91,8 +92,7 @@ def test_restart_does_not_wait_for_the_old_worker(spin: Spin) -> None:
         client.restart()
         assert run.outcomes[-1] == ("propose", "cancelled")
         assert client.state is WorkerState.STARTING
-        again = client.run()
-        spin(lambda: again.done)
+        again = finished(client.run(), spin)
         assert [how for _, how in again.outcomes] == ["succeeded"] * 3
         assert client.pid != pid
         spin(lambda: gone(pid))
@@ -105,8 +105,7 @@ def test_a_worker_behind_a_shell_is_ended_with_all_its_processes(spin: Spin) -> 
     words = " ".join(map(shlex.quote, (sys.executable, *scripted().arguments)))
     command = WorkerCommand("/bin/sh", ("-c", f"cat | {words} | cat"), scripted().environment)
     with worker(command, stop_grace_s=0.3) as client:
-        run = client.run()
-        spin(lambda: run.done)
+        finished(client.run(), spin)
         everybody = children()
         assert len(everybody) == 4
         psutil.Process(client.pid).suspend()

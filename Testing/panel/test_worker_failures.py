@@ -26,6 +26,7 @@ from .worker_support import (
     Spin,
     children,
     failed_run,
+    finished,
     gone,
     only_child,
     python,
@@ -193,8 +194,7 @@ def test_a_program_that_never_answers_is_ended(fails: Callable[..., WorkerFailur
 
 
 def reach_idle(client: Client, spin: Spin) -> Record:
-    record = client.run()
-    spin(lambda: record.done)
+    record = finished(client.run(), spin)
     return record
 
 
@@ -225,8 +225,7 @@ def test_a_worker_that_is_killed_at_each_phase(phase: str, spin: Spin) -> None:
         assert (client.hello, client.loaded, client.image) == (None, None, None)
         if phase != "starting":
             assert "start it again" in failure.message
-            again = client.run()
-            spin(lambda: again.done)
+            again = finished(client.run(), spin)
             assert [how for _, how in again.outcomes] == ["succeeded"] * 3
             assert client.failure is None
 
@@ -249,8 +248,7 @@ def test_a_worker_that_falls_silent_is_ended(reach: Callable[[Client, Spin], Rec
 def test_a_worker_that_says_little_is_not_lost(heartbeat_s: float, timeout_s: float, spin: Spin) -> None:
     # It holds the interpreter lock for stretches and says nothing but its heartbeats for two seconds.
     with worker(scripted(f"heartbeat_s={heartbeat_s}"), heartbeat_timeout_s=timeout_s) as client:
-        run = client.run("hog")
-        spin(lambda: run.done)
+        run = finished(client.run("hog"), spin)
         assert run.outcomes[-1] == ("propose", "succeeded")
 
 
@@ -297,6 +295,5 @@ def test_a_worker_that_does_not_stop_is_ended_and_its_call_is_cancelled(spin: Sp
         # What was asked meanwhile was meant for that worker; it says so instead of running on a new one without its model.
         assert again.failure is failure
         spin(lambda: gone(pid))
-        third = client.run()
-        spin(lambda: third.done)
+        third = finished(client.run(), spin)
         assert [how for _, how in third.outcomes] == ["succeeded"] * 3

@@ -14,7 +14,7 @@ from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import local_command
 
 from ..engine.conftest import phantom, tiny_model_folder, tiny_sd
-from .worker_support import Client, Record, Spin, gone, worker
+from .worker_support import Client, Record, Spin, finished, gone, worker
 
 pytestmark = pytest.mark.usefixtures("app")
 __all__ = ["tiny_model_folder", "tiny_sd"]  # fixtures
@@ -71,12 +71,10 @@ def test_cancel_unknown_target_and_stop_on_one_worker(tiny_model_folder: Path, t
         assert run.outcomes[-1] == ("propose", "cancelled")
         pid = client.pid
 
-        wrong = Record(client.propose(dataclasses.replace(REQUEST, targets=("heart",))))
-        spin(lambda: wrong.done)
+        wrong = finished(Record(client.propose(dataclasses.replace(REQUEST, targets=("heart",)))), spin)
         assert (wrong.failure.kind, wrong.failure.code) == ("remote", "model")
 
-        missing = submit(client, tmp_path / "no model")
-        spin(lambda: missing.done)
+        missing = finished(submit(client, tmp_path / "no model"), spin)
         assert (missing.failure.kind, missing.failure.code) == ("remote", "model")
         assert client.pid == pid
 

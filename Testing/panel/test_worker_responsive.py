@@ -17,7 +17,7 @@ from ProGiDiffSlicerLib.worker.client import SENDING
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.link import MOST_FRAMES_PER_TURN, MOST_PENDING, MOST_READ_PER_TURN, Link
 
-from .worker_support import CountingProcess, Pulse, Record, Spin, phantom, run_event_loop, worker
+from .worker_support import CountingProcess, Pulse, Record, Spin, finished, phantom, run_event_loop, worker
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -50,8 +50,7 @@ def test_the_copy_has_the_key_and_the_voxels_of_the_volume(volume: np.ndarray) -
 def test_a_flood_of_frames_leaves_the_event_loop_free(spin: Spin) -> None:
     count = 60
     with worker(process_factory=CountingProcess) as client:
-        ready = client.run("flood", request=ProposeRequest(("liver",), proposals=8, seed=0))
-        spin(lambda: ready.done)
+        finished(client.run("flood", request=ProposeRequest(("liver",), proposals=8, seed=0)), spin)
         process = CountingProcess.last
         flood = Record(client.propose(ProposeRequest(("liver",), proposals=8, seed=count)))
         turns: list[tuple[int, int]] = []
@@ -160,11 +159,9 @@ def test_a_slow_listener_gets_one_event_per_turn(spin: Spin) -> None:
 def test_a_large_image_is_sent_in_small_writes(spin: Spin) -> None:
     volume = np.arange(40 * 512 * 512, dtype=np.int32).astype(np.int16).reshape(40, 512, 512)
     with worker(process_factory=CountingProcess) as client:
-        loaded = Record(client.load("work", "cpu"))
-        spin(lambda: loaded.done)
+        finished(Record(client.load("work", "cpu")), spin)
         pulse = Pulse(None)
-        record = Record(client.set_image(volume, np.eye(4), "CT"))
-        spin(lambda: record.done)
+        record = finished(Record(client.set_image(volume, np.eye(4), "CT")), spin)
         pulse.stop()
         process = CountingProcess.last
         assert record.outcomes == [("set_image", "succeeded")]

@@ -19,7 +19,7 @@ from ..slicer_host.dicom_database import DicomDatabase
 from ..sshd import SshServer
 from .panel_support import opened
 from .test_exporting import THIN, Case, Heard, database, written
-from .worker_support import failed_run, worker
+from .worker_support import failed_run, finished, worker
 
 Spin = Callable[..., None]
 pytestmark = pytest.mark.usefixtures("app")
@@ -34,8 +34,7 @@ def typed(words: list[str]) -> WorkerCommand:
 @pytest.mark.slow
 def test_a_run_and_a_cancelled_one(ssh_server: SshServer, spin: Spin, asked: Path) -> None:
     with worker(typed(ssh_server.organs({"pause": 0.2}))) as client:
-        run = client.run()
-        spin(lambda: run.done)
+        run = finished(client.run(), spin)
         assert run.outcomes == [("load", "succeeded"), ("set_image", "succeeded"), ("propose", "succeeded")]
         assert {event.slice_index for event in run.of(SliceEvent)} == {0, 1, 2}
         again = client.run()
@@ -76,8 +75,7 @@ def test_a_connection_that_falls_silent_is_given_up(ssh_server: SshServer, spin:
         for process in stopped:
             process.suspend()
         try:
-            run = client.run()
-            spin(lambda: run.done)
+            run = finished(client.run(), spin)
         finally:
             for process in stopped:
                 process.resume()

@@ -176,10 +176,15 @@ def gone(pid: int) -> bool:
         return True
 
 
+def finished(record: Record, spin: Spin) -> Record:
+    """The record, once all its calls have ended."""
+    spin(lambda: record.done)
+    return record
+
+
 def failed_run(client: Client, spin: Spin, mode: str = "work") -> Record:
     """A run on a worker that fails before it does anything."""
-    run = client.run(mode)
-    spin(lambda: run.done)
+    run = finished(client.run(mode), spin)
     assert [how for _, how in run.outcomes] == ["failed"] * 3
     assert client.failures == [run.failure]
     assert client.failure is run.failure

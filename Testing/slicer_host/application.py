@@ -114,7 +114,6 @@ class Application(qt.QApplication):
         return qt.QSettings()
 
     settings = userSettings
-    revisionUserSettings = userSettings
 
     def translate(self, context: str, text: str) -> str:
         """The text itself: no language is loaded."""
@@ -141,6 +140,3 @@ class Application(qt.QApplication):
     def pythonConsole(self) -> Any:
         """None: there is no console."""
         return None
-
-    mainApplicationDisplayName = "3D Slicer"
-    launcherExecutableFilePath = ""

@@ -56,9 +56,6 @@ class ctkPathLineEdit(qt.QWidget):
     filters = kept(int, "filters", 0)
     options = kept(int, "options", 0)
     label = kept(str, "label", "")
-    settingKey = kept(str, "settingKey", "")
-    nameFilters = kept(list, "nameFilters", [])
-    showHistoryButton = kept(bool, "showHistoryButton", True)
     showBrowseButton = Property(
         bool, lambda self: not self._browse.isHidden(), lambda self, shown: self._browse.setVisible(shown)
     )

@@ -10,7 +10,7 @@ import vtk
 from PySide6.QtCore import Property, Signal
 
 from .observers import Observers
-from .stand_ins import forwarded, kept, stand_in, stands_for
+from .stand_ins import kept, stand_in, stands_for
 
 
 @stands_for("qMRMLSortFilterProxyModel")
@@ -37,7 +37,6 @@ class qMRMLNodeComboBox(qt.QWidget):
     nodeAdded = Signal(object)
     nodeAddedByUser = Signal(object)
     nodeAboutToBeRemoved = Signal(object)
-    nodeAboutToBeEdited = Signal(object)
     currentNodeRenamed = Signal(str)
 
     def __init__(self, parent: Any = None) -> None:
@@ -69,12 +68,8 @@ class qMRMLNodeComboBox(qt.QWidget):
     noneDisplay = kept(str, "noneDisplay", "None", None, _changed)
     addEnabled = kept(bool, "addEnabled", True, None, _changed)
     removeEnabled = kept(bool, "removeEnabled", True, None, _changed)
-    renameEnabled = kept(bool, "renameEnabled", False, None, _changed)
-    editEnabled = kept(bool, "editEnabled", False, None, _changed)
     selectNodeUponCreation = kept(bool, "selectNodeUponCreation", True)
     baseName = kept(str, "baseName", "")
-    interactionNodeSingletonTag = kept(str, "interactionNodeSingletonTag", "")
-    sizeAdjustPolicy = forwarded(qt.QComboBox.SizeAdjustPolicy, "sizeAdjustPolicy", "_combo")
 
     def mrmlScene(self) -> Any:
         """The scene, or None."""

@@ -52,12 +52,7 @@ class qMRMLSegmentEditorWidget(SegmentEditorLook):
 
     autoShowSourceVolumeNode = kept(bool, "autoShow", True)
     undoEnabled = kept(bool, "undoEnabled", True)
-    maximumNumberOfUndoStates = kept(
-        int, "undoStates", 10, None, lambda self, count: self._logic.SetMaximumNumberOfUndoStates(count)
-    )
     readOnly = kept(bool, "readOnly", False)
-    defaultTerminologyEntry = kept(str, "terminology", "")
-    defaultTerminologyEntrySettingsKey = kept(str, "terminologyKey", "")
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 

@@ -41,20 +41,6 @@ class SegmentEditorLook(slicer.qMRMLWidget):
         self._effects = qt.QButtonGroup(self)
         self._build()
 
-    segmentationNodeSelectorVisible = kept(
-        bool, "segmentationSelector", True, None, lambda self, on: self._show_row(self._segmentations, on)
-    )
-    sourceVolumeNodeSelectorVisible = kept(
-        bool, "volumeSelector", True, None, lambda self, on: self._show_row(self._volumes, on)
-    )
-    maskingSectionVisible = kept(bool, "masking", True, None, lambda self, on: self._masking.setVisible(on))
-    switchToSegmentationsButtonVisible = kept(bool, "switchTo", True)
-    specifyGeometryButtonVisible = kept(bool, "specifyGeometry", True)
-    show3DButtonVisible = kept(bool, "show3D", True, None, lambda self, on: self._show_3d.setVisible(on))
-    addRemoveSegmentButtonsVisible = kept(
-        bool, "addRemove", True, None, lambda self, on: [each.setVisible(on) for each in (self._add, self._remove)]
-    )
-    unorderedEffectsVisible = kept(bool, "unordered", True)
     effectColumnCount = kept(int, "columns", 2, None, lambda self, _count: self._place_effects())
     jumpToSelectedSegmentEnabled = forwarded(bool, "jumpToSelectedSegmentEnabled", "_table")
 
@@ -116,6 +102,3 @@ class SegmentEditorLook(slicer.qMRMLWidget):
             button = next(each for each in self._effects.buttons() if each.name == name)
             self._grid.addWidget(button, place // columns, place % columns)
             button.setVisible(True)
-
-    def _show_row(self, field: Any, on: bool) -> None:
-        self._form.setRowVisible(field, on)

@@ -36,10 +36,6 @@ def eye_icon(open_: bool, colour: Any) -> Any:
     return qt.QIcon(picture)
 
 
-def _column_shown(name: str, column: int, default: bool) -> Any:
-    return kept(bool, name, default, None, lambda self, on: self._table.setColumnHidden(column, not on))
-
-
 @stand_in(slicer)
 class qMRMLSegmentsTableView(slicer.qMRMLWidget):
     """Shows the segments of a segmentation node and follows it."""
@@ -76,16 +72,9 @@ class qMRMLSegmentsTableView(slicer.qMRMLWidget):
         self._table.itemChanged.connect(self._on_item)
         self._filter.textChanged.connect(lambda _text: self._refresh())
 
-    visibilityColumnVisible = _column_shown("visibilityColumnVisible", _EYE, True)
-    colorColumnVisible = _column_shown("colorColumnVisible", _COLOUR, True)
-    opacityColumnVisible = _column_shown("opacityColumnVisible", _OPACITY, True)
-    statusColumnVisible = _column_shown("statusColumnVisible", _STATUS, False)
-    layerColumnVisible = kept(bool, "layer", False)
-    headerVisible = kept(bool, "header", True, None, lambda self, on: self._table.horizontalHeader().setVisible(on))
     filterBarVisible = kept(bool, "filterBar", False, None, lambda self, on: self._filter.setVisible(on))
     readOnly = kept(bool, "readOnly", False, None, lambda self, _on: self._refresh())
     jumpToSelectedSegmentEnabled = kept(bool, "jump", False)
-    useTerminologySelector = kept(bool, "useTerminology", True)
     selectionMode = kept(
         int,
         "selectionMode",
