@@ -42,6 +42,12 @@ class SegmentEditorLook(slicer.qMRMLWidget):
         self._build()
 
     effectColumnCount = kept(int, "columns", 2, None, lambda self, _count: self._place_effects())
+    segmentationNodeSelectorVisible = kept(
+        bool, "segmentationSelector", True, None, lambda self, on: self._form.setRowVisible(self._segmentations, on)
+    )
+    sourceVolumeNodeSelectorVisible = kept(
+        bool, "volumeSelector", True, None, lambda self, on: self._form.setRowVisible(self._volumes, on)
+    )
     jumpToSelectedSegmentEnabled = forwarded(bool, "jumpToSelectedSegmentEnabled", "_table")
 
     def _build(self) -> None:
