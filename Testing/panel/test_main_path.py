@@ -58,7 +58,7 @@ def facts(node: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_from_a_prompt_to_files_and_back(driver: Driver, tmp_path: Path) -> None:
     driver.ask("liver; left kidney", 3, 1, seed=7, slices=SLICES)
-    driver.wait(lambda: driver.settled, 120)
+    driver.wait(lambda: driver.settled)
     store = driver.session.store
     assert store["liver"].ranked
     assert store["left kidney"].ranked
