@@ -33,6 +33,16 @@ class ManualTimer:
         self.running = False
 
 
+def timer_into(made: list[ManualTimer]) -> Callable[[Callable[[], None]], ManualTimer]:
+    """What makes such timers, and keeps them for the test."""
+
+    def timer(callback: Callable[[], None]) -> ManualTimer:
+        made.append(ManualTimer(callback))
+        return made[-1]
+
+    return timer
+
+
 def box(k: tuple[int, int], j: tuple[int, int], i: tuple[int, int], shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     """A mask of the whole volume that is a box, upper bounds excluded."""
     mask = np.zeros(shape, dtype=bool)
@@ -110,6 +120,17 @@ def add_segments(scene: Any, volume: Any, masks: Mapping[str, np.ndarray], share
         segment.AddRepresentation(LABELMAP, image)
         node.GetSegmentation().AddSegment(segment, name)
     return node
+
+
+def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
+    """What a brush does: more voxels in one segment, written by Slicer."""
+    import slicer
+
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
+
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
+    assert logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_MERGE_MASK, image.GetExtent(), False, [])
 
 
 def mask_in(node: Any, segment_id: str, volume: Any) -> np.ndarray:
