@@ -225,7 +225,7 @@ def header(kind: str, **changes: Any) -> dict[str, Any]:
 #: Fields that a request cannot have: of a wrong type, out of range, unknown, or left out.
 WRONG_FIELDS: dict[str, list[dict[str, Any]]] = {
     "hello": [{"more": 1}],
-    "load": [{"folder": 3}, {"folder": "a\0b"}, {"device": "abacus"}],
+    "load": [{"folder": 3}, {"folder": "a\0b"}, {"folder": "\ud800"}, {"device": "abacus"}],
     "set_image": [{}, {"key": "a", "modality": "photo"}],
     "load_adapter": [{}],
     "propose": [
