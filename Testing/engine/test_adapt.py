@@ -37,14 +37,17 @@ from progidiff.training.run import Watch
 from progidiff.training.stacks import open_cases
 from progidiff.training.tuning import TuneSettings, TuneStage, tune
 
-from ..volume_examples import write_nnunet
-
 TINY = TuneSettings(
-    steps=4, rank=2, learning_rate=1e-2, images=2, prompts_per_image=1, validate_every=2, validation_images=4,
+    steps=4,
+    rank=2,
+    learning_rate=1e-2,
+    images=2,
+    prompts_per_image=1,
+    validate_every=2,
+    validation_images=4,
     replay_share=0.3,
-)  # fmt: skip
+)
 SETTINGS = AdaptSettings(tuning=TINY, validation_share=0.34, device="cpu", phantoms=1)
-AFFINE = np.diag([8.0, 8.0, 20.0, 1.0])
 QUIET = Watch(log=lambda line: None)
 
 
@@ -65,7 +68,16 @@ def block(number: int) -> tuple[np.ndarray, np.ndarray]:
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nnU-Net raw: three patients."""
     folder = tmp_path_factory.mktemp("raw") / "Dataset007_Livers"
-    return write_nnunet(folder, {f"secret{n}": block(n) for n in range(3)}, AFFINE, {"liver": 1})
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for number in range(3):
+        image, mask = block(number)
+        affine = np.diag([8.0, 8.0, 20.0, 1.0])
+        nib.save(nib.Nifti1Image(image.T, affine), folder / "imagesTr" / f"secret{number}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(mask.T.astype(np.uint8), affine), folder / "labelsTr" / f"secret{number}.nii.gz")
+    content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
+    return folder
 
 
 @pytest.fixture
@@ -101,6 +113,7 @@ def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path:
     assert card.modalities == ["CT"]
     assert (card.rank, card.alpha, card.layers) == (2, 2.0, "all")
     assert card.before["liver"].n_slices == card.after["liver"].n_slices == 3
+    assert card.retention is not None
     assert card.retention.n == 1
     assert card.better == (card.after["liver"].dice > card.before["liver"].dice)
     assert ("not better" in card.reason) != card.better
@@ -114,7 +127,6 @@ def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path:
     assert [e["step"] for e in events if e["event"] == "step"] == [1, 2, 3, 4]
     assert [e["step"] for e in events if e["event"] == "validation"] == [0, 2, 4]
     assert events[-1]["adapter_id"] == card.adapter_id == events[0]["adapter_id"]
-    assert Engine.load(model, "cpu").load_adapter(tmp_path / "mine", even_if_worse=True) == card
     picture = Image.open(io.BytesIO(base64.b64decode(events[-2]["items"][0]["png"])))
     assert picture.width > 1.5 * picture.height
     json.dumps(events)
@@ -122,6 +134,14 @@ def test_an_adapter_says_what_it_was_made_of(model: Path, cases: Path, tmp_path:
     written = b"".join(p.read_bytes() for p in (tmp_path / "mine").rglob("*") if p.is_file())
     assert b"secret" not in written
     assert not any("secret" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_adapter_works_on_the_model_it_was_made_for(model: Path, cases: Path, tmp_path: Path) -> None:
+    adapt([cases], model, tmp_path / "a", None, replace(SETTINGS, tuning=replace(TINY, steps=2)), QUIET)
+    engine = Engine.load(model, "cpu")
+    card = engine.load_adapter(tmp_path / "a", even_if_worse=True)
+    assert engine.adapter == card
 
 
 @pytest.mark.slow
@@ -158,6 +178,7 @@ def test_validation_leaves_out_what_proposals_leave_out(headed_folder: Path, tmp
 def test_the_best_weights_are_kept_not_the_last(model: Path, cases: Path, tmp_path: Path) -> None:
     """A learning rate that ruins the model: the untouched base, step 0, has to win or tie, and training to end early."""
     wild = replace(TINY, learning_rate=1.0, steps=40, validate_every=1, patience=2)
+    tuned = []
     stacks, _ = open_cases([cases])
     parts = load_model(model)
     before = {k: v.clone() for k, v in parts.controlnet.state_dict().items()}
@@ -202,9 +223,6 @@ def test_cancel_before_anything_is_better_writes_no_adapter(model: Path, cases: 
         adapt([cases], model, tmp_path / "a", tmp_path / "work", SETTINGS, watch)
     assert not (tmp_path / "a").exists()
     assert (tmp_path / "work" / "checkpoint.safetensors").is_file()
-    other = replace(SETTINGS, tuning=replace(TINY, rank=3))
-    with pytest.raises(ModelError, match="another settings"):
-        adapt([cases], model, tmp_path / "a", tmp_path / "work", other, QUIET)
 
 
 @pytest.mark.slow
@@ -221,56 +239,73 @@ def test_one_patient_alone_leaves_the_question_open(model: Path, tmp_path: Path)
     assert card.before == card.after == {}
 
 
-def test_curated_cases_read_back_and_are_split_by_patient(tmp_path: Path) -> None:
+def test_curated_cases_are_split_by_patient(tmp_path: Path) -> None:
     for number, volume in enumerate((1, 1, 2, 3)):
         add_case(tmp_path / "set", number, volume_key=f"{volume:032x}", patient_key="f" * 32 if volume > 1 else None)
     stacks, modalities = open_cases([tmp_path / "set"])
     assert modalities == ["CT"]
     assert len(stacks) == 4
     assert sorted(sum(s.patient == p for s in stacks) for p in {s.patient for s in stacks}) == [2, 2]
-    add_case(tmp_path / "other", 5, target="left kidney")
-    (stack,), _ = open_cases([tmp_path / "other"])
+
+
+def test_a_curated_case_reads_back_slice_by_slice(tmp_path: Path) -> None:
+    add_case(tmp_path / "set", 5, target="left kidney")
+    (stack,), _ = open_cases([tmp_path / "set"])
     assert stack.labelled == {"left kidney"}
-    slices, (image, mask) = stack.read(), block(5)
+    slices = stack.read()
+    image, mask = block(5)
     assert len(slices) == 3
     np.testing.assert_allclose(slices[1].image, image[1], atol=1e-3)
     assert np.array_equal(slices[1].labels["left kidney"], mask[1])
     assert slices[1].spacing_rc == (8.0, 8.0)
 
 
+def refusals(tmp_path: Path, cases: Path) -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    return {
+        "a folder of something else": ({"out": tmp_path / "notes"}, OutputError, "no adapter"),
+        "no cases": ({"cases": [tmp_path / "empty"]}, DatasetError, "no data set"),
+        "an unknown target": ({"settings": replace(SETTINGS, targets=("spline",))}, DatasetError, "does not know spline"),
+        "a target without labels": (
+            {"settings": replace(SETTINGS, targets=("spleen",))},
+            DatasetError,
+            "No case labels",
+        ),
+        "no steps": ({"settings": replace(SETTINGS, tuning=replace(TINY, steps=0))}, ModelError, "at least one step"),
+        "no model": ({"model": tmp_path / "nowhere"}, ModelError, "no model folder"),
+    }
+
+
 @pytest.mark.parametrize(
-    ("change", "kind", "reason"),
-    [
-        ({"out": "notes"}, OutputError, "no adapter"),
-        ({"cases": ["empty"]}, DatasetError, "no data set"),
-        ({"settings": replace(SETTINGS, targets=("spline",))}, DatasetError, "does not know spline"),
-        ({"settings": replace(SETTINGS, targets=("spleen",))}, DatasetError, "No case labels"),
-        ({"settings": replace(SETTINGS, tuning=replace(TINY, steps=0))}, ModelError, "at least one step"),
-        ({"model": "nowhere"}, ModelError, "no model folder"),
-    ],
+    "what",
+    ["a folder of something else", "no cases", "an unknown target", "a target without labels", "no steps", "no model"],
 )
-def test_what_cannot_be_done_is_said_at_once(
-    change: dict[str, Any], kind: type[Exception], reason: str, model: Path, cases: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    Path("notes").mkdir()
-    Path("notes/mine.txt").write_text("mine")
-    Path("empty").mkdir()
-    call: dict[str, Any] = {"cases": [cases], "model": model, "out": "a", "settings": SETTINGS, "watch": QUIET} | change
-    call |= {name: Path(call[name]) for name in ("model", "out")} | {"cases": [Path(folder) for folder in call["cases"]]}
+def test_what_cannot_be_done_is_said_at_once(what: str, model: Path, cases: Path, tmp_path: Path) -> None:
+    change, kind, reason = refusals(tmp_path, cases)[what]
+    call: dict[str, Any] = {
+        "cases": [cases],
+        "model": model,
+        "out": tmp_path / "a",
+        "settings": SETTINGS,
+        "watch": QUIET,
+        **change,
+    }
     with pytest.raises(kind, match=reason):
         adapt(**call)
-    assert not Path("a").exists()
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.slow
 def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Path) -> None:
     folder = tmp_path / "Dataset008"
     shutil.copytree(cases, folder)
-    nib.save(nib.Nifti1Image(block(7)[0].T * np.nan, AFFINE), folder / "imagesTr" / "nan_0000.nii.gz")
-    for name in ("nan", "lost"):
-        shutil.copy(folder / "labelsTr" / "secret0.nii.gz", folder / "labelsTr" / f"{name}.nii.gz")
+    image, mask = block(7)
+    affine = np.diag([8.0, 8.0, 20.0, 1.0])
+    nib.save(nib.Nifti1Image(image.T * np.nan, affine), folder / "imagesTr" / "nan_0000.nii.gz")
+    nib.save(nib.Nifti1Image(mask.T.astype(np.uint8), affine), folder / "labelsTr" / "nan.nii.gz")
+    (folder / "labelsTr" / "lost.nii.gz").write_bytes((folder / "labelsTr" / "nan.nii.gz").read_bytes())
     log: list[str] = []
     events: list[dict[str, Any]] = []
     card = adapt([folder], model, tmp_path / "a", None, SETTINGS, Watch(log=log.append), events.append)
@@ -284,6 +319,10 @@ def test_a_bad_case_is_left_out_and_named(model: Path, cases: Path, tmp_path: Pa
     assert "is missing" in reasons["lost"]
     assert "2 of 5 cases cannot be used and are left out." in log
     assert not any("lost" in line or "nan_0" in line for line in log)
+    # and from the command line
+    result = CliRunner().invoke(app, command("--cases", folder, "--model", model, "--out", tmp_path / "b"))
+    assert result.exit_code == 0, result.output
+    assert "Left out: lost: The image of case 'lost' is missing" in result.stdout
 
 
 def test_a_damaged_curated_case_is_told(tmp_path: Path) -> None:
@@ -309,6 +348,15 @@ def test_cases_of_which_none_can_be_used_end_in_one_sentence(model: Path, cases:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
+def test_another_runs_work_folder_is_refused(model: Path, cases: Path, tmp_path: Path) -> None:
+    watch = Watch(log=lambda line: None, cancelled=lambda: True)
+    with pytest.raises(CancelledError):
+        adapt([cases], model, tmp_path / "a", tmp_path / "work", SETTINGS, watch)
+    with pytest.raises(ModelError, match="another settings"):
+        adapt([cases], model, tmp_path / "a", tmp_path / "work", replace(SETTINGS, tuning=replace(TINY, rank=3)), QUIET)
+
+
 def command(*arguments: object) -> list[str]:
     return [
         "adapt", "--steps", "2", "--rank", "2", "--validate-every", "1", "--images", "2", "--device", "cpu",
@@ -318,16 +366,21 @@ def command(*arguments: object) -> list[str]:
 
 @pytest.mark.slow
 def test_the_command_prints_before_and_after(model: Path, cases: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "Dataset010"
-    shutil.copytree(cases, folder)
-    shutil.copy(folder / "labelsTr" / "secret0.nii.gz", folder / "labelsTr" / "lost.nii.gz")
-    arguments = command("--cases", folder, "--model", model, "--out", tmp_path / "a", "--pictures", tmp_path / "seen")
+    arguments = command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--pictures", tmp_path / "seen")
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "Left out: lost: The image of case 'lost' is missing" in result.stdout
     assert "Dice of the first-ranked proposal on held-out cases, a" in result.output
     assert "Retention on 5 held-out phantoms" in result.output
     assert list((tmp_path / "seen").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_json_lines_are_one_object_each(model: Path, cases: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, command("--cases", cases, "--model", model, "--out", tmp_path / "a", "--json"))
+    assert result.exit_code == 0, result.output
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "done"]
+    assert (tmp_path / "a" / ADAPTER_WEIGHTS_NAME).is_file()
     refused = CliRunner().invoke(app, command("--cases", tmp_path, "--model", model, "--out", tmp_path / "b", "--json"))
     assert refused.exit_code == 2
     last = json.loads(refused.stdout.splitlines()[-1])
@@ -344,6 +397,8 @@ def test_a_word_or_the_end_of_the_pipe_ends_a_running_process(how: str, model: P
         [sys.executable, "-P", "-m", "progidiff", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True, env=environment,
     )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         for line in process.stdout:
             if json.loads(line)["event"] == "step":
