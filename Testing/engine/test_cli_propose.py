@@ -158,6 +158,16 @@ def test_an_absent_organ_gives_an_empty_result_that_says_so(result: Path) -> Non
     assert html.count("data:image/png;base64,") == 18
 
 
+def test_an_organ_that_no_proposal_holds(tmp_path: Path) -> None:
+    ran = propose(image_file(tmp_path / "ct.nii.gz"), tmp_path / "out", "--prompt", "spleen", never=["spleen"])
+    assert ran.exit_code == 0, ran.output
+    assert "16 of 16 proposals (100 %) are empty" in ran.stderr
+    assert "not found" in ran.stdout
+    target = read_document(tmp_path / "out" / "proposals.json").targets[0]
+    assert (target.empty_share, target.ensembles_ml.staple, target.found) == (1.0, 0.0, False)
+    assert not voxels(tmp_path / "out" / "agreement_spleen.nii.gz").any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("orientation", "plane"), [("RAS", None), ("PSR", "coronal"), ("SRA", "sagittal")])
 def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, plane: str | None, tmp_path: Path) -> None:
@@ -271,17 +281,13 @@ def test_a_dicom_series_gets_a_dicom_seg_with_the_same_segments(tmp_path: Path) 
 
 
 def test_a_series_that_cannot_have_a_dicom_seg_gets_everything_else(tmp_path: Path) -> None:
-    """Nor does what no proposal holds leave a result out."""
     write_patient_series(tmp_path / "series", GRID, without="StudyInstanceUID")
-    ran = propose(tmp_path / "series", tmp_path / "out", "--prompt", "liver", "--proposals", "2", never=["liver"])
+    ran = propose(tmp_path / "series", tmp_path / "out", "--prompt", "liver", "--proposals", "2")
     assert ran.exit_code == 0, ran.output
-    assert "2 of 2 proposals (100 %) are empty" in ran.stderr
-    assert "not found" in ran.stdout
     assert "No DICOM SEG was written" in ran.stderr
     document = read_document(tmp_path / "out" / "proposals.json")
     assert document.warnings[-1].code == "no_dicom_seg"
-    (target,) = document.targets
-    assert (target.empty_share, target.ensembles_ml.staple, target.found) == (1.0, 0.0, False)
+    assert "do not say their StudyInstanceUID" in document.warnings[-1].message
     assert not (tmp_path / "out" / "proposals.dcm").exists()
     assert (tmp_path / "out" / "proposals.seg.nrrd").exists()
 
