@@ -24,15 +24,7 @@ from progidiff.proposals.ranking import ranking_event
 from progidiff.proposals.votes import gram_matrix
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import plan_slices
-from progidiff.wire.messages import (
-    DoneEvent,
-    Event,
-    ImageInfo,
-    ProgressEvent,
-    ProposeRequest,
-    SliceEvent,
-    WarningEvent,
-)
+from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProgressEvent, ProposeRequest, SliceEvent, WarningEvent
 from progidiff.worker.server import serve
 
 SCRIPT: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}

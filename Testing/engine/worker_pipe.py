@@ -81,13 +81,11 @@ class Peer:
         self.send_bytes(request_bytes(request, request_id))
 
     def send_bytes(self, data: bytes) -> None:
-        assert self.process.stdin is not None
         view = memoryview(data)
         while len(view):
             view = view[self.process.stdin.write(view) or 0 :]
 
     def close_input(self) -> None:
-        assert self.process.stdin is not None
         self.process.stdin.close()
 
     def next(self, timeout: float = PATIENCE_S) -> tuple[int | None, Reply]:
@@ -130,11 +128,17 @@ class Peer:
 
     def prepare(self, mode: str = "work", image: np.ndarray | None = None) -> None:
         """Load a scripted model and set an image."""
-        self.send(Load(mode, "cpu"), 901)
-        loaded = self.final(901)
+        loaded = self.ask(Load(mode, "cpu"), 901)
         assert type(loaded).__name__ == "Loaded", loaded
-        self.send(SetImage(phantom() if image is None else image, np.eye(4), "CT", None), 902)
-        assert type(self.final(902)).__name__ == "ImageReply"
+        assert (
+            type(self.ask(SetImage(phantom() if image is None else image, np.eye(4), "CT", None), 902)).__name__
+            == "ImageReply"
+        )
+
+    def ask(self, request: Request, request_id: int, each: Callable[[Reply], None] | None = None) -> Reply:
+        """Send a request; its final reply, and ``each`` sees what came before."""
+        self.send(request, request_id)
+        return self.final(request_id, each)
 
     def final(self, request_id: int, each: Callable[[Reply], None] | None = None) -> Reply:
         """The final reply to a request; ``each`` sees what came before."""
@@ -147,7 +151,6 @@ class Peer:
                     each(reply)
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
         decoder = FrameDecoder()
         while data := self.process.stdout.read(1 << 16):
             self._reading.wait()
@@ -162,6 +165,5 @@ class Peer:
         self.process.stdout.close()
 
     def _read_log(self) -> None:
-        assert self.process.stderr is not None
         while data := self.process.stderr.read(1 << 16):
             self.log += data

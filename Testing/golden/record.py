@@ -269,7 +269,7 @@ def make(folder: Path) -> None:
     import SimpleITK as sitk
     import torch
     from Testing.engine.conftest import build_tiny, write_tiny_sd
-    from Testing.engine.test_worker_adapters import write_adapter
+    from Testing.engine.test_worker_real_engine import write_adapter
 
     from progidiff.model.folder import save_model
 
