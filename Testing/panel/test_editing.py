@@ -17,6 +17,7 @@ from .accept_support import (
     add_volume,
     box,
     crop_of,
+    facts,
     save_and_load_scene,
     tag,
     voxel_counts,
@@ -46,12 +47,6 @@ def acceptance(scene: Any, timers: list[ManualTimer]) -> Iterator[Any]:
     made = Acceptance(scene, tracker=EditTracker(scene, timer))
     yield made
     made.cleanup()
-
-
-def facts(**changes: Any) -> Any:
-    from ProGiDiffSlicerLib.scene.provenance import Provenance
-
-    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
 
 
 def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:

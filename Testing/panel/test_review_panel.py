@@ -11,6 +11,7 @@ import qt
 import slicer
 
 from progidiff.proposals.votes import consensus
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.panels.review import describe_segment
 from ProGiDiffSlicerLib.scene.accept import AcceptMode
 from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
@@ -58,10 +59,10 @@ def test_accept_makes_a_segment_with_name_code_and_origin(panel: Opened, spin: S
     assert segmentation.GetNodeReference(role) is node
     facts = read_provenance(segmentation.GetSegmentation().GetNthSegment(0))
     assert facts is not None
-    assert (facts.prompt, facts.target, facts.seed, facts.steps) == ("left kidney", "left kidney", 77, 6)
-    assert (facts.proposal, facts.rank, facts.proposals, facts.model_id) == (row.index, 1, 4, "fake")
+    assert (facts.prompt, facts.target, facts.request.seed, facts.request.steps) == ("left kidney", "left kidney", 77, 6)
+    assert (facts.proposal, facts.rank, facts.request.proposals, facts.model_id) == (row.index, 1, 4, "fake")
     assert facts.score == pytest.approx(row.score)
-    assert facts.slices == ""
+    assert facts.request.slices is None
     assert panel.said == "Accepted as Left kidney in CT segmentation."
 
 
@@ -77,7 +78,7 @@ def test_a_range_is_part_of_the_origin(panel: Opened, spin: Spin) -> None:
     call.event.emit(ranking_event(masks, geometry))
     accepted = panel.review.accept()
     facts = read_provenance(accepted.segmentation_node.GetSegmentation().GetSegment(accepted.segment_id))
-    assert facts.slices == "3-5"
+    assert facts.request.slices == (2, 5)
 
 
 def test_a_second_accept_goes_into_the_same_segmentation_and_leaves_the_first_alone(panel: Opened, spin: Spin) -> None:
@@ -335,13 +336,13 @@ def test_the_words_about_a_segment() -> None:
     segment = slicer.vtkSegment()
     assert describe_segment(segment) == ""
     facts = Provenance(
-        prompt="a | b: <c>", target="liver", seed=4, proposal=2, rank=3, score=0.875, proposals=8, steps=4, model_id="m",
-        adapter_id="mr", slices="3-9", edited=True, dice_to_proposal=0.5,
+        prompt="a | b: <c>", target="liver", proposal=2, rank=3, score=0.875, model_id="m", adapter_id="mr", edited=True,
+        dice_to_proposal=0.5, request=ProposeRequest(("liver",), 8, seed=4, slices=(2, 9), everywhere=True, batch_size=8),
     )  # fmt: skip
     write_provenance(segment, facts)
     assert describe_segment(segment).splitlines() == [
         "Proposal 3 of 8 for “a | b: <c>”, rank 3, score 0.88",
-        "Model m, seed 4, 4 steps, adapter mr, slices 3-9",
+        "Model m, seed 4, 4 steps, adapter mr, slices 3-9, batch size 8, everywhere",
         "Edited, Dice to the proposal 0.500",
     ]
 

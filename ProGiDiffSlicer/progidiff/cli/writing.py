@@ -37,7 +37,7 @@ from progidiff.outputs.report import (
     windowed,
     write_report,
 )
-from progidiff.outputs.segmentation import Segment, shade, write_seg_nrrd, write_volume
+from progidiff.outputs.segmentation import Segment, request_tags, shade, tag_text, write_seg_nrrd, write_volume
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, Gathered, Proposals
 from progidiff.targets.catalog import Target
 from progidiff.volumes.reading import Volume
@@ -119,12 +119,14 @@ def write_results(folder: Path, job: RunFacts, gathered: Gathered) -> ProposalsD
 
     records = [result.record for result in results]
     maps = [name for record in records for name in (record.agreement_file, record.ensemble_file, record.consensus_file)]
+    missing = {record.target for record in records if not record.found}
+    said = [w for w in gathered.warnings if w.code != "empty" or w.message.partition(":")[0] not in missing]
     document = ProposalsDocument(
         input=_input_record(job),
-        request=_request_record(job),
+        request=RequestRecord(**vars(job.request), prompts=list(job.prompts), correct_values=job.correct_values),
         model=job.model,
         targets=records,
-        warnings=[WarningRecord(code=w.code, message=w.message) for w in gathered.warnings]
+        warnings=[WarningRecord(code=w.code, message=w.message) for w in said]
         + [warning for result in results for warning in result.warnings]
         + dicom_warnings,
         timing_s=_timing(done, job),
@@ -289,6 +291,7 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
 
 def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: TargetRecord) -> list[Segment]:
     shown = [proposal for proposal in record.ranked() if proposal.segment is not None]
+    asked = request_tags(replace(job.request, proposals=len(record.proposals)))
     return [
         Segment(
             name=proposal.segment or record.name,
@@ -296,14 +299,16 @@ def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: Targe
             color=shade(wanted.target.color_rgb, place, len(shown)),
             terminology=wanted.target.terminology_entry,
             tags={
+                **asked,
                 "ProGiDiff.prompt": wanted.prompt,
                 "ProGiDiff.target": record.target,
-                "ProGiDiff.seed": str(proposal.seed),
                 "ProGiDiff.proposal": str(proposal.index),
                 "ProGiDiff.rank": str(proposal.rank),
                 "ProGiDiff.score": f"{proposal.score:.4f}",
                 "ProGiDiff.model": job.model.id,
                 **({"ProGiDiff.adapter": job.model.adapter_id} if job.model.adapter_id else {}),
+                "ProGiDiff.plane": job.plan.plane,
+                "ProGiDiff.corrected": tag_text(job.correct_values),
             },
         )
         for place, proposal in enumerate(shown)
@@ -329,23 +334,6 @@ def _input_record(job: RunFacts) -> InputRecord:
         plane=job.plan.plane,
         slices=(job.slices.start, job.slices.stop),
         slice_count=job.plan.count,
-    )
-
-
-def _request_record(job: RunFacts) -> RequestRecord:
-    request = job.request
-    return RequestRecord(
-        prompts=list(job.prompts),
-        targets=list(request.targets),
-        proposals=request.proposals,
-        top_k=request.top_k,
-        steps=request.steps,
-        scheduler=request.scheduler,
-        seed=request.seed,
-        adaptive=request.adaptive,
-        ranking=request.ranking,
-        everywhere=request.everywhere,
-        correct_values=job.correct_values,
     )
 
 
