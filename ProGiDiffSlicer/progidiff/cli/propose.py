@@ -107,7 +107,7 @@ def register(app: typer.Typer) -> None:
         request = ProposeRequest((), **{field.name: values.pop(field.name) for field in _chosen()})
         propose(ProposeOptions(request=request, **values))
 
-    command.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]
     app.command("propose", help=propose.__doc__)(command)
 
 
@@ -129,7 +129,7 @@ def _request_parameter(field: Field[Any]) -> inspect.Parameter:
     hint = get_type_hints(ProposeRequest, include_extras=True)[field.name]
     plain = get_type_hints(ProposeRequest)[field.name]
     bounds = next((part for each in (hint, *get_args(hint)) for part in get_args(each) if isinstance(part, Range)), None)
-    limits = {} if bounds is None else {"min": bounds.low, "max": bounds.high}
+    limits: dict[str, Any] = {} if bounds is None else {"min": bounds.low, "max": bounds.high}
     # a flag has no opposite: leaving it out is that
     names = [f"--{field.name.replace('_', '-')}"] if plain is bool else []
     return _parameter(field, Annotated[plain, typer.Option(*names, help=_HELP[field.name], **limits)])

@@ -56,9 +56,9 @@ class InputRecord(DocumentPart):
 
 @dataclass(frozen=True, kw_only=True)
 class RequestRecord(ProposeRequest):
-    """What was asked for, by which words; with the model this repeats the result.
+    """What was asked for, and by which words; with the model this repeats the result.
 
-    ``slices`` and ``batch_size`` are missing in results of earlier versions, ``everywhere`` and ``correct_values`` may be.
+    A field that results of earlier versions lack has its default.
     """
 
     prompts: Annotated[list[str], Field(min_length=1)]
