@@ -16,7 +16,7 @@ from .driver import Driver
 
 PRODUCT = Path(__file__).resolve().parents[2] / "ProGiDiffSlicer"
 #: No more than this, the window's process and the worker together: whoever follows a prompt reads them all.
-MOST = 59
+MOST = 58
 
 # What every Python process that finds this file does: it writes down the product's files of which a function has run. The
 # body of a file or a class, which runs when it is imported, does not count.

@@ -251,17 +251,13 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         client.close()
         view.show(ProgressEvent("writing the results", 0.0))
         job = RunFacts(
-            source_name=options.source.name or options.source.resolve().name,
+            options=replace(options, request=request),
             volume=volume,
             modality=modality,
             plan=plan,
-            slices=slices,
             image=image,
-            prompts=tuple(options.prompt),
             wanted=wanted,
-            request=request,
             model=model_record(loaded.model_id, loaded.card, loaded.device),
-            correct_values=options.correct_values,
             began=began,
         )
         document = write_results(folder, job, gathered)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,10 @@ from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, Gathered, P
 from progidiff.targets.catalog import Target
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import PackedMask, SlicePlan, extract_slice
-from progidiff.wire.messages import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
+from progidiff.wire.messages import DoneEvent, ImageInfo, RankingEvent
+
+if TYPE_CHECKING:
+    from progidiff.cli.propose import ProposeOptions
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"
 DICOM_NAME = "proposals.dcm"
@@ -62,31 +65,23 @@ class RunFacts:
     """What was asked for, of which image, and who answered.
 
     Attributes:
-        source_name: file or folder name of the image.
+        options: of the command; the request as it was sent.
         volume: the image.
         modality: ``"CT"``, ``"MR"`` or ``None``.
         plan: how it is cut into slices.
-        slices: the requested ones.
         image: the worker's description of the image.
-        prompts: prompt texts as given.
-        wanted: their targets, none twice.
-        request: as it was sent.
+        wanted: the targets of the prompts, none twice.
         model: the model that answered.
-        correct_values: whether values that cannot be Hounsfield units were to be corrected.
         began: ``time.monotonic()`` at the start of the command.
     """
 
-    source_name: str
+    options: ProposeOptions
     volume: Volume
     modality: str | None
     plan: SlicePlan
-    slices: range
     image: ImageInfo
-    prompts: tuple[str, ...]
     wanted: tuple[Wanted, ...]
-    request: ProposeRequest
     model: ModelRecord
-    correct_values: bool = False
     began: float = field(default_factory=time.monotonic)
 
 
@@ -123,7 +118,9 @@ def write_results(folder: Path, job: RunFacts, gathered: Gathered) -> ProposalsD
     said = [w for w in gathered.warnings if w.code != "empty" or w.message.partition(":")[0] not in missing]
     document = ProposalsDocument(
         input=_input_record(job),
-        request=RequestRecord(**vars(job.request), prompts=list(job.prompts), correct_values=job.correct_values),
+        request=RequestRecord(
+            **vars(job.options.request), prompts=job.options.prompt, correct_values=job.options.correct_values
+        ),
         model=job.model,
         targets=records,
         warnings=[WarningRecord(code=w.code, message=w.message) for w in said]
@@ -189,7 +186,7 @@ def _write_target(folder: Path, job: RunFacts, wanted: Wanted, proposals: Propos
         agreement_file=agreement_file,
         ensemble_file=ensemble_file,
         consensus_file=consensus_file,
-        proposals=_proposal_records(key, ranking, job.request.seed),
+        proposals=_proposal_records(key, ranking, job.options.request.seed),
     )
     pictures = target_pictures(
         job.volume.array,
@@ -291,7 +288,7 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
 
 def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: TargetRecord) -> list[Segment]:
     shown = [proposal for proposal in record.ranked() if proposal.segment is not None]
-    asked = request_tags(replace(job.request, proposals=len(record.proposals)))
+    asked = request_tags(replace(job.options.request, proposals=len(record.proposals)))
     return [
         Segment(
             name=proposal.segment or record.name,
@@ -308,7 +305,7 @@ def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: Targe
                 "ProGiDiff.model": job.model.id,
                 **({"ProGiDiff.adapter": job.model.adapter_id} if job.model.adapter_id else {}),
                 "ProGiDiff.plane": job.plan.plane,
-                "ProGiDiff.corrected": tag_text(job.correct_values),
+                "ProGiDiff.corrected": tag_text(job.options.correct_values),
             },
         )
         for place, proposal in enumerate(shown)
@@ -323,16 +320,16 @@ def _not_found(key: str, ranking: RankingEvent) -> WarningRecord:
 
 
 def _input_record(job: RunFacts) -> InputRecord:
-    geometry = job.volume.geometry
+    geometry, source = job.volume.geometry, job.options.source
     return InputRecord(
-        name=job.source_name,
+        name=source.name or source.resolve().name,
         content_hash=job.image.content_hash,
         modality=job.modality,
         size_ijk=geometry.shape_ijk,
         spacing_mm=geometry.spacing,
         orientation=geometry.orientation,
         plane=job.plan.plane,
-        slices=(job.slices.start, job.slices.stop),
+        slices=job.options.request.slices or (0, job.plan.count),
         slice_count=job.plan.count,
     )
 
