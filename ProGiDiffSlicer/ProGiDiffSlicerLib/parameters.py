@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.scene.accept import AcceptMode
 from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
@@ -105,6 +107,16 @@ class Parameters(_Parameters):
     def __init__(self, parameterNode: Any) -> None:
         super().__init__(parameterNode)  # type: ignore[call-arg]
         self._tags: list[int] = []
+
+    def request(self) -> ProposeRequest:
+        """What of a request can be chosen: each of its fields that has a parameter, ``topK`` for ``top_k``; no targets."""
+        chosen: dict[str, Any] = {"targets": ()}
+        for field in fields(ProposeRequest):
+            first, *others = field.name.split("_")
+            parameter = first + "".join(map(str.capitalize, others))
+            if hasattr(self, parameter):
+                chosen[field.name] = getattr(self, parameter)
+        return ProposeRequest(**chosen)
 
     def AddObserver(self, event: Any, callback: Any, priority: float = 0.0) -> int:
         """Observe the node; the tag of the observer."""

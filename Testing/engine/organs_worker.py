@@ -103,7 +103,10 @@ class OrganEngine:
                 done += 1
             gram = gram_matrix(np.stack(list(masks.values()), axis=1))
             reason = f"All {request.proposals} proposals were sampled."
-            emit(ranking_event(target, gram, request, self.geometry.voxel_volume_ml, reason))
+            ranking = ranking_event(target, gram, request, self.geometry.voxel_volume_ml, reason)
+            emit(ranking)
+            if ranking.empty_share >= 0.5:
+                emit(WarningEvent("empty", f"{target}: {ranking.empty_share:.0%} of the proposals are empty."))
         emit(DoneEvent("organs-1", request.proposals, {"sampling": time.monotonic() - began}, 12.5))
 
     def _masks(self, target: str, index: int, slices: range, request: ProposeRequest) -> np.ndarray:

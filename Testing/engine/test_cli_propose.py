@@ -161,9 +161,13 @@ def test_an_absent_organ_gives_an_empty_result_that_says_so(result: Path) -> Non
 def test_an_organ_that_no_proposal_holds(tmp_path: Path) -> None:
     ran = propose(image_file(tmp_path / "ct.nii.gz"), tmp_path / "out", "--prompt", "spleen", never=["spleen"])
     assert ran.exit_code == 0, ran.output
-    assert "16 of 16 proposals (100 %) are empty" in ran.stderr
+    told = [line for line in ran.stderr.splitlines() if "empty" in line]
+    assert len(told) == 1, "said once"
+    assert "16 of 16 proposals (100 %) are empty" in told[0]
     assert "not found" in ran.stdout
-    target = read_document(tmp_path / "out" / "proposals.json").targets[0]
+    document = read_document(tmp_path / "out" / "proposals.json")
+    assert [warning.code for warning in document.warnings] == ["invented", "not_found"]
+    target = document.targets[0]
     assert (target.empty_share, target.ensembles_ml.staple, target.found) == (1.0, 0.0, False)
     assert not voxels(tmp_path / "out" / "agreement_spleen.nii.gz").any()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ from progidiff.outputs.report import (
     write_report,
 )
 from progidiff.outputs.segmentation import shade
+from progidiff.wire.messages import ProposeRequest
+
+from ..proposal_examples import unusual_request
 
 HOSTILE = '<script>alert("x")</script> & "Müller"'
 
@@ -72,7 +77,7 @@ def document(*targets: TargetRecord, name: str = "ct.nii.gz") -> ProposalsDocume
         ),
         request=RequestRecord(
             prompts=["Leber"],
-            targets=[target.target for target in targets],
+            targets=tuple(target.target for target in targets),
             proposals=3,
             top_k=2,
             steps=4,
@@ -252,6 +257,26 @@ def test_document_survives_the_round_trip(tmp_path: Path) -> None:
     path.write_text(record.to_json(), encoding="utf-8")
     assert read_document(path) == record
     assert "Größe" in path.read_text(encoding="utf-8")
+
+
+def test_results_hold_every_field_of_their_request_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    asked = unusual_request()
+    record = document(target_record()).model_copy(update={"request": RequestRecord(**vars(asked), prompts=["Leber"])})
+    told = json.loads(record.to_json())
+    for field in fields(ProposeRequest):
+        assert told["request"].pop(field.name) == json.loads(json.dumps(getattr(asked, field.name))) != field.default
+    assert told["request"] == {"prompts": ["Leber"], "correct_values": False}
+
+    path = tmp_path / "proposals.json"
+    old = {"prompts": ["Leber"], "targets": ["liver"], "proposals": 8, "top_k": 2, "steps": 4, "scheduler": "dpmsolver++"}
+    old |= {"seed": 7, "adaptive": True, "ranking": "medoid", "a later field": 1}
+    path.write_text(json.dumps({**told, "request": old}), encoding="utf-8")
+    same = ProposeRequest(("liver",), 8, 2, scheduler="dpmsolver++", seed=7, adaptive=True, ranking="medoid")
+    assert read_document(path).request == RequestRecord(**vars(same), prompts=["Leber"])
+    for name, wrong in (("proposals", 0), ("scheduler", "euler"), ("targets", []), ("prompts", []), ("seed", -1)):
+        path.write_text(json.dumps({**told, "request": {**old, name: wrong}}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"request.{name}"):
+            read_document(path)
 
 
 def test_document_refuses_what_is_not_one(tmp_path: Path) -> None:

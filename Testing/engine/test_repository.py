@@ -37,7 +37,6 @@ SHARED = (
     "progidiff.outputs.segmentation",
     "progidiff.places",
     "progidiff.proposals",
-    "progidiff.remote",
     "progidiff.system",
     "progidiff.targets",
     "progidiff.volumes.geometry",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 from progidiff.proposals.masks import Crop
 from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
+from progidiff.wire.messages import ProposeRequest
 
 from ..volume_examples import oblique
 
 LIVER, SPLEEN, KIDNEY = target_for("liver"), target_for("spleen"), target_for("left kidney")
 LABELMAP = "Binary labelmap"
 SHAPE = (20, 30, 40)  # k, j, i
+REQUEST = {field.name for field in fields(ProposeRequest)}
 
 
 class ManualTimer:
@@ -247,4 +250,5 @@ def facts(**changes: Any) -> Any:
     """Where a proposal of the liver comes from."""
     from ProGiDiffSlicerLib.scene.provenance import Provenance
 
-    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
+    asked = {"targets": ("liver",), "seed": 7, "steps": 6, **{name: changes.pop(name) for name in REQUEST & changes.keys()}}
+    return Provenance(**{"prompt": "liver", "target": "liver", "proposal": 3, **changes}, request=ProposeRequest(**asked))

@@ -16,7 +16,7 @@ import slicer
 from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
-from progidiff.wire.messages import WriteSeg
+from progidiff.wire.messages import ProposeRequest, WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.scene.exporting import INSTANCES, Exporting, _request
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
@@ -62,7 +62,8 @@ class Case:
         target = target_for("liver")
         liver.SetColor(*target.color)
         liver.SetTag("TerminologyEntry", target.terminology_entry)
-        write_provenance(liver, Provenance("Leber; Milz", "liver", 7, 3, model_id="abdomen-1", adapter_id="mr-2"))
+        asked = ProposeRequest(("liver", "spleen"), seed=7)
+        write_provenance(liver, Provenance("Leber; Milz", "liver", 3, asked, model_id="abdomen-1", adapter_id="mr-2"))
 
     def segment(self, name: str) -> Any:
         return self.segmentation.GetSegmentation().GetSegment(name)

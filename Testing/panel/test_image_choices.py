@@ -80,7 +80,7 @@ def test_another_plane_can_be_chosen_and_is_kept_with_the_scene(panel: Opened, s
     segment = panel.review.ui.segmentationSelector.currentNode().GetSegmentation().GetNthSegment(0)
     facts = read_provenance(segment)
     assert facts is not None
-    assert (facts.plane, facts.slices, facts.corrected) == ("coronal", "3-9", False)
+    assert (facts.plane, facts.request.slices, facts.corrected) == ("coronal", (2, 9), False)
     assert ", coronal, slices 3-9" in describe_segment(segment)
     kept = panel.session.store["liver"].mask(row.index)
     assert kept.array.sum() == masks[row.index][:, 2:9].sum()

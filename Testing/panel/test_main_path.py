@@ -83,7 +83,7 @@ def test_from_a_prompt_to_files_and_back(driver: Driver, tmp_path: Path) -> None
         assert np.array_equal(before[name], expected)
         assert expected[SLICES[0] - 1 : SLICES[1]].sum() == expected.sum() > 100
         provenance, _color, terminology = described[name]
-        assert (provenance.seed, provenance.target, provenance.rank) == (7, target, chosen[name].rank)
+        assert (provenance.request.seed, provenance.target, provenance.rank) == (7, target, chosen[name].rank)
         assert provenance.prompt == "liver; left kidney"
         assert f"^{name.split()[-1].capitalize()}~" in terminology
 

@@ -11,6 +11,7 @@ import qt
 import slicer
 
 from progidiff.proposals.votes import consensus
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.panels.review import describe_segment
 from ProGiDiffSlicerLib.scene.accept import AcceptMode
 from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
@@ -65,10 +66,10 @@ def test_accept_makes_a_segment_with_name_code_and_origin(panel: Opened, spin: S
     assert segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole()) is node
     facts = read_provenance(segment_of(panel))
     assert facts is not None
-    assert (facts.prompt, facts.target, facts.seed, facts.steps) == ("left kidney", "left kidney", 77, 6)
-    assert (facts.proposal, facts.rank, facts.proposals, facts.model_id) == (row.index, 1, 4, "fake")
+    assert (facts.prompt, facts.target, facts.request.seed, facts.request.steps) == ("left kidney", "left kidney", 77, 6)
+    assert (facts.proposal, facts.rank, facts.request.proposals, facts.model_id) == (row.index, 1, 4, "fake")
     assert facts.score == pytest.approx(row.score)
-    assert facts.slices == ""
+    assert facts.request.slices is None
     assert panel.said == "Accepted as Left kidney in CT segmentation."
 
 
@@ -232,13 +233,13 @@ def test_the_words_about_a_segment() -> None:
     segment = slicer.vtkSegment()
     assert describe_segment(segment) == ""
     facts = Provenance(
-        prompt="a | b: <c>", target="liver", seed=4, proposal=2, rank=3, score=0.875, proposals=8, steps=4, model_id="m",
-        adapter_id="mr", slices="3-9", edited=True, dice_to_proposal=0.5,
+        prompt="a | b: <c>", target="liver", proposal=2, rank=3, score=0.875, model_id="m", adapter_id="mr", edited=True,
+        dice_to_proposal=0.5, request=ProposeRequest(("liver",), 8, seed=4, slices=(2, 9), everywhere=True, batch_size=8),
     )  # fmt: skip
     write_provenance(segment, facts)
     assert describe_segment(segment).splitlines() == [
         "Proposal 3 of 8 for “a | b: <c>”, rank 3, score 0.88",
-        "Model m, seed 4, 4 steps, adapter mr, slices 3-9",
+        "Model m, seed 4, 4 steps, adapter mr, slices 3-9, batch size 8, everywhere",
         "Edited, Dice to the proposal 0.500",
     ]
 

@@ -9,7 +9,7 @@ import pytest
 import slicer
 
 from progidiff.errors import InputError, PromptError
-from progidiff.wire.messages import ProgressEvent, WarningEvent
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, WarningEvent
 from ProGiDiffSlicerLib.session import RunRequest, SessionState
 
 from ..proposal_examples import ranking_event, slice_event
@@ -106,11 +106,11 @@ def test_what_cannot_be_asked_is_refused_before_a_worker_is_asked(
     with pytest.raises(PromptError, match="liver"):
         session.start(request(volume, "livre"))
     with pytest.raises(InputError, match="range"):
-        session.start(request(volume, extent="range", start=4, stop=2))
+        session.start(request(volume, extent="range", slices=(4, 2)))
     with pytest.raises(InputError, match="No volume"):
-        session.start(RunRequest("vtkMRMLScalarVolumeNode77", "liver"))
+        session.start(RunRequest("vtkMRMLScalarVolumeNode77", "liver", ProposeRequest(())))
     with pytest.raises(InputError, match="No volume"):
-        session.start(RunRequest("", "liver"))
+        session.start(RunRequest("", "liver", ProposeRequest(())))
     with pytest.raises(InputError, match="holds no voxels"):
         session.start(request(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "leer")))
     assert client.calls == []
@@ -152,14 +152,13 @@ def test_a_model_whose_card_only_the_worker_can_read(scene: Any, client: FakeCli
 
 
 def test_a_slice_and_a_range(session: Watched, client: FakeClient, volume: Any) -> None:
-    point = tuple(float(v) for v in (GEOMETRY.affine @ [4.0, 4.0, 3.2, 1.0])[:3])
-    session.start(request(volume, extent="slice", point_ras=point))
+    session.start(request(volume, extent="range", slices=(3, 4)))
     client.reach_propose()
     assert client.values[0].slices == (3, 4)
     send(client, range(3, 4))
     assert session.store is not None
     assert list(session.store.slices) == [3]
-    session.start(request(volume, extent="range", start=1, stop=4))
+    session.start(request(volume, extent="range", slices=(1, 4)))
     client.reach_propose()
     assert client.values[0].slices == (1, 4)
 

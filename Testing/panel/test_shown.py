@@ -11,6 +11,7 @@ import slicer
 import vtk
 
 from progidiff.proposals.proposals import MAJORITY
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.scene.shown import (
     AgreementOverlay,
@@ -38,7 +39,7 @@ PLACES = {
 
 
 def store_of(node: Any, masks: np.ndarray, prompt: str = "liver", ranked: bool = True) -> ProposalStore:
-    store = ProposalStore(volume_image(node), ("liver",), prompt)
+    store = ProposalStore(volume_image(node), ProposeRequest(("liver",)), prompt)
     for index in range(store.plan.count):
         store.add(slice_event(masks, store.plan, index))
     if ranked:
@@ -163,7 +164,7 @@ def test_voxels_come_a_segment_at_a_time_the_selected_one_first(scene: Any, prop
 def test_slices_that_arrive_later_are_added(scene: Any, spin: Spin, proposals: ProposalSegmentation) -> None:
     geometry = GEOMETRIES["LPS"]
     masks = random_masks(geometry, 2)
-    store = ProposalStore(volume_image(add_volume(scene, geometry)), ("liver",))
+    store = ProposalStore(volume_image(add_volume(scene, geometry)), ProposeRequest(("liver",)))
     changes: list[str] = []
     for index in range(store.plan.count):
         store.add(slice_event(masks, store.plan, index))
@@ -369,7 +370,7 @@ def test_the_most_uncertain_slice_is_found_and_shown(name: str) -> None:
     scene = slicer.vtkMRMLScene()  # without the application's own views
     geometry = GEOMETRIES[name]
     masks = np.ones((4, *geometry.shape_kji), bool)
-    store = ProposalStore(volume_image(add_volume(scene, geometry)), ("liver",))
+    store = ProposalStore(volume_image(add_volume(scene, geometry)), ProposeRequest(("liver",)))
     wanted = store.plan.count - 2
     for index in range(store.plan.count):
         here = masks.copy()

@@ -7,7 +7,7 @@ same segment brings that one back when the step is undone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -338,8 +338,8 @@ def case_record(example: Example, voxels: Voxels, who: Who) -> dict[str, Any]:
 
 
 def _proposal(facts: Provenance) -> dict[str, Any]:
-    names = ("seed", "rank", "score", "proposals", "steps", "scheduler", "everywhere", "plane", "corrected")
-    return {"index": facts.proposal, **{name: getattr(facts, name) for name in names}}
+    own = {name: getattr(facts, name) for name in ("rank", "score", "plane", "corrected")}
+    return {"index": facts.proposal, **own, **asdict(facts.request)}
 
 
 def saved_sentence(saved: Sequence[Saved]) -> str:

@@ -144,7 +144,7 @@ class ProposalsPanel(Panel):
         if store is not None and target is not None:
             rows = store.rows(target)
             text = summary(rows, store[target].ranked, blinded, self._session.running)
-            seed = 0 if store.request is None else store.request.seed
+            seed = store.request.seed
             lines = list_lines([*rows, *store.ensembles(target)], self._look.rejected, blinded, seed)
         self.ui.summaryLabel.setText(text)
         self._table.set_lines(lines, self._look.selected, blinded)

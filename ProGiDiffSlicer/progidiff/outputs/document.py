@@ -5,15 +5,16 @@ A reader of this file needs nothing but pydantic: ``ProposalsDocument.model_vali
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progidiff import __version__
 from progidiff.errors import InputError
-from progidiff.wire.messages import RankingMethod, SchedulerName
+from progidiff.wire.request import ProposeRequest
 
 DOCUMENT_NAME = "proposals.json"
 FORMAT_VERSION = "1.0"
@@ -53,19 +54,14 @@ class InputRecord(DocumentPart):
     slice_count: int = Field(ge=1)
 
 
-class RequestRecord(DocumentPart):
-    """What was asked for; with the model this repeats the result."""
+@dataclass(frozen=True, kw_only=True)
+class RequestRecord(ProposeRequest):
+    """What was asked for, and by which words; with the model this repeats the result.
 
-    prompts: list[str] = Field(min_length=1)
-    targets: list[str] = Field(min_length=1)
-    proposals: int = Field(ge=1)
-    top_k: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    scheduler: SchedulerName
-    seed: int
-    adaptive: bool
-    ranking: RankingMethod
-    everywhere: bool = False
+    A field that results of earlier versions lack has its default.
+    """
+
+    prompts: Annotated[list[str], Field(min_length=1)]
     correct_values: bool = False
 
 

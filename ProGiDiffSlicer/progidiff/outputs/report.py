@@ -153,7 +153,8 @@ def _facts(document: ProposalsDocument) -> list[tuple[str, str]]:
 def _asked(document: ProposalsDocument) -> str:
     request = document.request
     count = f"up to {request.proposals} proposals (adaptive)" if request.adaptive else f"{request.proposals} proposals"
-    return f"{count}, also where a target seems to be absent" if request.everywhere else count
+    told = ("targets", "proposals", "steps", "scheduler", "seed", "slices", "adaptive", "ranking", "top_k")
+    return ", ".join([count, *request.unusual(*told)])
 
 
 def _words(name: str) -> str:

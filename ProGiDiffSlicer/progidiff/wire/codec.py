@@ -42,7 +42,6 @@ from progidiff.wire.messages import (
     Of,
     ProgressEvent,
     ProposeRequest,
-    Range,
     RankingEvent,
     Reply,
     Request,
@@ -56,6 +55,7 @@ from progidiff.wire.messages import (
     WarningEvent,
     WriteSeg,
 )
+from progidiff.wire.request import Range
 
 _REQUESTS: dict[str, Any] = {
     "hello": Hello,

@@ -14,22 +14,14 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 
 from progidiff.wire.frames import Array
+from progidiff.wire.request import Place, Range
+from progidiff.wire.request import ProposeRequest as ProposeRequest
 
 PROTOCOL_VERSION = 2
 MAX_ID = 2**53  # whole numbers that survive every JSON reader
 MAX_TEXT = 32_768  # the longest path that Windows knows
 
-RankingMethod = Literal["soft_dice", "medoid"]
-SchedulerName = Literal["ddim", "dpmsolver++"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds, both included: of a number, of the characters of a text, of the items of a list."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -41,48 +33,8 @@ class Of:
 
 
 Id = Annotated[int, Range(0, MAX_ID)]
-Place = Annotated[int, Range(0, 2**31)]
-Proposals = Annotated[int, Range(1, 1024)]
 
 # What is asked --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProposeRequest:
-    """One request for proposals on the current image.
-
-    Attributes:
-        targets: canonical target names of the model's vocabulary, e.g. ``("liver", "left kidney")``.
-        proposals: number of samples N per target (the maximum when ``adaptive``).
-        top_k: how many distinct proposals are put forward.
-        steps: denoising steps, 1-100 (4 is the default model's design point).
-        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
-        seed: seed of the noise fields; proposal i is the same whatever N, batch size or device count.
-        slices: half-open range along the slice axis, or ``None`` for all slices.
-        adaptive: sample in blocks until the consensus has settled.
-        batch_size: most samples in one network call, or ``None`` for automatic.
-        ranking: how proposals are scored without ground truth.
-        everywhere: also draw a target on slices where the model's segmentation head finds it unlikely; otherwise so many of
-            the proposals are empty there as it is unlikely.
-    """
-
-    targets: Annotated[tuple[Annotated[str, Range(0, 200)], ...], Range(1, 64)]
-    proposals: Proposals = 16
-    top_k: Proposals = 3
-    steps: Annotated[int, Range(1, 100)] = 4
-    scheduler: SchedulerName = "ddim"
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    slices: tuple[Place, Place] | None = None
-    adaptive: bool = False
-    batch_size: Annotated[int, Range(1, 65_536)] | None = None
-    ranking: RankingMethod = "soft_dice"
-    everywhere: bool = False
-
-    def problem(self) -> str | None:
-        """What is wrong with the fields together, as a sentence."""
-        if self.slices is not None and self.slices[0] >= self.slices[1]:
-            return 'The field "slices" of a propose message must be a start and a larger stop.'
-        return None
 
 
 @dataclass(frozen=True)
