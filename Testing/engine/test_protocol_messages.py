@@ -22,6 +22,8 @@ from progidiff.wire.messages import (
     Bye,
     Cancel,
     Cancelled,
+    CountCases,
+    CuratedCases,
     DoneEvent,
     ErrorReply,
     Event,
@@ -45,6 +47,7 @@ from progidiff.wire.messages import (
     SliceEvent,
     Status,
     StatusReply,
+    SwapCases,
     UnloadAdapter,
     WarningEvent,
     WriteSeg,
@@ -75,6 +78,8 @@ REQUESTS: list[Request] = [
     LoadAdapter("/somewhere"),
     LoadAdapter("C:\\Größe\\adapter", even_if_worse=True),
     UnloadAdapter(),
+    CountCases("/set"),
+    SwapCases("/set", ("a", "b"), ("c",)),
 ]
 
 
@@ -217,6 +222,7 @@ REPLIES: list[Reply] = [
     Acknowledged(True),
     Loaded("model", ("liver",), "cpu", {"name": "Größe", "accuracy": []}),
     ImageReply("key", ImageInfo("hash", "axial", 30, (512, 500), (0.7, 0.8), 5.0)),
+    CuratedCases(3, {"liver": 2, "spleen": 1}, ("CT", "MR"), "a", "b"),
     Cancelled(),
     Bye(),
     ErrorReply("prompt", "Not known.", "Try liver."),

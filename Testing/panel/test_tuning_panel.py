@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from progidiff.errors import InputError
+from progidiff.wire.messages import CuratedCases
 from ProGiDiffSlicerLib.learning import tuning
 from ProGiDiffSlicerLib.learning.adapters import base_hash
-from ProGiDiffSlicerLib.learning.curating import Contents
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 from ProGiDiffSlicerLib.worker.lines import engine_command
 
@@ -220,7 +220,7 @@ def test_delete_can_be_undone(tuner: Tuner) -> None:
 def test_cases_are_counted_by_target(tuner: Tuner) -> None:
     curating = tuner.panels.review.curating.curating
     assert "save some under Review" in tuner.ui.casesLabel.text
-    curating.contents = Contents(6, {"liver": 4, "pancreas": 2}, ("CT", "MR"))
+    curating.contents = CuratedCases(6, {"liver": 4, "pancreas": 2}, ("CT", "MR"))
     curating.changed.emit()
     assert tuner.ui.casesLabel.text == "Training examples: liver 4, pancreas 2 (CT, MR)"
     tuner.ui.tuningTargetComboBox.setCurrentIndex(2)

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import target_for
+from progidiff.wire.messages import CuratedCases
 from ProGiDiffSlicerLib.learning.adapters import (
     Adapter,
     base_hash,
@@ -18,7 +19,6 @@ from ProGiDiffSlicerLib.learning.adapters import (
     list_adapters,
     restore_adapter,
 )
-from ProGiDiffSlicerLib.learning.curating import Contents
 from ProGiDiffSlicerLib.learning.tuning import NextCase, NextItem, Tuning, TuningOptions
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import curve, pixmap
@@ -38,7 +38,7 @@ class TuningPanel(Panel):
     """
 
     def __init__(
-        self, services: Services, status: StatusLine, contents: Callable[[], Contents | None], prompt: Callable[[], str]
+        self, services: Services, status: StatusLine, contents: Callable[[], CuratedCases | None], prompt: Callable[[], str]
     ) -> None:
         """``contents`` says what the curated set holds, ``prompt`` what is typed under Prompt."""
         super().__init__("TuningPanel")

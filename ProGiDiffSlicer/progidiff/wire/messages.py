@@ -22,6 +22,7 @@ MAX_TEXT = 32_768  # the longest path that Windows knows
 RankingMethod = Literal["soft_dice", "medoid"]
 SchedulerName = Literal["ddim", "dpmsolver++"]
 Device = Literal["auto", "cpu", "cuda"]
+Plane = Literal["axial", "coronal", "sagittal"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,76 @@ class WriteSeg:
         return _affine_problem(self.affine)
 
 
-Request = Hello | Status | Shutdown | Cancel | Load | LoadAdapter | UnloadAdapter | SetImage | ProposeRequest | WriteSeg
+@dataclass(frozen=True)
+class CountCases:
+    """What does the curated set in a folder hold? Answered by :class:`CuratedCases`, as the next two; they need no model."""
+
+    folder: str
+
+
+@dataclass(frozen=True, eq=False)
+class KeepCase:
+    """Save a training example in a curated set, which is made where there is none.
+
+    Attributes:
+        folder: of the set, on the worker's machine.
+        target: key of the only target that is known in the case.
+        image: (K, J, I), raw scanner values of any numeric type.
+        mask: bool, on the grid of ``image``.
+        affine: 4x4 float64, IJK -> RAS in mm.
+        replaces: the case whose place it takes; "" for none.
+
+    The others are those of :class:`progidiff.curation.NewCase`.
+    """
+
+    folder: str
+    target: Annotated[str, Range(0, 200)]
+    image: Array
+    mask: Annotated[Array, Of("bool", 3)]
+    affine: Array
+    modality: Literal["CT", "MR"]
+    plane: Plane
+    prompt: str
+    code: dict[str, Any] | None = None
+    proposal: dict[str, Any] | None = None
+    edited: bool = False
+    editor: str = ""
+    model_id: str = ""
+    adapter_id: str | None = None
+    dice_to_proposal: float | None = None
+    volume_key: str = ""
+    patient_key: str | None = None
+    replaces: str = ""
+
+    def problem(self) -> str | None:
+        """What is wrong with the fields together, as a sentence."""
+        return _affine_problem(self.affine)
+
+
+@dataclass(frozen=True)
+class SwapCases:
+    """Take cases out of a curated set, and bring earlier ones back, which comes first."""
+
+    folder: str
+    remove: tuple[str, ...]
+    restore: tuple[str, ...] = ()
+
+
+Request = (
+    Hello
+    | Status
+    | Shutdown
+    | Cancel
+    | Load
+    | LoadAdapter
+    | UnloadAdapter
+    | SetImage
+    | ProposeRequest
+    | WriteSeg
+    | CountCases
+    | KeepCase
+    | SwapCases
+)
 
 
 def _affine_problem(affine: Array) -> str | None:
@@ -415,6 +485,25 @@ class SegWritten:
 
 
 @dataclass(frozen=True)
+class CuratedCases:
+    """What a curated set holds.
+
+    Attributes:
+        cases: number of cases.
+        counts: cases by target, in the catalogue's order.
+        modalities: "CT" and "MR", as far as there are cases of them.
+        kept: id of the case that was saved; "" where nothing was.
+        replaced: the case whose place it took, which left the set; "" for none.
+    """
+
+    cases: Id
+    counts: dict[str, Id]
+    modalities: tuple[str, ...]
+    kept: str = ""
+    replaced: str = ""
+
+
+@dataclass(frozen=True)
 class Cancelled:
     """Final reply of a request that was cancelled."""
 
@@ -443,6 +532,7 @@ Final = (
     | AdapterUnloaded
     | ImageReply
     | SegWritten
+    | CuratedCases
     | DoneEvent
     | Cancelled
     | Bye
