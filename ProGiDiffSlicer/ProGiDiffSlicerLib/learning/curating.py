@@ -187,7 +187,7 @@ class Curating:
         saving.task = None
         request = keep_case(saving.folder, example, voxels, saving.who, self._case_of(example))
         saving.call = self._ask(request, lambda reply: self._on_kept(example, voxels.slices, reply), self._on_failed)
-        saving.call.cancelled.connect(self._on_cancelled)
+        saving.call.cancelled.connect(lambda: self._on_failed(_("Cancelled.")))
 
     def _on_kept(self, example: Example, slices: range, reply: CuratedCases) -> None:
         saving = self._saving
@@ -212,14 +212,11 @@ class Curating:
             raise error
         self._on_failed(str(error) or _("There is not enough memory to save this; close other volumes."))
 
-    def _on_cancelled(self) -> None:
+    def _on_failed(self, sentence: str) -> None:
         saving = self._saving
         assert saving is not None
-        self._finish(_("Cancelled."))
-        self.look(saving.folder)
-
-    def _on_failed(self, sentence: str) -> None:
         self._finish(sentence)
+        self.look(saving.folder)  # what was under way may be complete all the same
 
     def _finish(self, problem: str) -> None:
         """End the action; what it did save is a step that can be undone."""

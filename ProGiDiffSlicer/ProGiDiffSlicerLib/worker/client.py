@@ -132,18 +132,18 @@ class WorkerClient:
             self._wake.start()
             self._set_state(WorkerState.STARTING)
 
-    def stop(self, wait: bool = False) -> None:
+    def stop(self, wait: bool = False, at_once: bool = False) -> None:
         """End the worker; every call ends as cancelled.
 
-        It is asked first and killed after a few seconds, meanwhile the event loop goes on. With ``wait`` (the end of the
-        application, where no event loop will follow) this returns when no process is left.
+        It is asked first and killed after a few seconds, or ``at_once``; meanwhile the event loop goes on. With ``wait``
+        (the end of the application, where no event loop will follow) this returns when no process is left.
         """
         link = self._link
         ended = self._give_up()
         self._wake.stop()
         self._linger(False)
         if link is not None:
-            link.close(self._stop_grace_s)
+            link.close(0.0 if at_once else self._stop_grace_s)
         if wait:
             for leaving in list(self._leaving):
                 leaving.wait(self._stop_grace_s)
@@ -239,6 +239,8 @@ class WorkerClient:
         if link is None or link.hello is None:
             return
         job = self._jobs.next()
+        if job is None:
+            self._linger(True)
         if job is None or job.request_id is not None:
             return
         if job.image is None or job.image.ready:

@@ -19,6 +19,7 @@ from progidiff.wire.codec import RequestError, frame_to_request
 from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder
 from progidiff.wire.messages import (
     Acknowledged,
+    AdaptRequest,
     Bye,
     Cancel,
     CountCases,
@@ -29,6 +30,7 @@ from progidiff.wire.messages import (
     KeepCase,
     Load,
     LoadAdapter,
+    NextRequest,
     ProposeRequest,
     Reply,
     Request,
@@ -52,7 +54,7 @@ EXIT_CRASH = 4
 HEARTBEAT_S = 1.0
 _GRACE_S = 3.0  # for a cancelled request to end
 #: Seconds for those that still write when their client has gone.
-_LAST_S: dict[type[Request], float] = {KeepCase: 60.0, SwapCases: 60.0}
+_LAST_S: dict[type[Request], float] = {KeepCase: 60.0, SwapCases: 60.0, AdaptRequest: 600.0}
 #: What has arrived of these is finished without their client, not cancelled.
 _FINISHED = (KeepCase, SwapCases)
 _FLUSH_S = 2.0  # for the last replies to be read
@@ -87,6 +89,8 @@ class Server:
             CountCases: tasks.count_cases,
             KeepCase: tasks.keep_case,
             SwapCases: tasks.swap_cases,
+            NextRequest: tasks.find_next,
+            AdaptRequest: tasks.adapt,
         }
 
     def run(self) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What a worker of its own does beside the one that proposes: keeping training examples."""
+"""What a worker of its own does beside the one that proposes: keeping examples, looking for the next case, tuning."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from progidiff.errors import OutputError
-from progidiff.wire.messages import CountCases, CuratedCases, KeepCase, SwapCases
+from progidiff.wire.messages import (
+    AdaptDone,
+    AdaptRequest,
+    CountCases,
+    CuratedCases,
+    Event,
+    KeepCase,
+    NextDone,
+    NextRequest,
+    SwapCases,
+)
+from progidiff.worker.pipes import LOG
 
 if TYPE_CHECKING:
     from progidiff.curation import CuratedSet
@@ -44,6 +55,40 @@ def swap_cases(request: SwapCases, run: RequestRun) -> CuratedCases:
         for identifier in {each.id for each in kept.list()}.intersection(request.remove):
             kept.remove(identifier)
         return _contents(kept)
+
+
+def find_next(request: NextRequest, run: RequestRun) -> NextDone:
+    """Rank the volumes of a folder with an engine of its own; what was measured is kept."""
+    from progidiff.active.search import search
+
+    tell = _Told(run)
+    search(request, tell, run.cancelled)
+    return tell.final
+
+
+def adapt(request: AdaptRequest, run: RequestRun) -> AdaptDone:
+    """Tune on own cases; a cancelled tuning keeps the best so far."""
+    from progidiff.training.adapt import adapt as tune
+    from progidiff.training.run import Watch
+
+    tell = _Told(run)
+    tune(request, Watch(log=LOG.info, cancelled=run.cancelled), tell)
+    return tell.final
+
+
+class _Told:
+    """Sends events on; the final reply is sent last, when it is sure that nothing fails or follows."""
+
+    final: Any = None
+
+    def __init__(self, run: RequestRun) -> None:
+        self._run = run
+
+    def __call__(self, message: Event | AdaptDone | NextDone) -> None:
+        if isinstance(message, AdaptDone | NextDone):
+            self.final = message
+        else:
+            self._run.emit(message)
 
 
 @contextmanager
