@@ -420,14 +420,12 @@ def test_a_worker_that_is_asked_to_stop_or_left_alone_keeps_the_best(
     asked = request(cases, model, tmp_path / "a", steps=100_000, validation_share=0.0)
     with Peer([sys.executable, "-P", "-m", "progidiff", "worker"]) as peer:
         peer.send(asked, 1)
-        peer.reply(1, AdaptStep)
+        peer.reply(1, AdaptStep, 280)
         if how == "cancel":
             peer.send(Cancel(1), 2)
-            done = peer.final(1)
-            assert isinstance(done, AdaptDone)
-            assert done.cancelled
+            assert peer.reply(1, AdaptDone, 280).cancelled
         peer.close_input()
-        assert peer.wait() == 0
+        assert peer.wait(280) == 0
         assert str(cases).encode() not in peer.log
     assert load_adapter_card(tmp_path / "a").cases.training == 3
 
