@@ -13,15 +13,23 @@ import numpy as np
 import pytest
 
 from progidiff.errors import ProtocolError
-from progidiff.wire.codec import RequestError, frame_to_reply, frame_to_request, to_frame
+from progidiff.wire.codec import RequestError, frame_to_reply, frame_to_request, to_frame, to_line
 from progidiff.wire.frames import Frame, FrameDecoder, encode_frame
 from progidiff.wire.messages import (
     Acknowledged,
+    AdaptDone,
     AdapterLoaded,
     AdapterUnloaded,
+    AdaptPicture,
+    AdaptRequest,
+    AdaptStart,
+    AdaptStep,
+    AdaptValidation,
     Bye,
     Cancel,
     Cancelled,
+    CountCases,
+    CuratedCases,
     DoneEvent,
     ErrorReply,
     Event,
@@ -30,9 +38,16 @@ from progidiff.wire.messages import (
     HelloReply,
     ImageInfo,
     ImageReply,
+    LeftOut,
     Load,
     LoadAdapter,
     Loaded,
+    NextDone,
+    NextItem,
+    NextRequest,
+    NextSettings,
+    NextStart,
+    NextVolume,
     ProgressEvent,
     ProposeRequest,
     RankingEvent,
@@ -45,6 +60,7 @@ from progidiff.wire.messages import (
     SliceEvent,
     Status,
     StatusReply,
+    SwapCases,
     UnloadAdapter,
     WarningEvent,
     WriteSeg,
@@ -75,6 +91,12 @@ REQUESTS: list[Request] = [
     LoadAdapter("/somewhere"),
     LoadAdapter("C:\\Größe\\adapter", even_if_worse=True),
     UnloadAdapter(),
+    CountCases("/set"),
+    SwapCases("/set", ("a", "b"), ("c",)),
+    NextRequest("/scans", "liver; Milz", "/scans/next.json"),
+    NextRequest("/s", "liver", "/o", "/m", "/a", True, "cpu", NextSettings(2, 1, 3, 0, 2**63 - 1, "MR", "coronal", True)),
+    AdaptRequest(("/set",), "/out"),
+    AdaptRequest(("/a", "/b"), "/out", "/m", "/w", ("liver",), 0.0, "cuda", "Größe", "axial", True, learning_rate=1e-3),
 ]
 
 
@@ -128,13 +150,28 @@ EVENTS: list[Event] = [
     WarningEvent("batch_halved", "Memory ran out; the batch was halved."),
     DoneEvent("model", 16, {"total": 1.25, "sampling": 1.0}, 512.0, None),
     DoneEvent("model", 16, {}, 0.0, "adapter"),
+    NextStart(9, 3, ""),
+    NextVolume(4, 9, None, NextItem("a/b.nii.gz", reason="It cannot be read.")),
+    AdaptStart("id", 9, {"training": 3}, {"liver": {"training": 3, "validation": 1}}, (LeftOut("a", "It is empty."),)),
+    AdaptStep(3, 9, 0.25, 1.5),
+    AdaptValidation(3, 0.5, {"liver": 0.5}, best=True),
 ]
+ITEM = NextItem("a.nii", 0.5, "liver", 3, (1.0, 2.0, 3.0), "axial", 9, {"liver": {"slices": [1, 2]}}, ("It is odd.",))
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_events_arrive_as_they_were(event: Event) -> None:
     frame = travel(to_frame(event, 5))
     assert frame_to_reply(frame) == (5, event)
+
+
+def test_a_picture_arrives_as_it_was_and_is_printed_as_text() -> None:
+    png = np.frombuffer(b"\x89PNG\0\xff", np.uint8)
+    _, picture = frame_to_reply(travel(to_frame(AdaptPicture("case", "liver", 0.5, 0.75, png), 5)))
+    assert isinstance(picture, AdaptPicture)
+    np.testing.assert_array_equal(picture.png, png)
+    line = {"event": "picture", "case": "case", "target": "liver", "before": 0.5, "after": 0.75, "png": "iVBORwD/"}
+    assert to_line(picture) == line
 
 
 @pytest.mark.parametrize("maps", [True, False])
@@ -201,6 +238,9 @@ REPLIES: list[Reply] = [
     Acknowledged(True),
     Loaded("model", ("liver",), "cpu", {"name": "Größe", "accuracy": []}),
     ImageReply("key", ImageInfo("hash", "axial", 30, (512, 500), (0.7, 0.8), 5.0)),
+    CuratedCases(3, {"liver": 2, "spleen": 1}, ("CT", "MR"), "a", "b"),
+    NextDone((ITEM,), (NextItem("b", reason="Empty."),), cancelled=True),
+    AdaptDone("/out", "id", True, False, "It is better.", {"name": "Größe"}),
     Cancelled(),
     Bye(),
     ErrorReply("prompt", "Not known.", "Try liver."),

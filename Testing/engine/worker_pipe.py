@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from progidiff.wire.codec import frame_to_reply, to_frame
+from progidiff.wire.codec import frame_to_reply, to_frame, to_line
 from progidiff.wire.frames import PREFIX, FrameDecoder, encode_frame
 from progidiff.wire.messages import FINAL, Heartbeat, Load, Reply, Request, SetImage
 
@@ -45,6 +46,17 @@ def request_bytes(request: Request, request_id: int) -> bytes:
 def phantom(shape: tuple[int, int, int] = (3, 16, 20)) -> np.ndarray:
     k, j, i = np.meshgrid(*map(np.arange, shape), indexing="ij")
     return ((k + 1) * 100 - (j - shape[1] / 2) ** 2 - (i - shape[2] / 2) ** 2).clip(0).astype(np.int16)
+
+
+def tell(lines: list[dict[str, Any]]) -> Callable[[Reply], None]:
+    """Keeps what is told, after its way over the wire, as the command line prints it."""
+
+    def keep(reply: Reply) -> None:
+        frame = to_frame(reply, 1)
+        (arrived,) = FrameDecoder().feed(b"".join(map(bytes, encode_frame(frame.header, frame.arrays))))
+        lines.append(json.loads(json.dumps(to_line(frame_to_reply(arrived)[1]))))
+
+    return keep
 
 
 class Peer:
