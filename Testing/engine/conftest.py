@@ -194,7 +194,7 @@ class Recording:
 def sample(engine: Any, *targets: str, cancelled: Callable[[], bool] = lambda: False, **request: Any) -> Recording:
     """Run one request to its end."""
     recording = Recording()
-    settings = {"proposals": 4, "steps": 2, **request}
+    settings = {"proposals": 4, "steps": 2, "keep_pieces": True, **request}
     engine.propose(ProposeRequest(targets or ("liver",), **settings), recording.events.append, cancelled)
     return recording
 
@@ -216,7 +216,8 @@ def phantom(slices: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def run_engine() -> Callable[..., Recording]:
-    """``sample(engine, *targets, cancelled=..., **request)``: 4 proposals in 2 steps of "liver", unless said otherwise."""
+    """``sample(engine, *targets, cancelled=..., **request)``: 4 proposals in 2 steps of "liver" with all pieces, unless said
+    otherwise."""
     return sample
 
 

@@ -92,6 +92,9 @@ def propose(
     everywhere: Annotated[
         bool, typer.Option("--everywhere", help="Also draw a target on slices where it seems to be absent.")
     ] = False,
+    keep_pieces: Annotated[
+        bool, typer.Option("--keep-pieces", help="Leave proposals as they were sampled, with islands and holes.")
+    ] = False,
     ranking: Annotated[RankingName, typer.Option(help="Score without ground truth.")] = RankingName.SOFT_DICE,
     batch_size: Annotated[
         int | None,
@@ -138,6 +141,7 @@ def propose(
         even_if_worse=even_if_worse,
         adaptive=adaptive,
         everywhere=everywhere,
+        keep_pieces=keep_pieces,
         ranking=ranking.value,
         batch_size=batch_size,
         modality=modality.value if modality else None,
@@ -203,6 +207,7 @@ class ProposeOptions:
     ranking: RankingMethod = "soft_dice"
     batch_size: int | None = None
     everywhere: bool = False
+    keep_pieces: bool = False
     modality: str | None = None
     series: str | None = None
     plane: str | None = None
@@ -276,6 +281,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
             batch_size=options.batch_size,
             ranking=options.ranking,
             everywhere=options.everywhere,
+            keep_pieces=options.keep_pieces,
         )
         gathered = Gathered(request.targets, plan, request.slices)
         with _cancelled_with_us(client.propose(request)) as stream:
