@@ -34,6 +34,7 @@ from progidiff.wire.messages import (
     RankingEvent,
     SchedulerName,
     SliceEvent,
+    TidiedEvent,
     WarningEvent,
 )
 from ProGiDiffSlicerLib.idle import IdleQueue
@@ -68,7 +69,7 @@ class RunRequest:
         extent: the volume, a range (of ``start`` to ``stop``) or a slice (at ``point_ras``).
         start, stop: half-open range of slices along the slice axis.
         point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
-        proposals, top_k, steps, scheduler, seed, adaptive, everywhere: as in ``ProposeRequest``.
+        proposals, top_k, steps, scheduler, seed, adaptive, everywhere, keep_pieces: as in ``ProposeRequest``.
         model_folder: folder of the model as the worker sees it; ``None`` or "" for the bundled one.
         adapter_folder: folder of the adapter as the worker sees it; ``None`` or "" for the base model.
         adapter_even_if_worse: use it although it was not better than its base on its held-out cases.
@@ -91,6 +92,7 @@ class RunRequest:
     seed: int = 0
     adaptive: bool = False
     everywhere: bool = False
+    keep_pieces: bool = False
     model_folder: str | None = None
     device: str = "auto"
     frames: Frames = Frames.THIS
@@ -109,6 +111,7 @@ class RunRequest:
             slices=slices,
             adaptive=self.adaptive,
             everywhere=self.everywhere,
+            keep_pieces=self.keep_pieces,
         )
 
 
@@ -547,15 +550,21 @@ class ProposalSession:
         store = self._arriving
         if isinstance(event, WarningEvent):
             self.warned.emit(event)
-        elif store is not None and isinstance(event, SliceEvent | RankingEvent) and self._same(store.fingerprint):
+        elif (
+            store is not None
+            and isinstance(event, SliceEvent | TidiedEvent | RankingEvent)
+            and self._same(store.fingerprint)
+        ):
             try:
                 self._take(store, event)
             except ProGiDiffError as error:
                 self._abandon()
                 self._on_failed(str(error), None)
 
-    def _take(self, store: ProposalStore, event: SliceEvent | RankingEvent) -> None:
+    def _take(self, store: ProposalStore, event: SliceEvent | TidiedEvent | RankingEvent) -> None:
         store.add(event)
+        if isinstance(event, TidiedEvent):
+            return  # the ranking follows, and with it all that has changed is shown
         if isinstance(event, SliceEvent):
             self._shelf.keep(store)
             if event.target == store.targets[0] and self._shelf.look(store):

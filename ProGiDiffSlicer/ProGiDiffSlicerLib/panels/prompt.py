@@ -118,6 +118,7 @@ class PromptPanel(Panel):
             seed=seed,
             adaptive=parameters.adaptive,
             everywhere=parameters.everywhere,
+            keep_pieces=parameters.keepPieces,
             model_folder=self._settings.modelFolder or None,
             device=self._settings.device,
             frames=parameters.frames,

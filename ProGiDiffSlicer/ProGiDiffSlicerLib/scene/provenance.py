@@ -40,6 +40,8 @@ class Provenance:
         steps: number of diffusion steps.
         scheduler: name of the scheduler.
         everywhere: whether the target was also drawn on slices where it seemed to be absent.
+        keep_pieces: whether proposals were left as they were sampled, with islands and holes.
+        dropped_pieces, dropped_ml: pieces of this one that were dropped as not the organ's, and their volume.
         model_id: identity of the model.
         adapter_id: identity of the adapter; "" for none.
         plane: in which the volume was cut; "" where an earlier version did not write it down.
@@ -62,6 +64,9 @@ class Provenance:
     steps: int = 0
     scheduler: str = ""
     everywhere: bool = False
+    keep_pieces: bool = False
+    dropped_pieces: int = 0
+    dropped_ml: float = 0.0
     model_id: str = ""
     adapter_id: str = ""
     plane: str = ""
@@ -209,6 +214,7 @@ def _facts(texts: dict[str, str | None]) -> Provenance:
 _PARSERS: dict[Any, Callable[[str], Any]] = {
     "str": str,
     "int": int,
+    "float": float,
     "bool": lambda text: text == "1",
     "int | None": lambda text: int(text) if text else None,
     "float | None": lambda text: float(text) if text else None,
