@@ -94,8 +94,8 @@ def test_where_the_others_bridge_a_gap_both_sides_stay() -> None:
     gap: Cuboid = ((3, 9), (5, 17), (17, 20))
     beyond: Cuboid = ((3, 9), (5, 17), (20, 23))
     mask = painted(ORGAN, beyond)
-    check(tidied(mask, votes((9, ORGAN), (9, gap), (9, beyond)), "liver"), [ORGAN, beyond], 0)
-    check(tidied(mask, votes((9, ORGAN), (2, gap), (9, beyond)), "liver"), [ORGAN], 1)
+    check(tidied(mask, votes((9, ORGAN), (6, gap), (9, beyond)), "liver"), [ORGAN, beyond], 0)
+    check(tidied(mask, votes((9, ORGAN), (5, gap), (9, beyond)), "liver"), [ORGAN], 1)
 
 
 def test_what_reaches_the_same_end_of_the_stack_may_be_joined_beyond() -> None:

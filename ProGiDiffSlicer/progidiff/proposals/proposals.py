@@ -225,6 +225,8 @@ class Proposals:
     def tidy(self, check: Callable[[], None] = lambda: None) -> Iterator[TidiedEvent]:
         """Drop pieces of complete proposals that are not the organ, and fill holes, see :func:`.pieces.tidy`.
 
+        The mean probability's mask loses the voxels that most of their proposals have lost.
+
         Args:
             check: called between proposals; what it raises ends the work.
 
@@ -245,17 +247,18 @@ class Proposals:
         ends = np.array([[True, True], [top == 0, bottom == rows], [left == 0, right == columns]])
         spacing = (self.plan.slice_spacing, *self.plan.spacing_rc)
         boxes: list[list[Box | None]] = [[] for _ in order]
-        changed = np.zeros(len(order), bool)
-        for number in range(self.count + 1):
+        changed, left_votes = np.zeros(len(order), bool), np.zeros_like(votes)
+        for number in range(self.count):
             check()
-            mean = number == self.count
-            before = np.stack([cut(piece.mean if mean else piece.boxes[number], window) for piece in pieces])
+            before = np.stack([cut(piece.boxes[number], window) for piece in pieces])
             after, change = tidy(before, votes, self.count, target, spacing, ends)
+            self._changes.append(change)
+            left_votes += after
             changed |= (after != before).any(axis=(1, 2))
             for found, mask in zip(boxes, after, strict=True):
                 found.append(pack(mask, top, left))
-            if not mean:
-                self._changes.append(change)
+        for found, piece, was, now in zip(boxes, pieces, votes, left_votes, strict=True):
+            found.append(pack(cut(piece.mean, window) & (2 * now.astype(np.uint16) >= was), top, left))
         for place in np.flatnonzero(changed):
             around = hull(boxes[place]) or (0, 0, 0, 0)
             masks = np.stack([cut(box, around) for box in boxes[place]])
