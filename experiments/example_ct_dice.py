@@ -5,10 +5,10 @@ Usage: python -m experiments.example_ct_dice DATA [PROPOSALS]
 
 DATA holds permissive/ and research/. The first runs ``progidiff propose`` on TotalSegmentator's example CT: it checks the
 command from file to file. The second says what tidying the proposals of a stack gives on VOLUME (ct: 112 slices, mr: 20
-slices, amos: 10 slices): of the first-ranked proposal and the ensembles, as sampled and tidied, beside the encoder's
-segmentation head; 8 proposals of 2 steps, seed 0. WORK keeps the sampled masks, a few slices in a file, so that a run can
-be ended and gone on with. The labels of TotalSegmentator are another program's output, and its volumes are among those
-that the bundled model was trained on.
+slices, amos: 10 slices; ct:64:112 for a part). Of the first-ranked proposal, the mean and the consensus, as sampled and then
+tidied, and last of the encoder's segmentation head; 8 proposals of 2 steps, seed 0. WORK keeps the sampled masks, a few
+slices in a file, so that a run can be ended and gone on with. The labels of TotalSegmentator are another program's output,
+and its volumes are among those that the bundled model was trained on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from progidiff.synthesis.labelmaps import load_totalsegmentator
 from progidiff.synthesis.tissues import INDEX, ORGANS, TARGETS
 from progidiff.targets import target_for
 from progidiff.volumes.reading import read_volume
-from progidiff.volumes.slicing import SlicePlan
+from progidiff.volumes.slicing import SlicePlan, parse_slice_range
 from progidiff.wire.messages import Event, ProposeRequest, SliceEvent
 
 PROPOSALS, STEPS = 8, 2
@@ -116,10 +116,10 @@ def volume(data: Path, name: str) -> tuple[np.ndarray, np.ndarray, str, Truth]:
     return np.stack([item.image for item in items]), np.diag([-columns_mm, -rows_mm, 5.0, 1.0]), "CT", truth
 
 
-def sampled(engine: Engine, plan: SlicePlan, work: Path, name: str) -> Iterator[SliceEvent]:
+def sampled(engine: Engine, plan: SlicePlan, slices: range, work: Path, name: str) -> Iterator[SliceEvent]:
     """All proposals as they were sampled, or as a file of WORK keeps them."""
-    for first in range(0, plan.count, CHUNK):
-        path, stop = work / f"{name}_{first}.npz", min(first + CHUNK, plan.count)
+    for first in range(slices.start, slices.stop, CHUNK):
+        path, stop = work / f"{name}_{first}.npz", min(first + CHUNK, slices.stop)
         if not path.exists():
             masks: dict[tuple[str, int], list[np.ndarray]] = {}
             means: dict[tuple[str, int], np.ndarray] = {}
@@ -144,43 +144,44 @@ def sampled(engine: Engine, plan: SlicePlan, work: Path, name: str) -> Iterator[
                 yield SliceEvent(target, int(index), 0, np.stack(each), mean.astype(np.float32))
 
 
-def head(engine: Engine, image: LoadedImage) -> np.ndarray:
+def head(engine: Engine, image: LoadedImage, slices: range) -> np.ndarray:
     """Probabilities of the encoder's segmentation head in 255ths, uint8 (targets, slices, rows, columns)."""
     encoder, found = engine.model.image_encoder, []
-    for index in range(image.plan.count):
+    for index in slices:
         with torch.inference_mode():
             logits = encoder.segment(encoder(image.pixels(index)))[0]
             found.append((255 * torch.sigmoid(image.grid.from_model(logits, outside=OUTSIDE))).round().byte().numpy())
     return np.stack(found, axis=1)
 
 
-def scores(proposals: Proposals, label: np.ndarray) -> list[float]:
+def scores(proposals: Proposals, label: np.ndarray, slices: range) -> list[float]:
     """Dice of the first-ranked proposal, the mean of all, and the consensus."""
     first = rank(proposals.gram).order[0]
-    stacks = (np.stack([proposals.slice_mask(key, k) for k in range(len(label))]) for key in (first, MEAN, CONSENSUS))
+    stacks = (np.stack([proposals.slice_mask(key, k) for k in slices]) for key in (first, MEAN, CONSENSUS))
     return [dice(stack, label) for stack in stacks]
 
 
-def pieces(data: Path, work: Path, name: str) -> None:
+def pieces(data: Path, work: Path, name: str, part: str) -> None:
     """Dice as sampled and tidied, of the head and of proposals, by target."""
     torch.set_num_threads(1)
     array, affine, modality, truth = volume(data, name)
     engine = Engine.load(None, "cpu")
     engine.set_image(array, affine, modality, "axial")
     image = load_image(array, affine, modality, "axial", engine.card)
-    plan, heads = image.plan, head(engine, image)
-    gathered = {target: Proposals(target, plan, range(plan.count)) for target in engine.card.vocabulary}
-    for event in sampled(engine, plan, work, name):
+    plan, slices = image.plan, parse_slice_range(part or "all", image.plan.count)
+    heads = head(engine, image, slices)
+    gathered = {target: Proposals(target, plan, slices) for target in engine.card.vocabulary}
+    for event in sampled(engine, plan, slices, work, name):
         gathered[event.target].add(event)
     table = []
     for shares, (target, proposals) in zip(heads, gathered.items(), strict=True):
-        label = truth(target)
+        label = truth(target)[slices.start : slices.stop]
         if not label.any():
             continue
-        row = scores(proposals, label)
+        row = scores(proposals, label, slices)
         for _ in proposals.tidy():
             pass
-        row += scores(proposals, label)
+        row += scores(proposals, label, slices)
         spacing = (plan.slice_spacing, *plan.spacing_rc)
         tidied, _ = tidy(shares > 127, shares, 255, target_for(target), spacing, np.ones((3, 2), bool))
         row += [dice(shares > 127, label), dice(tidied, label)]
@@ -191,9 +192,10 @@ def pieces(data: Path, work: Path, name: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """The command, or what tidying gives."""
-    if arguments[1:2] == ["pieces"] and len(arguments) > 3 and {*arguments[3:]} <= {*VOLUMES}:
-        for name in arguments[3:]:
-            pieces(Path(arguments[0]), Path(arguments[2]), name)
+    wanted = [each.partition(":")[::2] for each in arguments[3:]]
+    if arguments[1:2] == ["pieces"] and wanted and {name for name, _ in wanted} <= {*VOLUMES}:
+        for name, part in wanted:
+            pieces(Path(arguments[0]), Path(arguments[2]), name, part)
     elif len(arguments) in (1, 2):
         command(Path(arguments[0]), arguments[1] if len(arguments) == 2 else "16")
     else:
