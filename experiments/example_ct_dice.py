@@ -124,7 +124,11 @@ def sampled(engine: Engine, plan: SlicePlan, slices: range, work: Path, name: st
             masks: dict[tuple[str, int], list[np.ndarray]] = {}
             means: dict[tuple[str, int], np.ndarray] = {}
 
-            def told(event: Event, masks: dict = masks, means: dict = means) -> None:
+            def told(
+                event: Event,
+                masks: dict[tuple[str, int], list[np.ndarray]] = masks,
+                means: dict[tuple[str, int], np.ndarray] = means,
+            ) -> None:
                 if isinstance(event, SliceEvent):
                     masks.setdefault((event.target, event.slice_index), []).append(event.masks)
                     if event.mean_probability is not None:
