@@ -59,6 +59,7 @@ class _Parameters:
         seedLocked: whether the next run keeps ``seed`` or draws a new one.
         adaptive: whether sampling stops when the proposals have settled.
         everywhere: whether targets are also drawn on slices where they seem to be absent.
+        keepPieces: whether proposals of a stack stay as they were sampled, with islands and holes.
         blinded: whether the proposals are listed in random order, without rank and score.
         adapterFolder: folder of the adapter that the next run uses; "" for the base model.
         adapterEvenIfWorse: whether it is used although it was not better than its base on held-out cases.
@@ -86,6 +87,7 @@ class _Parameters:
     seedLocked: bool = False
     adaptive: bool = False
     everywhere: bool = False
+    keepPieces: bool = False
     blinded: bool = False
     adapterFolder: str = ""
     adapterEvenIfWorse: bool = False

@@ -33,6 +33,7 @@ from progidiff.wire.messages import (
     ProposeRequest,
     RankingEvent,
     SliceEvent,
+    TidiedEvent,
     WarningEvent,
 )
 from ProGiDiffSlicerLib.idle import IdleQueue
@@ -506,15 +507,21 @@ class ProposalSession:
         store = self._arriving
         if isinstance(event, WarningEvent):
             self.warned.emit(event)
-        elif store is not None and isinstance(event, SliceEvent | RankingEvent) and self._same(store.fingerprint):
+        elif (
+            store is not None
+            and isinstance(event, SliceEvent | TidiedEvent | RankingEvent)
+            and self._same(store.fingerprint)
+        ):
             try:
                 self._take(store, event)
             except ProGiDiffError as error:
                 self._abandon()
                 self._on_failed(str(error), None)
 
-    def _take(self, store: ProposalStore, event: SliceEvent | RankingEvent) -> None:
+    def _take(self, store: ProposalStore, event: SliceEvent | TidiedEvent | RankingEvent) -> None:
         store.add(event)
+        if isinstance(event, TidiedEvent):
+            return  # the ranking follows, and with it all that has changed is shown
         if isinstance(event, SliceEvent):
             self._shelf.keep(store)
             if event.target == store.targets[0] and self._shelf.look(store):

@@ -185,7 +185,7 @@ class Recording:
 def sample(engine: Any, *targets: str, cancelled: Callable[[], bool] = lambda: False, **request: Any) -> Recording:
     """Run one request to its end."""
     recording = Recording()
-    settings = {"proposals": 4, "steps": 2, **request}
+    settings = {"proposals": 4, "steps": 2, "keep_pieces": True, **request}
     engine.propose(ProposeRequest(targets or ("liver",), **settings), recording.events.append, cancelled)
     return recording
 

@@ -87,6 +87,28 @@ def test_the_record_says_what_was_asked_and_who_answered(result: Path) -> None:
     assert {target.target: target.snomed_code for target in document.targets}["liver"] == "10200004"
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_islands_are_dropped_unless_pieces_are_kept(tmp_path: Path, kept: bool) -> None:
+    image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    options = ("--prompt", "liver", "--proposals", "4", "--top-k", "4", *(["--keep-pieces"] if kept else []))
+    ran = propose(image, out, *options, speck=2)
+    assert ran.exit_code == 0, ran.output
+    document = read_document(out / "proposals.json")
+    assert document.request.keep_pieces == kept
+    (target,) = document.targets
+    island = 6 * 2 * 2 * 5 / 1000
+    assert [p.dropped_pieces for p in target.proposals] == ([0] * 4 if kept else [1, 1, 0, 0])
+    assert [p.dropped_ml for p in target.proposals] == pytest.approx([0.0] * 4 if kept else [island, island, 0, 0])
+    masks = segments_of(out / "proposals.seg.nrrd")
+    for proposal in target.proposals:
+        if proposal.segment is not None:
+            mask, _ = masks[proposal.segment]
+            assert mask[1, 3:5, 3:6].all() == mask[1, 3:5, 3:6].any() == (kept and proposal.index < 2)
+            assert mask.sum() * 0.02 == pytest.approx(proposal.millilitres)
+    assert bool(voxels(out / "agreement_liver.nii.gz")[1, 3, 3]) == kept
+    assert ("1 piece dropped (0.12 mL)" in (out / "report.html").read_text(encoding="utf-8")) != kept
+
+
 def test_ranks_duplicates_and_picks_add_up(result: Path) -> None:
     for target in read_document(result / "proposals.json").targets:
         assert [proposal.index for proposal in target.proposals] == list(range(8))

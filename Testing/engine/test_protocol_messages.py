@@ -61,6 +61,7 @@ from progidiff.wire.messages import (
     Status,
     StatusReply,
     SwapCases,
+    TidiedEvent,
     UnloadAdapter,
     WarningEvent,
     WriteSeg,
@@ -147,6 +148,7 @@ EVENTS: list[Event] = [
     ProgressEvent("sampling", 0.5),
     ProgressEvent("sampling", 0.5, 3, 2, 9, "liver", 1.5),
     RANKING,
+    replace(RANKING, dropped_pieces=[0, 2, 1], dropped_ml=[0.0, 1.5, 0.5], filled_ml=[0.25, 0.0, 0.0]),
     WarningEvent("batch_halved", "Memory ran out; the batch was halved."),
     DoneEvent("model", 16, {"total": 1.25, "sampling": 1.0}, 512.0, None),
     DoneEvent("model", 16, {}, 0.0, "adapter"),
@@ -186,6 +188,14 @@ def test_a_slice_arrives_as_it_was(maps: bool) -> None:
     if shared is not None:
         assert event.mean_probability.dtype == np.float32
         np.testing.assert_allclose(event.mean_probability, shared, atol=1 / 256)
+
+
+def test_a_tidied_slice_arrives_as_it_was() -> None:
+    masks = np.random.default_rng(0).random((5, 9, 13)) > 0.5
+    _, event = frame_to_reply(travel(to_frame(TidiedEvent("liver", 4, (7, 300), masks), 5)))
+    assert isinstance(event, TidiedEvent)
+    assert (event.target, event.slice_index, event.corner) == ("liver", 4, (7, 300))
+    np.testing.assert_array_equal(event.masks, masks)
 
 
 def test_the_mean_probability_travels_in_bytes_and_stays_on_its_side_of_one_half() -> None:

@@ -13,13 +13,16 @@ import torch
 
 from progidiff.errors import CancelledError, InputError, ModelError
 from progidiff.model.folder import load_model, save_model
+from progidiff.proposals.proposals import Gathered
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import gram_matrix, mean_pairwise_dice
 from progidiff.sampling import sampler
 from progidiff.sampling.conditioning import presence_of, presence_threshold
 from progidiff.sampling.denoise import proposal_noise
 from progidiff.sampling.engine import PILOT_SLICES, Engine
-from progidiff.wire.messages import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent
+from progidiff.volumes.geometry import Geometry
+from progidiff.volumes.slicing import plan_slices
+from progidiff.wire.messages import DoneEvent, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, TidiedEvent
 
 from .conftest import phantom, sample
 
@@ -121,6 +124,38 @@ def test_ranking_is_that_of_all_the_masks(engine: Any, method: Any) -> None:
         assert event.mean_pairwise_dice == pytest.approx(mean_pairwise_dice(gram))
         assert event.empty == [not m.any() for m in stack]
         assert "5 proposals" in event.stop_reason
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_stack_is_tidied_before_it_is_ranked(engine: Any, adaptive: bool) -> None:
+    """What remains has the pieces and volumes that the ranking speaks of; the receiver gathers the same."""
+    settings = {"proposals": 6, "slices": (0, 3), "steps": 1, "adaptive": adaptive}
+    raw = sample(engine, "liver", "spleen", **settings)
+    assert not raw.of(TidiedEvent)
+    result = sample(engine, "liver", "spleen", keep_pieces=False, **settings)
+    kinds = [(type(event), event.target) for event in result.events if not isinstance(event, ProgressEvent | DoneEvent)]
+    kinds = list(dict.fromkeys(kinds))
+    assert kinds[2:] == [(kind, target) for target in ("liver", "spleen") for kind in (TidiedEvent, RankingEvent)]
+    gathered = Gathered(("liver", "spleen"), plan_slices(Geometry((34, 30, 4), phantom()[1])), (0, 3))
+    for event in result.events:
+        gathered.add(event)
+    for target, ranking in result.rankings.items():
+        before = np.stack(list(raw.masks(target).values()), axis=1)
+        assert np.array_equal(before, np.stack(list(result.masks(target).values()), axis=1))
+        after = np.stack([[gathered[target].slice_mask(n, k) for k in range(3)] for n in range(len(before))])
+        assert ranking.order == list(rank(gram_matrix(after)).order)
+        voxel_ml = 3.5 * 4.0 * 7.0 / 1000
+        assert ranking.millilitres == pytest.approx([m.sum() * voxel_ml for m in after])
+        assert ranking.dropped_ml == pytest.approx([(b & ~a).sum() * voxel_ml for a, b in zip(after, before, strict=True)])
+        assert ranking.filled_ml == pytest.approx([(a & ~b).sum() * voxel_ml for a, b in zip(after, before, strict=True)])
+        assert [count > 0 for count in ranking.dropped_pieces] == [ml > 0 for ml in ranking.dropped_ml]
+        assert any(ranking.dropped_pieces)
+
+
+def test_a_single_slice_is_left_alone(engine: Any) -> None:
+    result = sample(engine, "liver", slices=(1, 2), keep_pieces=False)
+    assert not result.of(TidiedEvent)
+    assert result.rankings["liver"].dropped_pieces == []
 
 
 def test_proposals_that_agree_nowhere_are_said(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

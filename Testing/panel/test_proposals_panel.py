@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ProGiDiffSlicerLib.panels.pictures import common_box, picture, pixmap
 from ProGiDiffSlicerLib.panels.proposals import list_lines, summary
 from ProGiDiffSlicerLib.scene.store import Row
 
-from ..proposal_examples import slice_event
+from ..proposal_examples import ranking_event, slice_event
 from .panel_support import GRID, Opened, nested_masks, press
 from .session_support import plan_of, segment_array
 
@@ -156,6 +157,19 @@ def test_near_duplicates_are_one_line(panel: Opened) -> None:
     masks[2] = masks[1]
     arrived(panel, masks)
     assert panel.titles()[0].endswith("2 alike")
+
+
+def test_the_list_says_that_pieces_were_dropped(panel: Opened) -> None:
+    node = panel.choose_volume()
+    masks = nested_masks(GRID, 2)
+    panel.propose(proposals=2)
+    panel.arrive(node, masks, ranked=False)
+    ranking = replace(ranking_event(masks, GRID), dropped_pieces=[3, 0], dropped_ml=[1.5, 0.0], filled_ml=[0.0, 0.0])
+    panel.client.call.event.emit(ranking)
+    titles = panel.titles()
+    assert [title.endswith(", pieces dropped: 3") for title in titles] == ["Proposal 1" in title for title in titles]
+    panel.parameters.blinded = True
+    assert not any("dropped" in title for title in panel.titles())
 
 
 def test_empty_proposals_say_so(panel: Opened) -> None:

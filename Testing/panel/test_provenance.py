@@ -55,6 +55,8 @@ def facts(**changes: Any) -> Any:
         "proposal": 3,
         "rank": 1,
         "score": 0.1 + 0.2,
+        "dropped_pieces": 2,
+        "dropped_ml": 0.3,
         "model_id": "progidiff/ct:2026|β",
         "adapter_id": "MR (Größe 4)",
         "plane": "coronal",

@@ -9,6 +9,7 @@ import pytest
 import slicer
 
 from progidiff.errors import InputError, PromptError
+from progidiff.proposals.proposals import Proposals
 from progidiff.wire.messages import ProgressEvent, ProposeRequest, WarningEvent
 from ProGiDiffSlicerLib.session import RunRequest, SessionState
 
@@ -72,6 +73,34 @@ def test_a_first_look_before_the_ranking(session: Watched, client: FakeClient, v
     client.call.event.emit(slice_event(MASKS, PLAN, 0, first=2))
     assert len(session.heard("preview")) == 1, "not at every slice"
     assert session.heard("ranked") == []
+
+
+def test_a_tidied_stack_takes_the_place_of_what_was_streamed(
+    session: Watched, client: FakeClient, volume: Any, spin: Spin
+) -> None:
+    """The slices that have changed come before the ranking; whatever ends the run between them, nothing is lost."""
+    masks = np.zeros_like(MASKS)
+    masks[:, :2, :2, :2] = True
+    masks[1, -1, -1, -1] = True
+    session.start(request(volume, top_k=2))
+    client.reach_propose()
+    send(client, masks=masks)
+    store = session.store
+    assert store is not None
+    engine = Proposals("liver", PLAN, range(PLAN.count))
+    for index in engine.slices:
+        engine.add(slice_event(masks, PLAN, index))
+    first, *rest = list(engine.tidy())
+    assert not rest
+    client.call.event.emit(first)
+    assert store is session.store
+    np.testing.assert_array_equal(store["liver"].volume(1), masks[0])
+    client.call.event.emit(engine.rank(client.values[0], GEOMETRY.voxel_volume_ml, "done"))
+    client.finish()
+    assert session.heard("finished") == [()]
+    (row,) = store.rows("liver")
+    assert (row.index, row.weight, row.dropped_pieces) == (0, 5, 0)
+    np.testing.assert_array_equal(shown(session, spin, 0), masks[0])
 
 
 def test_a_loaded_model_is_not_loaded_again(session: Watched, client: FakeClient, volume: Any) -> None:

@@ -378,7 +378,9 @@ def _title(row: Row) -> str:
     if row.empty:
         return _("{title}, empty").format(title=title)
     if row.kind == "proposal" and row.weight > 1:
-        return _("{title}, {count} alike").format(title=title, count=row.weight)
+        title = _("{title}, {count} alike").format(title=title, count=row.weight)
+    if row.dropped_pieces:
+        title = _("{title}, pieces dropped: {count}").format(title=title, count=row.dropped_pieces)
     return title
 
 

@@ -318,6 +318,8 @@ def _facts(store: ProposalStore, target: str, row: Row) -> Provenance:
         request=replace(store.request, proposals=store[target].count, slices=slices),
         rank=row.rank,
         score=row.score,
+        dropped_pieces=row.dropped_pieces,
+        dropped_ml=row.dropped_ml,
         model_id=store.model_id,
         adapter_id=store.adapter_id,
         plane=store.plan.plane,

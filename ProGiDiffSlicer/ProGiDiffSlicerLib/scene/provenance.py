@@ -38,6 +38,7 @@ class Provenance:
         request: what was asked for in the run; its ``proposals`` are those that there were.
         rank: place in the order, from 1; ``None`` where the proposals were not ranked.
         score: score of the ranking; ``None`` where the proposals were not ranked.
+        dropped_pieces, dropped_ml: pieces of this one that were dropped as not the organ's, and their volume.
         model_id: identity of the model.
         adapter_id: identity of the adapter; "" for none.
         plane: in which the volume was cut; "" where an earlier version did not write it down.
@@ -55,6 +56,8 @@ class Provenance:
     request: ProposeRequest
     rank: int | None = None
     score: float | None = None
+    dropped_pieces: int = 0
+    dropped_ml: float = 0.0
     model_id: str = ""
     adapter_id: str = ""
     plane: str = ""
@@ -211,6 +214,7 @@ def _slices(text: str) -> tuple[int, int] | None:
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {
     int: int,
+    float: float,
     bool: lambda text: text == "1",
     int | None: lambda text: int(text) if text else None,
     float | None: lambda text: float(text) if text else None,

@@ -28,6 +28,7 @@ class Row:
         empty: whether nothing is inside.
         in_top_k: whether it is one of the k that are put forward.
         random_pick: whether it is the one of them that was drawn at random.
+        dropped_pieces, dropped_ml: pieces that were dropped since they are not the organ, and their volume.
     """
 
     kind: Literal["proposal", "ensemble"]
@@ -40,6 +41,8 @@ class Row:
     empty: bool
     in_top_k: bool = False
     random_pick: bool = False
+    dropped_pieces: int = 0
+    dropped_ml: float = 0.0
 
     @property
     def name(self) -> str:
@@ -132,6 +135,8 @@ class ProposalStore(Gathered):
                 empty=ranking.empty[n],
                 in_top_k=n in ranking.top_k,
                 random_pick=n == ranking.random_pick,
+                dropped_pieces=ranking.dropped_pieces[n] if ranking.dropped_pieces else 0,
+                dropped_ml=ranking.dropped_ml[n] if ranking.dropped_ml else 0.0,
             )
             for place, (n, group) in enumerate(zip(ranking.order, ranking.groups, strict=True), start=1)
         ]

@@ -97,6 +97,7 @@ _HELP = {
     "batch_size": "Most samples in one network call (default: as memory allows).",
     "ranking": "Score without ground truth.",
     "everywhere": "Also draw a target on slices where it seems to be absent.",
+    "keep_pieces": "Leave proposals as they were sampled, with islands and holes.",
 }
 
 

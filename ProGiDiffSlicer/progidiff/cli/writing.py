@@ -264,7 +264,7 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
     rank_of = {index: place for place, index in enumerate(ranking.order, start=1)}
     stands_for = {group[0]: len(group) for group in ranking.groups}
     repeats = {member: group[0] for group in ranking.groups for member in group[1:]}
-    put_forward = set(ranking.top_k)
+    put_forward, nothing = set(ranking.top_k), [0] * len(ranking.scores)
     records = []
     for index, points in enumerate(ranking.scores):
         rank, empty = rank_of.get(index), ranking.empty[index]
@@ -281,6 +281,9 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
                 weight=stands_for.get(index, 1) if rank is not None else 0,
                 segment=f"{key} {rank} ({'empty' if empty else f'{points:.2f}'})" if shown else None,
                 random_pick=index == ranking.random_pick,
+                dropped_pieces=(ranking.dropped_pieces or nothing)[index],
+                dropped_ml=(ranking.dropped_ml or nothing)[index],
+                filled_ml=(ranking.filled_ml or nothing)[index],
             )
         )
     return records

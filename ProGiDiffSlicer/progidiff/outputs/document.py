@@ -87,6 +87,8 @@ class ProposalRecord(DocumentPart):
         weight: how many proposals a ranked one stands for, itself included; 0 for a near-duplicate.
         segment: name of its segment in ``proposals.seg.nrrd``, or ``None`` where it was not put forward.
         random_pick: the one of the k best that a seeded draw chose (RandTop-k).
+        dropped_pieces, dropped_ml: pieces of the sampled mask that were dropped as not the organ's, and their volume.
+        filled_ml: volume of its holes that were filled.
     """
 
     index: int = Field(ge=0)
@@ -99,6 +101,9 @@ class ProposalRecord(DocumentPart):
     weight: int = Field(ge=0)
     segment: str | None = None
     random_pick: bool = False
+    dropped_pieces: int = Field(default=0, ge=0)
+    dropped_ml: float = Field(default=0.0, ge=0)
+    filled_ml: float = Field(default=0.0, ge=0)
 
 
 class VolumeSpread(DocumentPart):

@@ -169,6 +169,9 @@ def _notes(proposal: ProposalRecord) -> str:
         notes.append(f"segment “{proposal.segment}”")
     if proposal.random_pick:
         notes.append("random pick among the best")
+    if proposal.dropped_pieces:
+        pieces = "1 piece" if proposal.dropped_pieces == 1 else f"{proposal.dropped_pieces} pieces"
+        notes.append(f"{pieces} dropped ({millilitres(proposal.dropped_ml)} mL)")
     return ", ".join(notes)
 
 

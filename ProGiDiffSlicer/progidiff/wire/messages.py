@@ -399,6 +399,24 @@ class SliceEvent:
 
 
 @dataclass(frozen=True)
+class TidiedEvent:
+    """A slice of a target whose proposals are complete, after pieces were dropped and holes filled; it takes the earlier
+    masks' place.
+
+    Attributes:
+        target: canonical target name.
+        slice_index: index along the slice axis.
+        corner: row and column of the slice at which the masks begin; nothing is inside beyond them.
+        masks: bool (N + 1, rows, columns): all proposals, and where their mean probability is above one half.
+    """
+
+    target: str
+    slice_index: Place
+    corner: tuple[Place, Place]
+    masks: Annotated[Array, Of("bool", 3)]
+
+
+@dataclass(frozen=True)
 class RankingEvent:
     """The proposals of one target over the whole requested extent, ranked without ground truth.
 
@@ -412,6 +430,8 @@ class RankingEvent:
         empty: whether each proposal is empty; ``empty_share`` is their share.
         mean_pairwise_dice: diversity (1 = all alike).
         stop_reason: why sampling ended, as a sentence.
+        dropped_pieces, dropped_ml, filled_ml: what was dropped of each proposal and filled in it, by index; empty where all
+            were left as they were sampled.
     """
 
     target: str
@@ -425,6 +445,9 @@ class RankingEvent:
     empty_share: float
     mean_pairwise_dice: float
     stop_reason: str
+    dropped_pieces: list[Place] = field(default_factory=list)
+    dropped_ml: list[float] = field(default_factory=list)
+    filled_ml: list[float] = field(default_factory=list)
 
 
 #: Codes of warnings about an image as a whole, the most important first.
@@ -691,6 +714,7 @@ class ErrorReply:
 Event = (
     ProgressEvent
     | SliceEvent
+    | TidiedEvent
     | RankingEvent
     | WarningEvent
     | DoneEvent

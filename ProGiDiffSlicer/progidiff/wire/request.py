@@ -49,6 +49,7 @@ class ProposeRequest:
         ranking: how proposals are scored without ground truth.
         everywhere: also draw a target on slices where the model's segmentation head finds it unlikely; otherwise so many of
             the proposals are empty there as it is unlikely.
+        keep_pieces: leave proposals of a stack as they were sampled, with islands and holes.
     """
 
     targets: Annotated[tuple[Annotated[str, Range(0, 200)], ...], Range(1, 64)]
@@ -62,6 +63,7 @@ class ProposeRequest:
     batch_size: Annotated[int, Range(1, 65_536)] | None = None
     ranking: RankingMethod = "soft_dice"
     everywhere: bool = False
+    keep_pieces: bool = False
 
     def problem(self) -> str | None:
         """What is wrong with the fields together, as a sentence."""
