@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
 import numpy as np
 
 from progidiff.proposals import ranking
@@ -34,3 +37,15 @@ def ranking_event(masks: np.ndarray, geometry: Geometry, target: str = "liver", 
     """The ranking as the engine makes it."""
     request = ProposeRequest((target,), top_k=top_k)
     return ranking.ranking_event(target, gram_matrix(masks), request, geometry.voxel_volume_ml, "All that were asked for.")
+
+
+def unusual_request() -> ProposeRequest:
+    """A request none of whose fields has its default, whatever fields there are."""
+    values: dict[str, Any] = {"targets": ("liver", "left kidney"), "slices": (2, 9), "batch_size": 7}
+    hints = get_type_hints(ProposeRequest)
+    for field in fields(ProposeRequest):
+        if field.name not in values:
+            chosen = get_args(hints[field.name])  # of a Literal
+            other = not field.default if hints[field.name] is bool else chosen[-1] if chosen else field.default + 1
+            values[field.name] = other
+    return ProposeRequest(**values)

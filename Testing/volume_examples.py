@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -129,6 +130,24 @@ def write_nifti(path: Path, geometry: Geometry, array: np.ndarray | None = None)
     image = nib.Nifti1Image((ramp(geometry) if array is None else array).T, geometry.affine)
     image.to_filename(path)
     return path
+
+
+def write_nnunet(
+    folder: Path,
+    cases: dict[str, tuple[np.ndarray, np.ndarray]],
+    affine: np.ndarray,
+    labels: dict[str, int],
+    **description: object,
+) -> Path:
+    """nnU-Net raw set of CT cases: image and label map, both (K, J, I), by name; ``description``: more for dataset.json."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for name, (image, label) in cases.items():
+        nib.save(nib.Nifti1Image(image.T, affine), folder / "imagesTr" / f"{name}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(label.T.astype(np.uint8), affine), folder / "labelsTr" / f"{name}.nii.gz")
+    content = {"labels": {"background": 0, **labels}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz", **description}
+    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
+    return folder
 
 
 def patch(path: Path, at: int, dtype: str, *values: float) -> Path:

@@ -74,8 +74,8 @@ def codes_in(path: Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj).astype(int).transpose(2, 1, 0)
 
 
-def whole_ct(data: Path, encoder: ImageEncoder, card: ModelCard, every: int) -> dict[str, object]:
-    """3-D Dice on the CT of 112 slices, slices without the organ counted."""
+def labelled_ct(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The CT of 112 slices: HU (K, J, I), its affine, and the index of each voxel's tissue."""
     folder = data / "permissive" / "totalsegmentator_example_ct_full"
     names = json.loads((data / "permissive/totalsegmentator_ct_s0327_s0328/LABELS.json").read_text())["ids"]
     volume = nib.Nifti1Image.from_filename(folder / "example_ct.nii.gz")
@@ -88,7 +88,13 @@ def whole_ct(data: Path, encoder: ImageEncoder, card: ModelCard, every: int) -> 
     version1 = codes_in(folder / "example_seg_v1_104classes_5de6e4dc.nii.gz")
     tissues[np.isin(tissues, [INDEX["pancreas"], INDEX["esophagus"]])] = 0
     tissues[version1 == 10], tissues[version1 == 42] = INDEX["pancreas"], INDEX["esophagus"]
-    image = load_image(array, volume.affine, "CT", "axial", card)
+    return array, volume.affine, tissues
+
+
+def whole_ct(data: Path, encoder: ImageEncoder, card: ModelCard, every: int) -> dict[str, object]:
+    """3-D Dice on the CT of 112 slices, slices without the organ counted."""
+    array, affine, tissues = labelled_ct(data)
+    image = load_image(array, affine, "CT", "axial", card)
     sums = {t: np.zeros(2) for t in card.vocabulary}
     for k in range(0, len(array), every):
         with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.scene.accept import AcceptMode
 from ProGiDiffSlicerLib.scene.labelmaps import Overwrite
 from ProGiDiffSlicerLib.scene.volumes import Extent, Frames
@@ -57,6 +59,7 @@ class _Parameters:
         seedLocked: whether the next run keeps ``seed`` or draws a new one.
         adaptive: whether sampling stops when the proposals have settled.
         everywhere: whether targets are also drawn on slices where they seem to be absent.
+        keepPieces: whether proposals of a stack stay as they were sampled, with islands and holes.
         blinded: whether the proposals are listed in random order, without rank and score.
         adapterFolder: folder of the adapter that the next run uses; "" for the base model.
         adapterEvenIfWorse: whether it is used although it was not better than its base on held-out cases.
@@ -84,6 +87,7 @@ class _Parameters:
     seedLocked: bool = False
     adaptive: bool = False
     everywhere: bool = False
+    keepPieces: bool = False
     blinded: bool = False
     adapterFolder: str = ""
     adapterEvenIfWorse: bool = False
@@ -105,6 +109,16 @@ class Parameters(_Parameters):
     def __init__(self, parameterNode: Any) -> None:
         super().__init__(parameterNode)  # type: ignore[call-arg]
         self._tags: list[int] = []
+
+    def request(self) -> ProposeRequest:
+        """What of a request can be chosen: each of its fields that has a parameter, ``topK`` for ``top_k``; no targets."""
+        chosen: dict[str, Any] = {"targets": ()}
+        for field in fields(ProposeRequest):
+            first, *others = field.name.split("_")
+            parameter = first + "".join(map(str.capitalize, others))
+            if hasattr(self, parameter):
+                chosen[field.name] = getattr(self, parameter)
+        return ProposeRequest(**chosen)
 
     def AddObserver(self, event: Any, callback: Any, priority: float = 0.0) -> int:
         """Observe the node; the tag of the observer."""

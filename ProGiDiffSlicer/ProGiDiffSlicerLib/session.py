@@ -32,8 +32,8 @@ from progidiff.wire.messages import (
     ProgressEvent,
     ProposeRequest,
     RankingEvent,
-    SchedulerName,
     SliceEvent,
+    TidiedEvent,
     WarningEvent,
 )
 from ProGiDiffSlicerLib.idle import IdleQueue
@@ -43,7 +43,6 @@ from ProGiDiffSlicerLib.scene.store import ProposalStore
 from ProGiDiffSlicerLib.scene.volumes import (
     Extent,
     Frames,
-    Point,
     VolumeImage,
     frames,
     slices_of_extent,
@@ -58,58 +57,33 @@ _LOADED, _SENT = 0.05, 0.10
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the user asks for.
+    """What the user asks for: of the engine, and what only this side knows.
 
     Attributes:
         volume_node_id: MRML id of the volume.
         prompt: targets in words.
+        request: for the engine; its targets become those of ``prompt``, its slices those of ``extent``.
+        extent: the volume, a range (the slices of ``request``) or the slice that the slice views show.
         plane: in which the volume is cut; ``None`` or "" for the one that suits it and the model.
         correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
-        extent: the volume, a range (of ``start`` to ``stop``) or a slice (at ``point_ras``).
-        start, stop: half-open range of slices along the slice axis.
-        point_ras: place of the slice in mm; ``None`` for the one that the slice views show.
-        proposals, top_k, steps, scheduler, seed, adaptive, everywhere: as in ``ProposeRequest``.
+        frames: of a sequence, the one that is shown or all of them.
         model_folder: folder of the model as the worker sees it; ``None`` or "" for the bundled one.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         adapter_folder: folder of the adapter as the worker sees it; ``None`` or "" for the base model.
         adapter_even_if_worse: use it although it was not better than its base on its held-out cases.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        frames: of a sequence, the one that is shown or all of them.
     """
 
     volume_node_id: str
     prompt: str
+    request: ProposeRequest
+    extent: Extent = Extent.VOLUME
     plane: str | None = None
     correct_values: bool = False
-    extent: Extent = Extent.VOLUME
-    start: int = 0
-    stop: int = 0
-    point_ras: Point | None = None
-    proposals: int = 16
-    top_k: int = 3
-    steps: int = 4
-    scheduler: SchedulerName = "ddim"
-    seed: int = 0
-    adaptive: bool = False
-    everywhere: bool = False
+    frames: Frames = Frames.THIS
     model_folder: str | None = None
     device: str = "auto"
-    frames: Frames = Frames.THIS
     adapter_folder: str | None = None
     adapter_even_if_worse: bool = False
-
-    def for_worker(self, targets: tuple[str, ...], slices: tuple[int, int] | None) -> ProposeRequest:
-        """The same for the engine."""
-        return ProposeRequest(
-            targets=targets,
-            proposals=self.proposals,
-            top_k=self.top_k,
-            steps=self.steps,
-            scheduler=self.scheduler,
-            seed=self.seed,
-            slices=slices,
-            adaptive=self.adaptive,
-            everywhere=self.everywhere,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +93,12 @@ class FrameJob:
     Attributes:
         image: its voxels and place.
         plan: how it is cut.
-        slices: half-open range, or ``None`` for all.
+        request: for the engine.
     """
 
     image: VolumeImage
     plan: SlicePlan
-    slices: tuple[int, int] | None
+    request: ProposeRequest
 
 
 class Client(Protocol):
@@ -158,14 +132,13 @@ class Run:
 
     Args:
         client: the worker.
-        request: what is wanted.
+        asked: what is wanted.
         frames: frames to work on, one after another; ``[None]`` for the volume as it is.
         prepare: voxels and slices of a frame; may raise ``ProGiDiffError``.
-        targets_of: what the prompt means to a model, given its vocabulary; may raise ``ProGiDiffError``.
 
     Attributes:
+        asked: as given; once the model is loaded, with its targets.
         job: the frame at work, once it has been prepared.
-        targets: canonical names, once the model is loaded.
         frameStarted: Signal(FrameJob).
         event: Signal(Event), of the proposing call; progress comes by ``progressed``.
         progressed: Signal(fraction, text, eta_s | None).
@@ -180,14 +153,12 @@ class Run:
     def __init__(
         self,
         client: Client,
-        request: RunRequest,
+        asked: RunRequest,
         frames: list[int | None],
-        prepare: Callable[[int | None], FrameJob],
-        targets_of: Callable[[tuple[str, ...]], tuple[str, ...]],
+        prepare: Callable[[RunRequest, int | None], FrameJob],
     ) -> None:
-        self.request = request
+        self.asked = asked
         self.job: FrameJob | None = None
-        self.targets: tuple[str, ...] = ()
         self.over = False
         self.frameStarted, self.event, self.progressed = Signal(), Signal(), Signal()
         self.finished, self.failed, self.cancelled = Signal(), Signal(), Signal()
@@ -195,18 +166,17 @@ class Run:
         self._frames = frames
         self._position = 0
         self._prepare = prepare
-        self._targets_of = targets_of
         self._call: Any = None
         self._began = 0.0
 
     def start(self) -> None:
         """Ask for the model, or go on with the one that is loaded."""
-        folder = self.request.model_folder or None
+        folder = self.asked.model_folder or None
         self._progress(0.0, _("starting the worker"), None)
-        if self._client.loaded is not None and self._client.loaded_from == (folder, self.request.device):
+        if self._client.loaded is not None and self._client.loaded_from == (folder, self.asked.device):
             self._on_loaded(self._client.loaded)
             return
-        self._follow(self._client.load(folder, self.request.device), self._on_loading, self._on_loaded)
+        self._follow(self._client.load(folder, self.asked.device), self._on_loading, self._on_loaded)
 
     def cancel(self) -> None:
         """Stop; ends by ``cancelled`` when the worker has stopped."""
@@ -238,12 +208,13 @@ class Run:
         self._attempt(self._begin, loaded)
 
     def _begin(self, loaded: Loaded) -> None:
-        self.targets = self._targets_of(tuple(loaded.vocabulary))
-        folder = self.request.adapter_folder or None
+        targets = tuple(target.key for target in parse_prompt(self.asked.prompt, loaded.vocabulary))
+        self.asked = replace(self.asked, request=replace(self.asked.request, targets=targets))
+        folder = self.asked.adapter_folder or None
         # Asked for each time: one that was tuned again lies in the same folder. The worker knows what it holds.
         if folder is not None:
             self._progress(_LOADED, _("loading the adapter"), None)
-            call = self._client.load_adapter(folder, self.request.adapter_even_if_worse)
+            call = self._client.load_adapter(folder, self.asked.adapter_even_if_worse)
             self._follow(call, self._on_loading, self._on_adapter)
         elif self._client.adapter is not None:
             self._follow(self._client.unload_adapter(), self._on_loading, self._on_adapter)
@@ -254,10 +225,10 @@ class Run:
         self._attempt(self._next_frame)
 
     def _next_frame(self) -> None:
-        self.job = self._prepare(self._frames[self._position])
+        self.job = self._prepare(self.asked, self._frames[self._position])
         image = self.job.image
         self._progress(_LOADED, _("sending the volume"), None)
-        plane, correct = self.job.plan.plane, self.request.correct_values
+        plane, correct = self.job.plan.plane, self.asked.correct_values
         stated = image.modality or image.stated_modality or None
         call = self._client.set_image(image.array_kji, image.affine, stated, plane, correct)
         self._follow(call, self._on_sending, self._on_image)
@@ -281,8 +252,7 @@ class Run:
         self._began = time.monotonic()
         self.frameStarted.emit(job)
         if not self.over:
-            call = self._client.propose(self.request.for_worker(self.targets, job.slices))
-            self._follow(call, self._on_event, self._on_proposed)
+            self._follow(self._client.propose(job.request), self._on_event, self._on_proposed)
 
     def _on_event(self, event: Event) -> None:
         if self.over:
@@ -443,34 +413,27 @@ class ProposalSession:
         """Why the proposals do not belong to their volume any more, as a sentence; ``None`` while they do."""
         return None if self.store is None else still_same(self._scene, self.store.fingerprint)
 
-    def start(self, request: RunRequest) -> None:
+    def start(self, asked: RunRequest) -> None:
         """Ask for proposals. A run that is under way is cancelled first; earlier proposals stay until new ones arrive.
 
         Raises:
             ProGiDiffError: the volume, the slices or the prompt cannot be used; nothing has changed then.
         """
-        card = self._card(request.model_folder)
+        card = self._card(asked.model_folder)
         if card is not None:
-            parse_prompt(request.prompt, card.vocabulary)
-        first = self._prepare(request, None)
-        playing = frames(self._scene.GetNodeByID(request.volume_node_id))
+            parse_prompt(asked.prompt, card.vocabulary)
+        first = self._prepare(asked, None)
+        playing = frames(self._scene.GetNodeByID(asked.volume_node_id))
         wanted: list[int | None] = [first.image.frame]
-        if playing is not None and request.frames == Frames.ALL:
+        if playing is not None and asked.frames == Frames.ALL:
             wanted = list(range(playing.count))
-        if first.slices is not None:
-            # "This slice" is the one that is looked at now, whatever is looked at when the model is loaded.
-            plane = first.plan.plane  # and a range is one of the plane that was seen when it was chosen
-            request = replace(request, extent=Extent.RANGE, start=first.slices[0], stop=first.slices[1], plane=plane)
+        if first.request.slices is not None:
+            # "This slice" is the one that is looked at now, whatever is looked at when the model is loaded; and a range is
+            # one of the plane that was seen when it was chosen.
+            asked = replace(asked, extent=Extent.RANGE, request=first.request, plane=first.plan.plane)
         self._supersede()
         self.failure = None
-        run = Run(
-            self._client,
-            request,
-            wanted,
-            lambda frame: self._prepare(request, frame),
-            lambda vocabulary: tuple(target.key for target in parse_prompt(request.prompt, vocabulary)),
-        )
-        self._run = run
+        self._run = run = Run(self._client, asked, wanted, self._prepare)
         run.frameStarted.connect(self._on_frame)
         run.event.connect(self._on_event)
         run.progressed.connect(self.progressChanged.emit)
@@ -511,15 +474,12 @@ class ProposalSession:
                 return ModelCard.read(loaded.card)
         return card_here(folder)
 
-    def _prepare(self, request: RunRequest, frame: int | None) -> FrameJob:
-        image = volume_image(self._scene.GetNodeByID(request.volume_node_id or ""), frame)
-        geometry = image.geometry
-        card = self._card(request.model_folder)
-        plan = plan_slices(geometry, request.plane or None, USUAL_PLANES if card is None else card.planes)
-        slices = slices_of_extent(
-            request.extent, geometry, plan, request.start, request.stop, request.point_ras, self._scene
-        )
-        return FrameJob(image, plan, slices)
+    def _prepare(self, asked: RunRequest, frame: int | None) -> FrameJob:
+        image = volume_image(self._scene.GetNodeByID(asked.volume_node_id or ""), frame)
+        card = self._card(asked.model_folder)
+        plan = plan_slices(image.geometry, asked.plane or None, USUAL_PLANES if card is None else card.planes)
+        slices = slices_of_extent(asked.extent, asked.request.slices, image.geometry, plan, self._scene)
+        return FrameJob(image, plan, replace(asked.request, slices=slices))
 
     def _supersede(self) -> None:
         """End the run that is under way, if there is one, so that a new one can begin at once."""
@@ -537,8 +497,8 @@ class ProposalSession:
     def _on_frame(self, job: FrameJob) -> None:
         run = self._run
         if run is not None and self._same(job.image.fingerprint):
-            store = ProposalStore(job.image, run.targets, run.request.prompt, job.slices, job.plan.plane)
-            store.request = run.request
+            store = ProposalStore(job.image, job.request, run.asked.prompt, job.plan.plane)
+            store.corrected = run.asked.correct_values
             store.model_id = "" if self._client.loaded is None else self._client.loaded.model_id
             store.adapter_id = "" if self._client.adapter is None else self._client.adapter.adapter_id
             self._arriving = store
@@ -547,15 +507,21 @@ class ProposalSession:
         store = self._arriving
         if isinstance(event, WarningEvent):
             self.warned.emit(event)
-        elif store is not None and isinstance(event, SliceEvent | RankingEvent) and self._same(store.fingerprint):
+        elif (
+            store is not None
+            and isinstance(event, SliceEvent | TidiedEvent | RankingEvent)
+            and self._same(store.fingerprint)
+        ):
             try:
                 self._take(store, event)
             except ProGiDiffError as error:
                 self._abandon()
                 self._on_failed(str(error), None)
 
-    def _take(self, store: ProposalStore, event: SliceEvent | RankingEvent) -> None:
+    def _take(self, store: ProposalStore, event: SliceEvent | TidiedEvent | RankingEvent) -> None:
         store.add(event)
+        if isinstance(event, TidiedEvent):
+            return  # the ranking follows, and with it all that has changed is shown
         if isinstance(event, SliceEvent):
             self._shelf.keep(store)
             if event.target == store.targets[0] and self._shelf.look(store):
@@ -611,7 +577,7 @@ class ProposalSession:
         if self._closing or node is None:
             return
         run = self._run
-        concerned = self._shelf.volume_ids | ({run.request.volume_node_id} if run is not None else set())
+        concerned = self._shelf.volume_ids | ({run.asked.volume_node_id} if run is not None else set())
         if node.GetID() in concerned:
             self._drop(_("The volume was removed; its proposals were dropped."))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from progidiff.cards import ModelCard, Window
 from progidiff.model.build import build_from_stable_diffusion
 from progidiff.model.folder import ProGiDiffModel
 from progidiff.wire.messages import DoneEvent, Event, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
+
+from .worker_pipe import Peer, scripted_command
 
 #: Settings of a training of two steps.
 TINY_RUN: dict[str, Any] = {
@@ -48,53 +51,35 @@ def write_tiny_sd(folder: Path, *, variant: str | None = None, **unet_settings: 
 
     torch.manual_seed(1)
     words = write_clip_tokenizer(folder / "tokenizer")
-    unet = UNet2DConditionModel(
-        **{
-            "sample_size": 8,
-            "block_out_channels": (16, 32),
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "layers_per_block": 1,
-            "cross_attention_dim": 32,
-            "attention_head_dim": 2,
-            "norm_num_groups": 8,
-            **unet_settings,
-        }
-    )
+    settings = {
+        "sample_size": 8, "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "cross_attention_dim": 32,
+        "attention_head_dim": 2, "norm_num_groups": 8, **unet_settings,
+    }  # fmt: skip
+    unet = UNet2DConditionModel(**settings)
     vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16), down_block_types=("DownEncoderBlock2D",) * 3, latent_channels=4, norm_num_groups=4,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=words,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            bos_token_id=words - 2,
-            eos_token_id=words - 1,
-            projection_dim=32,
-        )
-    )
+    )  # fmt: skip
+    config = CLIPTextConfig(
+        vocab_size=words, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=words - 2, eos_token_id=words - 1, projection_dim=32,
+    )  # fmt: skip
+    text = CLIPTextModel(config)
     unet.save_pretrained(folder / "unet", variant=variant)
     vae.save_pretrained(folder / "vae", variant=variant)
     text.save_pretrained(folder / "text_encoder", variant=variant)
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     ).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+    names = {
+        "unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "PNDMScheduler",
+        "text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer",
+    }  # fmt: skip
+    index: dict[str, Any] = {
+        key: ["transformers" if name.startswith("CLIP") else "diffusers", name] for key, name in names.items()
     }
+    index["_class_name"] = "StableDiffusionPipeline"
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
@@ -106,23 +91,22 @@ def build_tiny(sd_folder: Path, out: Path, **settings: Any) -> ProGiDiffModel:
     )
 
 
+def tiny_card(**changes: Any) -> ModelCard:
+    """A card of a model for CT and MR, with 32 pixels of 8 mm and three targets."""
+    fields: dict[str, Any] = {
+        "model_id": "tiny", "name": "tiny", "licence": "none", "modalities": ["CT", "MR"],
+        "vocabulary": ["liver", "spleen", "left kidney"], "image_size": 32, "spacing_mm": 8.0,
+        "windows": {"CT": Window(kind="hu", low=-160, high=240), "MR": Window(kind="percentile", low=1, high=99)},
+        "latent_shift": [0.0] * 4, "latent_scale": [1.0] * 4, "trainable_parameters": 0,
+    }  # fmt: skip
+    return ModelCard(**fields | changes)
+
+
 @pytest.fixture
 def cpu_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reading of the CPU clock finds it one second later, so that a training's steps do not hang on the machine."""
     seconds = itertools.count()
     monkeypatch.setattr(time, "process_time", lambda: float(next(seconds)))
-
-
-@pytest.fixture(scope="session")
-def make_tiny_sd() -> Callable[..., Path]:
-    """``write_tiny_sd(folder, variant=None, **unet_settings)``."""
-    return write_tiny_sd
-
-
-@pytest.fixture(scope="session")
-def make_tiny_model() -> Callable[..., ProGiDiffModel]:
-    """``build_tiny(sd_folder, out, **settings)``."""
-    return build_tiny
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +131,13 @@ def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, quiet = tmp_path_factory.mktemp("trained"), Watch(log=lambda line: None)
     train_base(TrainingData(synthetic="phantoms"), folder / "model", folder / "work", RunSettings(**TINY_RUN), quiet)
     return folder / "model"
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """A worker with a scripted engine, seen through bare pipes."""
+    with Peer(scripted_command()) as started:
+        yield started
 
 
 @dataclass
@@ -194,7 +185,7 @@ class Recording:
 def sample(engine: Any, *targets: str, cancelled: Callable[[], bool] = lambda: False, **request: Any) -> Recording:
     """Run one request to its end."""
     recording = Recording()
-    settings = {"proposals": 4, "steps": 2, **request}
+    settings = {"proposals": 4, "steps": 2, "keep_pieces": True, **request}
     engine.propose(ProposeRequest(targets or ("liver",), **settings), recording.events.append, cancelled)
     return recording
 
@@ -212,12 +203,6 @@ def phantom(slices: int = 4) -> tuple[np.ndarray, np.ndarray]:
     affine = np.diag([3.5, 4.0, 7.0, 1.0])
     affine[:3, 3] = -60, 35, 102
     return volume, affine
-
-
-@pytest.fixture(scope="session")
-def run_engine() -> Callable[..., Recording]:
-    """``sample(engine, *targets, cancelled=..., **request)``: 4 proposals in 2 steps of "liver", unless said otherwise."""
-    return sample
 
 
 @pytest.fixture(scope="session")
@@ -269,10 +254,27 @@ def headed_folder(responsive_folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def engine(responsive_folder: Path) -> Any:
-    """An engine of its own for each test, with the phantom as its image."""
+def own_engine(responsive_folder: Path) -> Any:
+    """An engine for a test that changes the model, with the phantom as its image."""
     from progidiff.sampling.engine import Engine
 
     loaded = Engine.load(responsive_folder, "cpu")
     loaded.set_image(*phantom(), "CT")
     return loaded
+
+
+@pytest.fixture(scope="session")
+def _model(responsive_folder: Path) -> ProGiDiffModel:
+    from progidiff.sampling.engine import Engine
+
+    return Engine.load(responsive_folder, "cpu").model
+
+
+@pytest.fixture
+def engine(_model: ProGiDiffModel) -> Any:
+    """An engine with the phantom as its image; its model is every test's, and stays as it is."""
+    from progidiff.sampling.engine import Engine
+
+    engine = Engine(_model)
+    engine.set_image(*phantom(), "CT")
+    return engine

@@ -1,9 +1,10 @@
 """A worker process that invents organs: real pipes, protocol, ranking and geometry, for tests of the command line.
 
 Run as ``python organs_worker.py [JSON]``. The script may hold ``absent`` (targets of which every proposal but the last is
-empty), ``never`` (every proposal is empty), ``block`` (proposals per block, as in adaptive sampling), ``pause`` (seconds
-per slice), ``note`` (a file that says ``sampling``, and later ``cancelled`` if that happened), ``crash_after`` (slices after
-which the process dies), ``skip_slice`` (a slice that is left out), ``fail_load`` (a message).
+empty), ``never`` (every proposal is empty), ``speck`` (so many proposals have an island), ``block`` (proposals per block,
+as in adaptive sampling), ``pause`` (seconds per slice), ``note`` (a file that says ``sampling``, and later ``cancelled`` if
+that happened), ``crash_after`` (slices after which the process dies), ``skip_slice`` (a slice that is left out),
+``fail_load`` (a message).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,19 +21,10 @@ from typing import Any
 import numpy as np
 
 from progidiff.errors import CancelledError, ModelError
-from progidiff.proposals.ranking import ranking_event
-from progidiff.proposals.votes import gram_matrix
+from progidiff.proposals.proposals import Proposals
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import plan_slices
-from progidiff.wire.messages import (
-    DoneEvent,
-    Event,
-    ImageInfo,
-    ProgressEvent,
-    ProposeRequest,
-    SliceEvent,
-    WarningEvent,
-)
+from progidiff.wire.messages import DoneEvent, Event, ImageInfo, ProgressEvent, ProposeRequest, SliceEvent, WarningEvent
 from progidiff.worker.server import serve
 
 SCRIPT: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
@@ -97,6 +89,7 @@ class OrganEngine:
         done = 0
         for target in request.targets:
             masks = {index: self._masks(target, index, slices, request) for index in slices}
+            proposals = Proposals(target, self.plan, slices)
             for index in slices:
                 if cancelled():
                     raise CancelledError("The request was cancelled.")
@@ -107,11 +100,17 @@ class OrganEngine:
                 emit(ProgressEvent("sampling", fraction, index, index - slices.start, len(slices), target, 1.5))
                 time.sleep(SCRIPT.get("pause", 0))
                 if index != SCRIPT.get("skip_slice"):
-                    self._emit_slice(target, index, masks[index], emit)
+                    for event in self._slice_events(target, index, masks[index]):
+                        proposals.add(event)
+                        emit(event)
                 done += 1
-            gram = gram_matrix(np.stack(list(masks.values()), axis=1))
+            for tidied in () if request.keep_pieces else proposals.tidy():
+                emit(tidied)
             reason = f"All {request.proposals} proposals were sampled."
-            emit(ranking_event(target, gram, request, self.geometry.voxel_volume_ml, reason))
+            ranking = proposals.rank(request, self.geometry.voxel_volume_ml, reason)
+            emit(ranking)
+            if ranking.empty_share >= 0.5:
+                emit(WarningEvent("empty", f"{target}: {ranking.empty_share:.0%} of the proposals are empty."))
         emit(DoneEvent("organs-1", request.proposals, {"sampling": time.monotonic() - began}, 12.5))
 
     def _masks(self, target: str, index: int, slices: range, request: ProposeRequest) -> np.ndarray:
@@ -130,14 +129,16 @@ class OrganEngine:
             stack[:-1] = False
         if target in SCRIPT.get("never", []):
             stack[:] = False
+        if index == slices.start + 1:
+            stack[: SCRIPT.get("speck", 0), 3:5, 3:6] = True
         return stack
 
-    def _emit_slice(self, target: str, index: int, masks: np.ndarray, emit: Callable[[Event], None]) -> None:
+    def _slice_events(self, target: str, index: int, masks: np.ndarray) -> Iterator[SliceEvent]:
         block = SCRIPT.get("block", len(masks))
         for first in range(0, len(masks), block):
             part = masks[first : first + block]
             mean = masks.mean(axis=0, dtype=np.float32) if first + block >= len(masks) else None
-            emit(SliceEvent(target, index, first, part, mean))
+            yield SliceEvent(target, index, first, part, mean)
 
 
 if __name__ == "__main__":

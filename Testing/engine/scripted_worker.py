@@ -82,7 +82,6 @@ class ScriptedEngine:
         getattr(self, f"_{self.mode}", self._work)(request, emit, cancelled)
 
     def _work(self, request: ProposeRequest, emit: Callable[[Event], None], cancelled: Callable[[], bool]) -> None:
-        assert self.image is not None
         count = self.image.shape[0]
         for target in request.targets:
             if target not in self.card.vocabulary:

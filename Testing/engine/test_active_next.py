@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import progidiff
-from progidiff.active.disagreement import NextSettings, measure
+from progidiff.active.disagreement import measure
 from progidiff.active.record import NextDocument
 from progidiff.active.search import find_volumes, fingerprint, rank_folder
 from progidiff.cli.app import app
@@ -25,8 +25,10 @@ from progidiff.outputs.segmentation import write_volume
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
+from progidiff.wire.messages import NextSettings
 
 from ..volume_examples import oriented, ramp, write_dicom_series
+from .worker_pipe import tell
 
 SETTINGS = NextSettings(proposals=3, steps=1, slices=2, closer=1, modality="CT")
 OPTIONS = ["--proposals", "3", "--steps", "1", "--slices", "2", "--closer", "1", "--device", "cpu"]
@@ -56,7 +58,7 @@ def search(engine: Engine, folder: Path, out: Path, **more: Any) -> tuple[NextDo
     events: list[dict[str, Any]] = []
     settings = more.pop("settings", SETTINGS)
     targets = more.pop("targets", ["liver", "spleen"])
-    return rank_folder(engine, folder, targets, out, settings, events.append, **more), events
+    return rank_folder(engine, folder, targets, out, settings, tell(events), **more), events
 
 
 def test_volumes_are_found_below_and_label_maps_are_not(folder: Path, make_phantom: Callable[..., Any]) -> None:
@@ -262,12 +264,12 @@ def test_unreadable_volumes_are_listed_and_tried_again(
 
 def test_stopping_keeps_what_was_measured(loaded: Engine, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "next.json"
-    measured: list[str] = []
+    told: list[dict[str, Any]] = []
 
-    def tell(event: dict[str, Any]) -> None:
-        measured.extend([event["item"]["path"]] if event["event"] == "volume" else [])
+    def measured() -> bool:
+        return any(event["event"] == "volume" for event in told)
 
-    document = rank_folder(loaded, folder, ["liver"], out, SETTINGS, tell, cancelled=lambda: bool(measured))
+    document = rank_folder(loaded, folder, ["liver"], out, SETTINGS, tell(told), cancelled=measured)
     assert len(document.volumes) == 1
     assert not document.complete
     finished, events = search(loaded, folder, out, targets=["liver"])

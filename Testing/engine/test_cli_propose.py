@@ -11,9 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from progidiff.cli.propose import understand
 from progidiff.cli.writing import choose_slices, volume_spread
-from progidiff.errors import PromptError
 from progidiff.outputs.document import ProposalsDocument, read_document
 from progidiff.outputs.segmentation import write_volume
 from progidiff.volumes.geometry import Geometry
@@ -57,7 +55,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Liver found, spleen found, pancreas in one of eight proposals; 5 of 8 slices."""
     folder = tmp_path_factory.mktemp("result")
     ran = propose(
-        image_file(folder / "ct.nii.gz"),
+        image_file(folder / "Müller 肝.nii.gz"),
         folder / "out",
         *("--prompt", "Leber; Milz", "--prompt", "pancreas and liver"),
         *("--proposals", "8", "--top-k", "3", "--seed", "5", "--slices", "2:7", "--everywhere"),
@@ -80,13 +78,35 @@ def test_the_record_says_what_was_asked_and_who_answered(result: Path) -> None:
     assert document.request.prompts == ["Leber; Milz", "pancreas and liver"]
     assert document.request.seed == 5
     assert (document.request.adaptive, document.request.everywhere) == (False, True)
-    assert (document.input.name, document.input.slices, document.input.slice_count) == ("ct.nii.gz", (2, 7), 8)
+    assert (document.input.name, document.input.slices, document.input.slice_count) == ("Müller 肝.nii.gz", (2, 7), 8)
     assert document.input.content_hash == "0123abcd"
     assert (document.model.id, document.model.device, document.model.licence) == ("organs-1", "cpu", "CC0")
     assert {"sampling", "all together"} <= set(document.timing_s)
     prompts = {target.target: target.prompt for target in document.targets}
     assert prompts == {"liver": "Leber; Milz", "spleen": "Leber; Milz", "pancreas": "pancreas and liver"}
     assert {target.target: target.snomed_code for target in document.targets}["liver"] == "10200004"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_islands_are_dropped_unless_pieces_are_kept(tmp_path: Path, kept: bool) -> None:
+    image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    options = ("--prompt", "liver", "--proposals", "4", "--top-k", "4", *(["--keep-pieces"] if kept else []))
+    ran = propose(image, out, *options, speck=2)
+    assert ran.exit_code == 0, ran.output
+    document = read_document(out / "proposals.json")
+    assert document.request.keep_pieces == kept
+    (target,) = document.targets
+    island = 6 * 2 * 2 * 5 / 1000
+    assert [p.dropped_pieces for p in target.proposals] == ([0] * 4 if kept else [1, 1, 0, 0])
+    assert [p.dropped_ml for p in target.proposals] == pytest.approx([0.0] * 4 if kept else [island, island, 0, 0])
+    masks = segments_of(out / "proposals.seg.nrrd")
+    for proposal in target.proposals:
+        if proposal.segment is not None:
+            mask, _ = masks[proposal.segment]
+            assert mask[1, 3:5, 3:6].all() == mask[1, 3:5, 3:6].any() == (kept and proposal.index < 2)
+            assert mask.sum() * 0.02 == pytest.approx(proposal.millilitres)
+    assert bool(voxels(out / "agreement_liver.nii.gz")[1, 3, 3]) == kept
+    assert ("1 piece dropped (0.12 mL)" in (out / "report.html").read_text(encoding="utf-8")) != kept
 
 
 def test_ranks_duplicates_and_picks_add_up(result: Path) -> None:
@@ -122,13 +142,6 @@ def test_segments_are_the_best_proposals_voxel_by_voxel(result: Path) -> None:
         assert target.snomed_code in tags["TerminologyEntry"]
 
 
-def test_segments_of_a_target_have_shades_of_its_colour(result: Path) -> None:
-    colours = {name: fields["Color"] for name, (_, fields) in segments_of(result / "proposals.seg.nrrd").items()}
-    assert len(set(colours.values())) == len(colours)
-    first = next(colour for name, colour in colours.items() if name.startswith("liver 1"))
-    assert [round(255 * float(c)) for c in first.split()] == [221, 130, 101]
-
-
 def test_agreement_and_ensemble_fit_each_other_and_the_volumes(result: Path) -> None:
     document = read_document(result / "proposals.json")
     segments = segments_of(result / "proposals.seg.nrrd")
@@ -162,22 +175,27 @@ def test_an_absent_organ_gives_an_empty_result_that_says_so(result: Path) -> Non
     assert warning.message == "No pancreas was found in these slices: 7 of 8 proposals (88 %) are empty."
     segments = segments_of(result / "proposals.seg.nrrd")
     assert not segments["pancreas 1 (empty)"][0].any()
-    assert "Not found in these slices" in (result / "report.html").read_text(encoding="utf-8")
+    html = (result / "report.html").read_text(encoding="utf-8")
+    assert "Not found in these slices" in html
+    assert html.count("data:image/png;base64,") == 18
 
 
 def test_an_organ_that_no_proposal_holds(tmp_path: Path) -> None:
     ran = propose(image_file(tmp_path / "ct.nii.gz"), tmp_path / "out", "--prompt", "spleen", never=["spleen"])
     assert ran.exit_code == 0, ran.output
-    assert "16 of 16 proposals (100 %) are empty" in ran.stderr
+    told = [line for line in ran.stderr.splitlines() if "empty" in line]
+    assert len(told) == 1, "said once"
+    assert "16 of 16 proposals (100 %) are empty" in told[0]
     assert "not found" in ran.stdout
-    target = read_document(tmp_path / "out" / "proposals.json").targets[0]
+    document = read_document(tmp_path / "out" / "proposals.json")
+    assert [warning.code for warning in document.warnings] == ["invented", "not_found"]
+    target = document.targets[0]
     assert (target.empty_share, target.ensembles_ml.staple, target.found) == (1.0, 0.0, False)
     assert not voxels(tmp_path / "out" / "agreement_spleen.nii.gz").any()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plane", [None, "coronal", "sagittal"])
-@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PSR", "SRA"])
+@pytest.mark.parametrize(("orientation", "plane"), [("RAS", None), ("PSR", "coronal"), ("SRA", "sagittal")])
 def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, plane: str | None, tmp_path: Path) -> None:
     c, s = np.cos(np.deg2rad(12)), np.sin(np.deg2rad(12))
     affine = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]])
@@ -206,20 +224,10 @@ def test_results_lie_where_the_organ_lies_in_any_orientation(orientation: str, p
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
-    image = image_file(tmp_path / "ct.nii.gz")
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        assert propose(image, tmp_path / name, "--prompt", "liver", "--proposals", "4", "--seed", seed).exit_code == 0
-    a, b, c = ((tmp_path / name / "proposals.seg.nrrd").read_bytes() for name in "abc")
-    assert a == b
-    assert a != c
-
-
-@pytest.mark.slow
 def test_an_earlier_result_is_replaced_and_other_files_are_respected(tmp_path: Path) -> None:
-    image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
-    assert propose(image, out, "--prompt", "liver", "--proposals", "2").exit_code == 0
-    assert propose(image, out, "--prompt", "spleen", "--proposals", "2").exit_code == 0
+    image, out = image_file(tmp_path / "Müller 肝.nii.gz"), tmp_path / "out"
+    for prompt in ("liver", "spleen"):
+        assert propose(image, out, "--prompt", prompt, "--proposals", "2").exit_code == 0
     assert not (out / "ensemble_liver.nii.gz").exists()
     (out / "my notes.txt").write_text("mine", encoding="utf-8")
     refused = propose(image, out, "--prompt", "liver", "--proposals", "2")
@@ -230,7 +238,7 @@ def test_an_earlier_result_is_replaced_and_other_files_are_respected(tmp_path: P
 
 
 def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(tmp_path: Path) -> None:
-    image, out = image_file(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    image, out = image_file(tmp_path / "Müller 肝.nii.gz"), tmp_path / "out"
     ran = propose(image, out, "--prompt", "left kidney", "--proposals", "2", "--json")
     assert ran.exit_code == 0, ran.output
     assert ProposalsDocument.model_validate_json(ran.stdout) == read_document(out / "proposals.json")
@@ -238,14 +246,9 @@ def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(tmp_path: Path
     assert "about 2 s left" in ran.stderr
     assert "Warning: These proposals are <b>invented</b>." in ran.stderr
     assert (out / "ensemble_left_kidney.nii.gz").exists()
-
-
-def test_the_report_shows_every_target_with_pictures(result: Path) -> None:
-    html = (result / "report.html").read_text(encoding="utf-8")
-    assert html.count("data:image/png;base64,") == 18
-    assert "&lt;b&gt;invented&lt;/b&gt;" in html
-    for target in ("liver", "spleen", "pancreas"):
-        assert f"with the agreement map of {target}" in html
+    before = (out / "proposals.seg.nrrd").read_bytes()
+    assert propose(image, out, "--prompt", "left kidney", "--proposals", "2").exit_code == 0
+    assert (out / "proposals.seg.nrrd").read_bytes() == before, "the same seed gives the same file"
 
 
 def test_one_series_of_a_dicom_folder_with_what_is_to_be_said_of_it(tmp_path: Path) -> None:
@@ -269,31 +272,9 @@ def test_one_series_of_a_dicom_folder_with_what_is_to_be_said_of_it(tmp_path: Pa
     seen = nib.load(tmp_path / "out" / "agreement_liver.nii.gz")
     assert np.abs(seen.affine - grid.affine).max() < 0.1
 
-    refused = propose(image_file(tmp_path / "ct.nii.gz"), tmp_path / "no", "--prompt", "liver", "--series", "3")
+    refused = propose(image_file(tmp_path / "Müller 肝.nii.gz"), tmp_path / "no", "--prompt", "liver", "--series", "3")
     assert refused.exit_code == 2
     assert "no series to choose" in refused.stderr
-
-
-def test_a_real_ct_gets_results_on_its_own_grid_and_slice(shared_data: Path, tmp_path: Path) -> None:
-    image = shared_data / "permissive" / "totalsegmentator_tests" / "example_ct_sm.nii.gz"
-    ran = propose(image, tmp_path / "out", "--prompt", "spleen and liver", "--slices", "14", "--proposals", "4")
-    assert ran.exit_code == 0, ran.output
-    stored, made = nib.load(image), nib.load(tmp_path / "out" / "ensemble_liver.nii.gz")
-    np.testing.assert_array_equal(made.affine, stored.affine)
-    assert made.shape == stored.shape
-    filled = np.asarray(made.dataobj).any(axis=(0, 1))
-    assert np.flatnonzero(filled).tolist() == [14]
-
-
-def test_prompts_are_understood_once_each_in_their_order() -> None:
-    wanted = understand(["Milz und Leber", "liver, spleen; pancreas"], ["liver", "spleen", "pancreas"])
-    assert [(w.target.key, w.prompt) for w in wanted] == [
-        ("spleen", "Milz und Leber"),
-        ("liver", "Milz und Leber"),
-        ("pancreas", "liver, spleen; pancreas"),
-    ]
-    with pytest.raises(PromptError):
-        understand([], ["liver"])
 
 
 def test_choose_slices_shows_the_fullest_and_spreads() -> None:
@@ -302,12 +283,7 @@ def test_choose_slices_shows_the_fullest_and_spreads() -> None:
     assert choose_slices(np.array([0, 3, 1, 0])) == [1, 2]
     chosen = choose_slices(np.bincount(np.repeat(np.arange(10, 40), 3), minlength=60))
     assert len(chosen) == 3
-    assert chosen == sorted(set(chosen))
-    assert 10 <= chosen[0] < chosen[-1] < 40
-    assert chosen[-1] - chosen[0] >= 10
-    peak = np.ones(30)
-    peak[7] = 50
-    assert 7 in choose_slices(peak)
+    assert 10 <= chosen[0] < chosen[0] + 10 <= chosen[-1] < 40
 
 
 @pytest.mark.slow

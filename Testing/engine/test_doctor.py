@@ -13,9 +13,10 @@ import pytest
 from typer.testing import Result
 
 from progidiff import __version__, doctor
-from progidiff.cards import ModelCard, Window, save_card
+from progidiff.cards import save_card
 
 from .command_support import invoke, organs
+from .conftest import tiny_card
 
 PROBE = """print('a line of chatter')
 print('{"version": "2.9.0", "cuda_build": %s, "threads": 2, "cuda_devices": %s}')"""
@@ -36,20 +37,7 @@ def quick_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "modèle"
     folder.mkdir()
-    card = ModelCard(
-        model_id="tiny-1",
-        name="Tiny",
-        licence="CC0",
-        modalities=["CT"],
-        vocabulary=["liver"],
-        windows={"CT": Window(kind="hu", low=-160, high=240)},
-        image_size=64,
-        spacing_mm=3,
-        latent_shift=[0.0],
-        latent_scale=[1.0],
-        trainable_parameters=12,
-    )
-    save_card(card, folder)
+    save_card(tiny_card(model_id="tiny-1", name="Tiny", modalities=["CT"], vocabulary=["liver"]), folder)
     return folder
 
 
@@ -76,22 +64,18 @@ def test_a_sound_installation_is_told_so() -> None:
 
 
 @pytest.mark.usefixtures("quick_torch")
-def test_a_missing_package_ends_with_1_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_ends_with_1_and_an_optional_one_is_only_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "OPTIONAL_PACKAGES", {"no-such-thing": "nothing at all"})
+    result = run("--json")
+    assert result.exit_code == 0
+    check = next(c for c in json.loads(result.stdout)["checks"] if c["name"] == "no-such-thing")
+    assert check["status"] == "warning"
+    assert "only needed for nothing at all" in check["detail"]
     monkeypatch.setattr(doctor, "REQUIRED_PACKAGES", ("numpy", "no-such-package"))
     result = run()
     assert result.exit_code == 1
     assert "Missing: no-such-package." in result.stdout
     assert "pip install no-such-package" in " ".join(result.stdout.split())
-
-
-@pytest.mark.usefixtures("quick_torch")
-def test_an_optional_package_is_only_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "OPTIONAL_PACKAGES", {"no-such-package": "nothing at all"})
-    result = run("--json")
-    assert result.exit_code == 0
-    check = next(c for c in json.loads(result.stdout)["checks"] if c["name"] == "no-such-package")
-    assert check["status"] == "warning"
-    assert "only needed for nothing at all" in check["detail"]
 
 
 @pytest.mark.usefixtures("quick_torch")
@@ -122,21 +106,19 @@ def test_the_real_torch_is_asked_in_a_process_of_its_own() -> None:
     assert check.data["threads"] >= 1
 
 
-def test_torch_devices_are_named() -> None:
-    gpu = '[{"name": "Some GPU", "memory_mb": 24576}]'
-    check = doctor.check_torch(probe('"12.8"', gpu))
+def test_torch_devices_and_little_space_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = doctor.check_torch(probe('"12.8"', '[{"name": "Some GPU", "memory_mb": 24576}]'))
     assert (check.status, check.detail) == ("ok", "CUDA: Some GPU (24 GiB)")
     assert "a CPU build" in doctor.check_torch(probe("null", "[]")).detail
     assert "built for CUDA 12.8" in doctor.check_torch(probe('"12.8"', "[]")).detail
+    monkeypatch.setattr(doctor, "LITTLE_DISK", 1 << 60)
+    monkeypatch.setattr(doctor, "LITTLE_MEMORY", 1 << 60)
+    assert {check.status for check in (doctor._memory(), *doctor._disks())} == {"warning"}
 
 
 @pytest.mark.parametrize(
     ("program", "cause"),
-    [
-        ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart"),
-        ("import os; os.kill(os.getpid(), 9)", "exit code"),
-        ("pass", "exit code 0"),
-    ],
+    [("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart"), ("pass", "exit code 0")],
 )
 def test_a_torch_that_cannot_be_imported_is_missing(program: str, cause: str) -> None:
     check = doctor.check_torch([sys.executable, "-c", program])
@@ -145,23 +127,19 @@ def test_a_torch_that_cannot_be_imported_is_missing(program: str, cause: str) ->
     assert check.advice
 
 
-def test_the_model_folder_and_its_card(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_torch")
+def test_the_model_folder_and_its_card(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_worker", lambda *arguments: iter(()))
     check = doctor.check_model_folder(str(model_folder))
     assert check.status == "ok"
     assert "Tiny (tiny-1, CT" in check.detail
     assert check.data["card"]["vocabulary"] == ["liver"]
     assert check.data["bytes"] > 100
 
+    assert "Model folder" in [check.name for check in doctor.examine(str(model_folder)).checks]
     (model_folder / "model_card.json").write_text("{", encoding="utf-8")
     assert doctor.check_model_folder(str(model_folder)).status == "missing"
     assert doctor.check_model_folder(str(tmp_path / "nowhere")).status == "missing"
-
-
-@pytest.mark.usefixtures("quick_torch")
-def test_the_local_model_folder_is_looked_at(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "check_worker", lambda *arguments: iter(()))
-    names = [check.name for check in doctor.examine(str(model_folder)).checks]
-    assert "Model folder" in names
 
 
 def test_python_outside_the_window_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +147,6 @@ def test_python_outside_the_window_is_missing(monkeypatch: pytest.MonkeyPatch) -
     check = doctor._python()
     assert check.status == "missing"
     assert check.advice == "Use Python 3.98 to 3.99."
-
-
-def test_little_space_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LITTLE_DISK", 1 << 60)
-    monkeypatch.setattr(doctor, "LITTLE_MEMORY", 1 << 60)
-    assert {check.status for check in (doctor._memory(), *doctor._disks())} == {"warning"}
 
 
 def test_the_doctor_itself_imports_nothing_heavy() -> None:

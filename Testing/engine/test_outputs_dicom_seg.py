@@ -72,19 +72,16 @@ def disjoint(segments: list[Segment]) -> list[Segment]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("apart", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize(
-    ("geometry", "shifts"),
+    ("geometry", "shifts", "apart"),
     [
-        (GEOMETRIES["LPS"], None),
-        (GEOMETRIES["anisotropic"], None),
-        (GEOMETRIES["single slice"], None),
-        (GEOMETRIES["PSR"], None),
-        (THIN, None),
-        (TILTED, None),
-        (oriented("LPS", (9, 8, 6), (0.75, 0.75, 5.0)), {2: (0.0, 0.0, 0.04)}),
+        (GEOMETRIES["single slice"], None, False),
+        (GEOMETRIES["PSR"], None, True),
+        (THIN, None, False),
+        (TILTED, None, False),
+        (oriented("LPS", (9, 8, 6), (0.75, 0.75, 5.0)), {2: (0.0, 0.0, 0.04)}, True),
     ],
-    ids=["axial", "anisotropic", "one slice", "sagittal", "thin", "oblique", "rounded positions"],
+    ids=["one slice", "sagittal and disjoint", "thin", "oblique", "rounded positions and disjoint"],
 )
 def test_every_voxel_lies_where_it_lay(
     geometry: Geometry, shifts: dict[int, tuple[float, float, float]] | None, apart: bool, tmp_path: Path
@@ -130,7 +127,7 @@ def test_every_voxel_lies_where_it_lay(
 
 
 # Of sizes that fill whole bytes: ITK's reader of single bits leaves out what does not fill the last one.
-@pytest.mark.parametrize("geometry", [GEOMETRIES["LPS"], THIN, oblique((24, 20, 12))], ids=["axial", "thin", "oblique"])
+@pytest.mark.parametrize("geometry", [THIN, oblique((24, 20, 12))], ids=["thin", "oblique"])
 def test_itk_reads_the_grid(geometry: Geometry, tmp_path: Path) -> None:
     volume = patient_series(tmp_path / "series", geometry)
     mask = np.asarray(two_organs(volume.geometry)[2].mask)
@@ -164,7 +161,6 @@ def test_segments_say_what_they_are_and_who_made_them(thin: Volume) -> None:
     kidney, drawn = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN)))).SegmentSequence
     target = target_for("left kidney")
     kind = kidney.SegmentedPropertyTypeCodeSequence[0]
-    assert target.modifier is not None
     assert [
         (c.CodeValue, c.CodingSchemeDesignator, c.CodeMeaning)
         for c in (kidney.SegmentedPropertyCategoryCodeSequence[0], kind, kind.SegmentedPropertyTypeModifierCodeSequence[0])
@@ -204,13 +200,13 @@ def moved(geometry: Geometry, millimetres: float) -> Geometry:
     return Geometry(geometry.shape_ijk, affine)
 
 
-@pytest.mark.parametrize("millimetres", [0.6, 0.3, 12.0])
+@pytest.mark.parametrize("millimetres", [0.6, 0.3])
 def test_a_volume_that_left_its_images_is_refused(millimetres: float, thin: Volume) -> None:
     with pytest.raises(InputError, match="voxels are not those of its DICOM images"):
         dicom_seg(two_organs(THIN), moved(thin.geometry, millimetres), read_headers(thin.dicom_files))
 
 
-def test_what_is_no_whole_series_is_refused(thin: Volume) -> None:
+def test_what_is_no_whole_series_is_refused(thin: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="an image is missing"):
         dicom_seg(two_organs(THIN), thin.geometry, read_headers(thin.dicom_files[:-1]))
     with pytest.raises(InputError, match="Every segment is empty"):
@@ -218,15 +214,16 @@ def test_what_is_no_whole_series_is_refused(thin: Volume) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_headers([*thin.dicom_files, io.BytesIO(b"no DICOM at all")])
     heads = read_headers(thin.dicom_files)
+    study = heads[0].pop("StudyInstanceUID")
+    with pytest.raises(InputError, match="do not say their StudyInstanceUID"):
+        dicom_seg(two_organs(THIN), thin.geometry, heads)
+    heads[0].add(study)
     heads[0].NumberOfFrames = 30
     with pytest.raises(InputError, match="one multi-frame DICOM object"):
         dicom_seg(two_organs(THIN), thin.geometry, heads)
-
-
-def test_images_that_belong_to_no_study_are_refused(tmp_path: Path) -> None:
-    volume = patient_series(tmp_path / "series", GEOMETRIES["LPS"], without="StudyInstanceUID")
-    with pytest.raises(InputError, match="do not say their StudyInstanceUID"):
-        written(volume, two_organs(volume.geometry))
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(InputError, match="needs the package highdicom"):
+        read_headers([])
 
 
 def test_names_in_another_alphabet_are_kept(thin: Volume) -> None:
@@ -237,12 +234,6 @@ def test_names_in_another_alphabet_are_kept(thin: Volume) -> None:
         image.save_as(file)
     seg = pydicom.dcmread(io.BytesIO(written(thin, two_organs(THIN))))
     assert (str(seg.PatientName), seg.StudyDescription) == ("Yamada^Tarou=山田^太郎", "腹部")
-
-
-def test_a_python_without_highdicom_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(InputError, match="needs the package highdicom"):
-        read_headers([])
 
 
 def test_nothing_of_the_patient_is_said(

@@ -21,21 +21,13 @@ def soft_dice(mask: np.ndarray, probability: np.ndarray) -> float:
     return float(2 * (probability * mask).sum() / (probability.sum() + mask.sum()))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_confidence_is_the_papers_formula_on_the_mean_map(seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = np.stack([disc(*rng.uniform(25, 39, 2), rng.uniform(5, 20)) for _ in range(9)])
     mean = masks.mean(axis=0)
     expected = [soft_dice(mask, mean) for mask in masks]
     assert np.allclose(soft_dice_confidence(gram_matrix(masks)), expected)
-
-
-def test_confidence_with_empty_proposals_splits_the_two_cases() -> None:
-    masks = np.stack([disc(30, 30, 10), disc(31, 30, 10), disc(30, 33, 9), np.zeros((64, 64), dtype=bool)])
-    scores = soft_dice_confidence(gram_matrix(masks))
-    mean_of_full = masks[:3].mean(axis=0)
-    assert np.allclose(scores[:3], [0.75 * soft_dice(mask, mean_of_full) for mask in masks[:3]])
-    assert scores[3] == 0.0
 
 
 def test_medoid_is_the_mean_dice_to_the_others() -> None:
@@ -57,36 +49,21 @@ def test_an_outlier_is_last_and_the_centre_first(method: str) -> None:
     assert all(0 <= score <= 1 for score in ranking.scores)
     in_order = [ranking.scores[i] for i in ranking.order]
     assert in_order == sorted(in_order, reverse=True)
+    quarter = disc(20, 24, 12)  # four mirror images of each other: equal scores keep the order
+    mirrored = np.stack([quarter, quarter[::-1], quarter[:, ::-1], quarter[::-1, ::-1]])
+    assert rank(gram_matrix(mirrored), method).order == (0, 1, 2, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["soft_dice", "medoid"])
-def test_a_single_proposal(method: str) -> None:
-    ranking = rank(gram_matrix(disc(20, 20, 6)[None]), method)  # type: ignore[arg-type]
-    assert (ranking.order, ranking.groups, ranking.scores) == ((0,), ((0,),), (1.0,))
-    assert ranking.empty_share == 0.0
-
-
-@pytest.mark.parametrize("method", ["soft_dice", "medoid"])
-@pytest.mark.parametrize("empty", [False, True])
-def test_identical_proposals_are_shown_once(method: str, empty: bool) -> None:
-    masks = np.repeat(disc(20, 20, 9)[None] & (not empty), 5, axis=0)
+@pytest.mark.parametrize(("count", "empty"), [(1, False), (5, False), (5, True)])
+def test_identical_proposals_are_shown_once(method: str, count: int, empty: bool) -> None:
+    masks = np.repeat(disc(20, 20, 9)[None] & (not empty), count, axis=0)
     ranking = rank(gram_matrix(masks), method)  # type: ignore[arg-type]
-    assert ranking.order == (0,)
-    assert ranking.groups == ((0, 1, 2, 3, 4),)
-    assert ranking.weights == (5,)
-    assert ranking.scores == (1.0,) * 5
-    assert ranking.empty == (empty,) * 5
+    assert (ranking.order, ranking.groups, ranking.weights) == ((0,), (tuple(range(count)),), (count,))
+    assert (ranking.scores, ranking.empty) == ((1.0,) * count, (empty,) * count)
 
 
-def test_equal_scores_keep_the_order_of_the_proposals() -> None:
-    # Four mirror images of each other: every score is the same, and no two are near-duplicates.
-    quarter = disc(20, 24, 12)
-    masks = np.stack([quarter, quarter[::-1], quarter[:, ::-1], quarter[::-1, ::-1]])
-    assert rank(gram_matrix(masks)).order == (0, 1, 2, 3)
-    assert rank(gram_matrix(masks), "medoid").order == (0, 1, 2, 3)
-
-
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_order_does_not_depend_on_how_proposals_are_numbered(seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = np.stack([disc(*rng.uniform(20, 44, 2), rng.uniform(6, 16)) for _ in range(10)])
@@ -110,7 +87,7 @@ def test_near_duplicates_join_the_best_of_them_without_chaining() -> None:
     assert len(rank(gram_matrix(chain)).groups) == 2
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(2))
 def test_groups_are_a_partition_led_by_their_best_member(seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = np.stack([disc(32 + rng.integers(3), 32, 20 + rng.integers(3)) for _ in range(12)])
@@ -124,7 +101,7 @@ def test_groups_are_a_partition_led_by_their_best_member(seed: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["soft_dice", "medoid"])
-@pytest.mark.parametrize(("empty", "first_is_empty"), [(0, False), (3, False), (5, True), (7, True)])
+@pytest.mark.parametrize(("empty", "first_is_empty"), [(0, False), (3, False), (5, True)])
 def test_empty_proposals_lead_only_where_they_are_the_majority(method: str, empty: int, first_is_empty: bool) -> None:
     masks = np.stack([disc(32 + i, 32, 12) for i in range(8)])
     masks[:empty] = False
@@ -135,25 +112,15 @@ def test_empty_proposals_lead_only_where_they_are_the_majority(method: str, empt
     assert sum(ranking.empty[group[0]] for group in ranking.groups) == (1 if empty else 0)
 
 
-@pytest.mark.parametrize("share", [0.55, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.55, 0.9])
 def test_a_majority_of_empty_proposals_beats_identical_full_ones(share: float) -> None:
     masks = np.repeat(disc(30, 30, 10)[None], 20, axis=0)
     masks[: round(20 * share)] = False
     ranking = rank(gram_matrix(masks))
     assert ranking.empty[ranking.order[0]]
     assert ranking.scores[ranking.order[0]] == pytest.approx(share)
-
-
-def test_an_even_split_shows_the_organ_first() -> None:
-    masks = np.repeat(disc(30, 30, 10)[None], 4, axis=0)
-    masks[:2] = False
-    assert rank(gram_matrix(masks)).order == (2, 0)
-
-
-def test_the_score_falls_with_distance_from_the_consensus() -> None:
-    masks = np.stack([disc(32, 32, 14)] * 6 + [disc(32, 32 + shift, 14) for shift in (2, 5, 9)])
-    scores = rank(gram_matrix(masks)).scores
-    assert scores[5] > scores[6] > scores[7] > scores[8]
+    masks[:10], masks[10:] = False, disc(30, 30, 10)
+    assert rank(gram_matrix(masks)).order == (10, 0), "an even split shows the organ first"
 
 
 @pytest.mark.parametrize(("gram", "method"), [(np.zeros((0, 0)), "soft_dice"), (np.ones((1, 1)), "oracle")])
@@ -165,15 +132,12 @@ def test_nothing_to_rank_and_unknown_methods_are_refused(gram: np.ndarray, metho
 def test_rand_top_k_takes_the_best_and_picks_each_as_often() -> None:
     masks = np.stack([disc(32, 32 + 3 * i, 12) for i in range(6)])
     ranking = rank(gram_matrix(masks))
-    picks = Counter(rand_top_k(ranking, 3, seed).pick for seed in range(3000))
+    picks = Counter(rand_top_k(ranking, 3, seed).pick for seed in range(900))
     assert set(picks) == set(ranking.order[:3])
-    assert all(abs(count - 1000) < 120 for count in picks.values())
+    assert all(abs(count - 300) < 60 for count in picks.values())
     assert rand_top_k(ranking, 3, 0).best == ranking.order[:3]
     assert rand_top_k(ranking, 3, 17) == rand_top_k(ranking, 3, 17)
-
-
-def test_rand_top_k_with_fewer_distinct_proposals_than_asked_for() -> None:
-    ranking = rank(gram_matrix(np.repeat(disc(9, 9, 4)[None], 8, axis=0)))
-    assert rand_top_k(ranking, 3, 1).best == (0,)
+    same = rank(gram_matrix(np.repeat(disc(9, 9, 4)[None], 8, axis=0)))
+    assert rand_top_k(same, 3, 1).best == (0,), "fewer than asked for"
     with pytest.raises(InputError, match="at least 1"):
-        rand_top_k(ranking, 0, 1)
+        rand_top_k(same, 0, 1)

@@ -37,34 +37,19 @@ def random_masks(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     return rng.random(shape) < rng.uniform(0.05, 0.9, (shape[0],) + (1,) * (len(shape) - 1))
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 5), (6, 31, 17), (9, 4, 13, 11)])
-def test_gram_matrix_is_every_pairs_intersection(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(1, 5, 5), (9, 4, 13, 11)])
+def test_gram_matrix_is_every_pairs_intersection(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     masks = random_masks(1, shape)
     assert np.array_equal(gram_matrix(masks), brute_force(masks))
-
-
-def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = random_masks(2, (5, 40, 40))
     monkeypatch.setattr(votes, "_CHUNK", 37)
-    assert np.array_equal(gram_matrix(masks), brute_force(masks))
+    assert np.array_equal(gram_matrix(masks), brute_force(masks)), "chunks add up"
+    assert np.array_equal(gram_matrix(masks.astype(np.uint8) * 255), brute_force(masks))
 
 
 def test_counts_beyond_the_precision_of_float32_stay_exact() -> None:
     # 2**24 + 1 is the first count that float32 cannot hold.
     masks = np.ones((1, 2**24 + 1), dtype=bool)
     assert gram_matrix(masks)[0, 0] == 2**24 + 1
-
-
-def test_integer_masks_count_nonzero_voxels() -> None:
-    masks = np.array([[0, 2, 255], [1, 1, 0]], dtype=np.uint8)
-    assert gram_matrix(masks).tolist() == [[2, 1], [1, 2]]
-
-
-def test_no_masks_and_no_voxels() -> None:
-    assert gram_matrix(np.zeros((0, 4), dtype=bool)).shape == (0, 0)
-    assert np.array_equal(gram_matrix(np.zeros((2, 0), dtype=bool)), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="shape"):
-        gram_matrix(np.zeros(4, dtype=bool))
 
 
 def test_a_stack_built_slice_by_slice_and_block_by_block_equals_the_whole() -> None:
@@ -74,20 +59,8 @@ def test_a_stack_built_slice_by_slice_and_block_by_block_equals_the_whole() -> N
         for k in range(6):
             gram = grow_gram(gram, stack[:start, k], stack[start:stop, k])
         assert np.array_equal(gram, brute_force(stack[:stop]))
-
-
-def test_a_slice_with_fewer_proposals_counts_for_those() -> None:
-    a, b = random_masks(4, (2, 5, 9, 9)).swapaxes(0, 1)[:2]
-    gram = grow_gram(grow_gram(np.zeros((0, 0)), a[:0], a), b[:0], b[:1])
-    expected = brute_force(a)
-    expected[0, 0] += b[0].sum()
-    assert np.array_equal(gram, expected)
-
-
-def test_masks_of_different_sizes_are_not_compared() -> None:
-    masks = random_masks(5, (8, 6, 6))
     with pytest.raises(ValueError, match="voxels"):
-        grow_gram(gram_matrix(masks[:4]), masks[:4], masks[4:, :5])
+        grow_gram(gram, stack[:, 0], stack[:4, 0, :5])
 
 
 def test_pairwise_dice_with_empty_masks() -> None:
@@ -103,12 +76,6 @@ def test_mean_pairwise_dice_is_the_mean_over_different_pairs() -> None:
     assert mean_pairwise_dice(gram_matrix(masks[:1])) == 1.0
 
 
-@pytest.mark.parametrize("shape", [(0, 0), (2, 3), (4,)])
-def test_what_is_no_gram_matrix_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="square"):
-        pairwise_dice(np.zeros(shape))
-
-
 def raters(seed: int, count: int = 5, shape: tuple[int, ...] = (30, 40)) -> np.ndarray:
     """One shape as raters of different quality draw it; they touch the whole box of the image."""
     rng = np.random.default_rng(seed)
@@ -120,21 +87,6 @@ def raters(seed: int, count: int = 5, shape: tuple[int, ...] = (30, 40)) -> np.n
     return masks
 
 
-def staple_by_hand(masks: np.ndarray, iterations: int = 200) -> np.ndarray:
-    """Warfield's expectation maximisation with a spatially constant prior, written out."""
-    decisions = masks.reshape(len(masks), -1).astype(float)
-    prior = decisions.mean()
-    p, q = np.full(len(masks), 0.99999), np.full(len(masks), 0.99999)
-    weights = np.zeros(decisions.shape[1])
-    for _ in range(iterations):
-        a = prior * np.prod(np.where(decisions == 1, p[:, None], 1 - p[:, None]), axis=0)
-        b = (1 - prior) * np.prod(np.where(decisions == 0, q[:, None], 1 - q[:, None]), axis=0)
-        weights = a / (a + b)
-        p = (decisions * weights).sum(axis=1) / weights.sum()
-        q = ((1 - decisions) * (1 - weights)).sum(axis=1) / (1 - weights).sum()
-    return weights.reshape(masks.shape[1:])
-
-
 def test_agreement_is_the_share_of_proposals() -> None:
     masks = raters(1, 7)
     result = agreement(masks)
@@ -142,7 +94,7 @@ def test_agreement_is_the_share_of_proposals() -> None:
     assert np.allclose(result, masks.sum(axis=0) / 7)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_majority_needs_more_than_half(count: int) -> None:
     masks = raters(2, count)
     expected = np.array([sum(column) > count / 2 for column in masks.reshape(count, -1).T])
@@ -178,12 +130,6 @@ def test_the_consensus_of_scattered_proposals_is_not_empty_but_of_mostly_empty_o
     assert not consensus(np.zeros((3, 4, 4), dtype=bool)).any()
 
 
-def test_majority_is_itks_label_vote_for_an_odd_number() -> None:
-    masks = raters(3, 5)
-    voted = sitk.LabelVoting([sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks], 255)
-    assert np.array_equal(majority(masks), sitk.GetArrayFromImage(voted) == 1)
-
-
 def staple_by_pattern(masks: np.ndarray) -> np.ndarray:
     """Probability of each voxel, every voxel being a pattern of its own."""
     ballots = masks.reshape(len(masks), -1).T.astype(np.float64)
@@ -207,19 +153,13 @@ def test_staple_is_simpleitks_on_the_same_grid(shape: tuple[int, ...]) -> None:
     assert np.array_equal(staple(masks), expected >= 0.5)
 
 
-@pytest.mark.parametrize("count", [2, 7, 17])
+@pytest.mark.parametrize("count", [2, 17])
 def test_staple_of_proposals_that_follow_one_truth_is_simpleitks(count: int) -> None:
     rng = np.random.default_rng(4)
     k, j, i = np.meshgrid(*(np.arange(n) for n in (9, 28, 31)), indexing="ij")
     truth = (k - 4) ** 2 / 9 + (j - 14) ** 2 / 80 + (i - 13) ** 2 / 110 < 1
     masks = np.stack([truth ^ (rng.random(truth.shape) < 0.02 + 0.01 * n) for n in range(count)])
     assert np.array_equal(staple(masks), staple_of_itk(masks) >= 0.5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_staple_agrees_with_the_published_algorithm(seed: int) -> None:
-    masks = raters(seed, 6)
-    assert np.allclose(staple_by_pattern(masks), staple_by_hand(masks), atol=1e-3)
 
 
 def test_staple_does_not_depend_on_the_background_around_the_organ() -> None:
@@ -239,44 +179,16 @@ def test_empty_slices_between_others_are_background_to_staple_and_those_beyond_a
     assert np.array_equal(staple(inner), expected)
 
 
-def test_staple_trusts_careful_raters_more_than_a_careless_one() -> None:
-    rng = np.random.default_rng(8)
-    truth = np.zeros((40, 40), dtype=bool)
-    truth[10:30, 10:30] = True
-    noise = [0.02, 0.02, 0.35]
-    masks = np.stack([truth ^ (rng.random(truth.shape) < n) for n in noise])
-    assert (staple(masks) == truth).mean() > (masks[2] == truth).mean()
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_staple_of_identical_masks_is_the_mask(count: int) -> None:
-    masks = np.repeat(raters(9, 1), count, axis=0)
-    assert np.array_equal(staple(masks), masks[0])
-
-
-def test_staple_of_empty_masks_is_empty() -> None:
-    assert not staple(np.zeros((3, 5, 6), dtype=bool)).any()
-
-
 @pytest.mark.parametrize("empty", [1, 3])
 def test_staple_with_some_empty_masks_is_finite(empty: int) -> None:
     masks = raters(10, 5)
     masks[:empty] = False
     assert np.isfinite(staple_by_pattern(masks)).all()
     assert staple(masks).shape == masks.shape[1:]
-
-
-def test_staple_of_disjoint_masks_is_finite_and_repeatable() -> None:
-    masks = np.zeros((2, 10, 10), dtype=bool)
-    masks[0, :3, :3] = masks[1, 6:, 6:] = True
-    assert np.isfinite(staple_by_pattern(masks)).all()
-    assert np.array_equal(staple(masks), staple(masks))
-
-
-@pytest.mark.parametrize("function", [agreement, majority, staple])
-def test_no_proposals_are_refused(function: object) -> None:
-    with pytest.raises(ValueError, match="proposals"):
-        function(np.zeros((0, 4, 4), dtype=bool))  # type: ignore[operator]
+    masks[:] = False
+    assert not staple(masks).any()
+    same = np.repeat(raters(9, 1), empty, axis=0)
+    assert np.array_equal(staple(same), same[0])
 
 
 def proposals(rng: np.random.Generator, count: int, spread: float) -> np.ndarray:
@@ -310,7 +222,7 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(2)
     truth = mean_pairwise_dice(gram_matrix(proposals(rng, 600, 2.0)))
     hits = []
-    for _ in range(300):
+    for _ in range(100):
         gram = gram_matrix(proposals(rng, 16, 2.0))
         hits.append(abs(mean_pairwise_dice(gram) - truth) <= mean_dice_half_width(gram))
     assert 0.87 <= np.mean(hits) <= 1.0
@@ -353,34 +265,16 @@ def test_proposals_that_vary_run_to_the_maximum_and_say_so() -> None:
     assert f"{last.mean_dice:.3f}" in last.reason
 
 
-def test_easy_organs_need_fewer_proposals_than_hard_ones() -> None:
-    rng = np.random.default_rng(7)
-    easy = run(proposals(rng, 64, 0.2), AdaptiveStopping(maximum=64))[-1].proposals
-    hard = run(proposals(rng, 64, 4.0), AdaptiveStopping(maximum=64))[-1].proposals
-    assert easy < hard
-
-
 def test_a_block_that_moves_the_consensus_starts_the_count_again() -> None:
     gram = np.full((12, 12), 100.0)
     stopping = AdaptiveStopping()
-    stops = [stopping.update(gram, dice).stop for dice in (None, 0.999, 0.9, 0.999, 0.999)]
-    assert stops == [False, False, False, False, True]
-
-
-def test_below_the_minimum_sampling_goes_on() -> None:
-    gram = np.full((4, 4), 100.0)
-    stopping = AdaptiveStopping(minimum=8)
-    decisions = [stopping.update(gram, dice) for dice in (None, 1.0, 1.0)]
-    assert not any(d.stop for d in decisions)
-    assert "4 of at least 8" in decisions[-1].reason
-
-
-def test_a_consensus_that_still_moves_keeps_sampling() -> None:
-    gram = gram_matrix(proposals(np.random.default_rng(8), 12, 4.0))
-    stopping = AdaptiveStopping()
-    decision = [stopping.update(gram, dice) for dice in (None, 0.97, 0.99)][-1]
-    assert not decision.stop
-    assert "steady in 1 of 2 blocks" in decision.reason
+    decisions = [stopping.update(gram, dice) for dice in (None, 0.999, 0.9, 0.999, 0.999)]
+    assert [decision.stop for decision in decisions] == [False, False, False, False, True]
+    assert "steady in 1 of 2 blocks" in decisions[3].reason
+    few = AdaptiveStopping(minimum=13)
+    decisions = [few.update(gram, dice) for dice in (None, 1.0, 1.0)]
+    assert not decisions[-1].stop
+    assert "12 of at least 13" in decisions[-1].reason
 
 
 def test_a_faint_consensus_is_not_taken_for_a_settled_one() -> None:

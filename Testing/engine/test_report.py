@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +34,6 @@ from progidiff.outputs.report import (
     SlicePicture,
     agreement_png,
     display_window,
-    drawn_proposals,
     millilitres,
     outlines_png,
     percent,
@@ -41,6 +43,9 @@ from progidiff.outputs.report import (
     write_report,
 )
 from progidiff.outputs.segmentation import shade
+from progidiff.wire.messages import ProposeRequest
+
+from ..proposal_examples import unusual_request
 
 HOSTILE = '<script>alert("x")</script> & "Müller"'
 
@@ -49,51 +54,30 @@ def target_record(name: str = "liver", *, found: bool = True) -> TargetRecord:
     volumes = [1500.0, 1400.0, 0.0] if found else [0.0, 0.0, 12.0]
     proposals = [
         ProposalRecord(
-            index=index,
-            rank=rank,
-            score=score,
-            seed=7,
-            millilitres=volumes[index],
-            empty=volumes[index] == 0,
-            duplicate_of=duplicate_of,
-            weight=weight,
+            index=index, rank=rank, score=score, seed=7, millilitres=volumes[index], empty=volumes[index] == 0,
+            duplicate_of=duplicate_of, weight=weight, random_pick=index == 0,
             segment=f"{name} {rank} ({score:.2f})" if rank in (1, 2) else None,
-            random_pick=index == 0,
         )
         for index, rank, score, duplicate_of, weight in ((0, 2, 0.81, None, 1), (1, 1, 0.93, None, 2), (2, None, 0.5, 1, 0))
-    ]
+    ]  # fmt: skip
     return TargetRecord(
-        target=name,
-        name=name,
-        prompt="Leber",
-        snomed_code="10200004",
-        found=found,
-        empty_share=1 / 3 if found else 2 / 3,
-        mean_pairwise_dice=0.875,
-        stop_reason="All 3 proposals were sampled.",
+        target=name, name=name, prompt="Leber", snomed_code="10200004", found=found, empty_share=1 / 3 if found else 2 / 3,
+        mean_pairwise_dice=0.875, stop_reason="All 3 proposals were sampled.", proposals=proposals,
         volume_ml=VolumeSpread(mean=966.7, sd=838.6, median=1400, low=140, high=1490),
         ensembles_ml=EnsembleVolumes(mean_probability=1450.4, majority=1444, staple=1499),
-        agreement_file="agreement_liver.nii.gz",
-        ensemble_file="ensemble_liver.nii.gz",
-        proposals=proposals,
-    )
+        agreement_file="agreement_liver.nii.gz", ensemble_file="ensemble_liver.nii.gz",
+    )  # fmt: skip
 
 
 def document(*targets: TargetRecord, name: str = "ct.nii.gz") -> ProposalsDocument:
     return ProposalsDocument(
         input=InputRecord(
-            name=name,
-            modality="CT",
-            size_ijk=(64, 48, 12),
-            spacing_mm=(0.9, 0.9, 5.0),
-            orientation="LPS",
-            plane="axial",
-            slices=(2, 10),
-            slice_count=12,
+            name=name, modality="CT", size_ijk=(64, 48, 12), spacing_mm=(0.9, 0.9, 5.0), orientation="LPS", plane="axial",
+            slices=(2, 10), slice_count=12,
         ),
         request=RequestRecord(
             prompts=["Leber"],
-            targets=[target.target for target in targets],
+            targets=tuple(target.target for target in targets),
             proposals=3,
             top_k=2,
             steps=4,
@@ -107,7 +91,7 @@ def document(*targets: TargetRecord, name: str = "ct.nii.gz") -> ProposalsDocume
         warnings=[WarningRecord(code="memory", message=f"The batch was halved {HOSTILE}.")],
         timing_s={"sampling": 75.2},
         peak_memory_mb=512.0,
-    )
+    )  # fmt: skip
 
 
 class Outline(HTMLParser):
@@ -148,31 +132,16 @@ def picture(index: int) -> SlicePicture:
     return SlicePicture(index, outlines_png(frame, [mask]), agreement_png(frame, mask.astype(np.float32)))
 
 
-def test_report_says_everything_that_the_record_holds() -> None:
-    html = render_report(document(target_record()), {"liver": [picture(4), picture(6)]})
+def test_report_says_everything_that_the_record_holds(tmp_path: Path) -> None:
+    write_report(tmp_path / "a.html", document(target_record()), {"liver": [picture(4), picture(6)]})
+    html = (tmp_path / "a.html").read_text(encoding="utf-8")
     words = Outline(html).words()
     assert Outline(html).open == []
     for expected in (
-        "Proposals: liver",
-        "ct.nii.gz",
-        "not a medical device",
-        "model-xyz",
-        "4711",
-        "4 steps of ddim, 3 proposals",
-        "axial, 2 to 9 of 12",
-        "sampling 1 min 15 s",
-        "512 MiB",
-        "1450 mL",
-        "1444 mL",
-        "1499 mL",
-        "967 ± 839 mL",
-        "1400 (140–1490) mL",
-        "Axial slice 4",
-        "Axial slice 6",
-        "mean Dice between two of them 0.88",
-        "random pick among the best",
-        "The patient's right side is on the left",
-        "The batch was halved",
+        *("Proposals: liver", "ct.nii.gz", "not a medical device", "model-xyz", "4711", "4 steps of ddim, 3 proposals"),
+        *("axial, 2 to 9 of 12", "sampling 1 min 15 s", "512 MiB", "1450 mL", "1444 mL", "1499 mL", "967 ± 839 mL"),
+        *("1400 (140–1490) mL", "Axial slice 4", "Axial slice 6", "mean Dice between two of them 0.88"),
+        *("random pick among the best", "The patient's right side is on the left", "The batch was halved"),
     ):
         assert expected in words, expected
     rows = re.findall(r"<tr><td class=\"n\">(\d+)</td><td class=\"n\">([\d.]+)</td>", html)
@@ -185,7 +154,6 @@ def test_report_loads_nothing_and_runs_nothing() -> None:
     sources = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href", "action")]
     assert len(sources) == 2
     for source in sources:
-        assert source is not None
         assert source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.partition(",")[2]).startswith(b"\x89PNG")
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -207,50 +175,16 @@ def test_report_says_that_an_organ_was_not_found() -> None:
     assert "liver not found" in words
 
 
-def test_report_is_legible_in_the_dark_and_on_paper() -> None:
-    html = render_report(document(target_record()), {})
-
-    def contrast(style: str) -> float:
-        colours = dict(re.findall(r"--(page|ink):\s*(#[0-9a-f]{3,6})", style))
-
-        def luminance(text: str) -> float:
-            digits = text[1:] if len(text) == 7 else "".join(2 * c for c in text[1:])
-            channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-            red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-            return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-        low, high = sorted((luminance(colours["page"]), luminance(colours["ink"])))
-        return (high + 0.05) / (low + 0.05)
-
-    light, dark, paper = re.split(r"@media \(prefers-color-scheme: dark\)|@media print", html.partition("</style>")[0])
-    assert min(contrast(light), contrast(dark), contrast(paper)) > 7
-
-
-def test_report_is_utf8_and_the_same_each_time(tmp_path: Path) -> None:
-    record = document(target_record(), name="Größe.nii.gz")
-    write_report(tmp_path / "a.html", record, {"liver": [picture(4)]})
-    write_report(tmp_path / "b.html", record, {"liver": [picture(4)]})
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-    assert "Größe.nii.gz" in (tmp_path / "a.html").read_text(encoding="utf-8")
-
-
-def test_drawn_proposals_are_the_segments_in_their_order() -> None:
-    assert [proposal.index for proposal in drawn_proposals(target_record())] == [1, 0]
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (3.849, "3.85"), (92.44, "92.4"), (1480.4, "1480"), (0.004, "0.00")])
-def test_millilitres(value: float, text: str) -> None:
-    assert millilitres(value) == text
-
-
-@pytest.mark.parametrize(("share", "text"), [(0, "0 %"), (1, "100 %"), (0.001, "<1 %"), (0.999, ">99 %"), (0.9375, "94 %")])
-def test_percent_never_rounds_some_to_none_or_all(share: float, text: str) -> None:
-    assert percent(share) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.42, "0.42 s"), (59.4, "59 s"), (75, "1 min 15 s"), (7260, "2 h 1 min")])
-def test_seconds(value: float, text: str) -> None:
-    assert seconds(value) == text
+@pytest.mark.parametrize(
+    ("write", "texts"),
+    [
+        (millilitres, {0: "0", 3.849: "3.85", 92.44: "92.4", 1480.4: "1480", 0.004: "0.00"}),
+        (percent, {0: "0 %", 1: "100 %", 0.001: "<1 %", 0.999: ">99 %", 0.9375: "94 %"}),
+        (seconds, {0.42: "0.42 s", 59.4: "59 s", 75: "1 min 15 s", 7260: "2 h 1 min"}),
+    ],
+)
+def test_numbers_are_written_for_people(write: Any, texts: dict[float, str]) -> None:
+    assert [write(value) for value in texts] == list(texts.values())
 
 
 def test_outline_is_drawn_at_the_masks_edge_and_nowhere_else() -> None:
@@ -280,12 +214,6 @@ def test_the_first_mask_lies_on_top() -> None:
     near = np.abs(both - colour).max(axis=2) < 25
     assert near.sum() > 200
     assert (np.abs(both - other).max(axis=2) < 25).sum() < near.sum() / 20
-
-
-def test_a_mask_at_the_pictures_edge_keeps_its_outline() -> None:
-    frame = Backdrop(np.zeros((40, 40), np.float32), (1.0, 1.0))
-    full = png_array(outlines_png(frame, [np.ones((40, 40), bool)]))
-    assert full[[0, -1]].max(axis=(1, 2)).min() > 60
 
 
 def test_pictures_keep_the_slices_proportions() -> None:
@@ -329,6 +257,26 @@ def test_document_survives_the_round_trip(tmp_path: Path) -> None:
     path.write_text(record.to_json(), encoding="utf-8")
     assert read_document(path) == record
     assert "Größe" in path.read_text(encoding="utf-8")
+
+
+def test_results_hold_every_field_of_their_request_and_those_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    asked = unusual_request()
+    record = document(target_record()).model_copy(update={"request": RequestRecord(**vars(asked), prompts=["Leber"])})
+    told = json.loads(record.to_json())
+    for field in fields(ProposeRequest):
+        assert told["request"].pop(field.name) == json.loads(json.dumps(getattr(asked, field.name))) != field.default
+    assert told["request"] == {"prompts": ["Leber"], "correct_values": False}
+
+    path = tmp_path / "proposals.json"
+    old = {"prompts": ["Leber"], "targets": ["liver"], "proposals": 8, "top_k": 2, "steps": 4, "scheduler": "dpmsolver++"}
+    old |= {"seed": 7, "adaptive": True, "ranking": "medoid", "a later field": 1}
+    path.write_text(json.dumps({**told, "request": old}), encoding="utf-8")
+    same = ProposeRequest(("liver",), 8, 2, scheduler="dpmsolver++", seed=7, adaptive=True, ranking="medoid")
+    assert read_document(path).request == RequestRecord(**vars(same), prompts=["Leber"])
+    for name, wrong in (("proposals", 0), ("scheduler", "euler"), ("targets", []), ("prompts", []), ("seed", -1)):
+        path.write_text(json.dumps({**told, "request": {**old, name: wrong}}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"request.{name}"):
+            read_document(path)
 
 
 def test_document_refuses_what_is_not_one(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,6 @@ from typer.testing import CliRunner
 
 from progidiff.cli.app import app
 from progidiff.cli.common import interruptible
-from progidiff.cli.learn import _work
 from progidiff.errors import CancelledError, DatasetError, ModelError, OutputError
 from progidiff.model.folder import load_model
 from progidiff.model.networks import encode_text, tokenize
@@ -28,6 +26,7 @@ from progidiff.training import small
 from progidiff.training.run import RunSettings, TrainingData, Watch, train_base, train_control
 from progidiff.wire.messages import ProposeRequest, SliceEvent
 
+from ..volume_examples import write_nnunet
 from .conftest import TINY_RUN
 
 TINY = RunSettings(**TINY_RUN)
@@ -37,27 +36,15 @@ QUIET = Watch(log=lambda line: None)
 
 def write_cases(folder: Path, cases: int) -> Path:
     """nnU-Net raw CT cases with a block of liver."""
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    for number in range(cases):
-        image = np.random.default_rng(number).normal(20, 10, (40, 36, 3)).astype(np.float32)
-        label = np.zeros(image.shape, np.uint8)
-        label[20:34, 10:24] = 1
-        affine = np.diag([8.0, 8.0, 20.0, 1.0])
-        nib.save(nib.Nifti1Image(image + 80 * label, affine), folder / "imagesTr" / f"c{number}_0000.nii.gz")
-        nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"c{number}.nii.gz")
-    content = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(content), "utf-8")
-    return folder
+    label = np.zeros((3, 36, 40), np.uint8)
+    label[:, 10:24, 20:34] = 1
+    images = [np.random.default_rng(n).normal(20, 10, label.shape).astype(np.float32) + 80 * label for n in range(cases)]
+    made = {f"c{n}": (image, label) for n, image in enumerate(images)}
+    return write_nnunet(folder, made, np.diag([8.0, 8.0, 20.0, 1.0]), {"liver": 1})
 
 
-@pytest.fixture(scope="module")
-def base_folder(trained_folder: Path) -> Path:
-    return trained_folder
-
-
-def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:
-    model = load_model(base_folder)
+def test_base_makes_a_model_that_says_what_it_is(trained_folder: Path) -> None:
+    model = load_model(trained_folder)
     assert model.card.model_id == "model-base"
     assert model.card.licence == "Apache-2.0"
     assert [(s.stage, s.steps) for s in model.card.training] == [("autoencoder", 2), ("base", 2)]
@@ -72,23 +59,10 @@ def test_base_makes_a_model_that_says_what_it_is(base_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_plane_that_was_asked_for_is_the_models(base_folder: Path, tmp_path: Path) -> None:
-    data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34, plane="coronal")
-    card = train_control(base_folder, data, tmp_path / "out", tmp_path / "work", TINY, QUIET)
-    assert card.planes == ["coronal"]
-    again = TrainingData(data.folders, validation_share=0.34)
-    thin = tmp_path / "Dataset007_Livers" / "imagesTr" / "c0_0000.nii.gz"
-    assert nib.load(thin).header.get_zooms()[2] == 20, "these were clearly acquired axially"
-    assert train_control(tmp_path / "out", again, tmp_path / "axial", tmp_path / "work 2", TINY, QUIET).planes == ["axial"]
-    with pytest.raises(ModelError, match="another data"):
-        train_control(base_folder, again, tmp_path / "out 3", tmp_path / "work", TINY, QUIET)
-
-
-@pytest.mark.slow
-def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tmp_path: Path) -> None:
+def test_control_on_real_cases_makes_a_model_that_proposes(trained_folder: Path, tmp_path: Path) -> None:
     data = TrainingData((write_cases(tmp_path / "Dataset007_Livers", 3),), validation_share=0.34)
     lines: list[str] = []
-    card = train_control(base_folder, data, tmp_path / "out", tmp_path / "work", TINY, Watch(lines.append))
+    card = train_control(trained_folder, data, tmp_path / "out", tmp_path / "work", TINY, Watch(lines.append))
     assert card.vocabulary == ["liver"]
     assert any("cannot be asked for" in line and "spleen" in line for line in lines)
     assert not any("c0" in line or "c1" in line for line in lines)
@@ -96,13 +70,20 @@ def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tm
     assert [(s.name, s.n) for s in card.trained_on] == [("procedural abdominal phantoms", None), ("Dataset007_Livers", 3)]
     assert card.modalities == ["CT"]
     assert card.planes == ["axial"]
+    coronal = TrainingData(data.folders, validation_share=0.34, plane="coronal")
+    with pytest.raises(ModelError, match="another data"):
+        train_control(trained_folder, coronal, tmp_path / "out 2", tmp_path / "work", TINY, QUIET)
+    with pytest.raises(ModelError, match="another kind"):
+        train_base(PHANTOMS, tmp_path / "out 2", tmp_path / "work", TINY, QUIET)
+    asked = train_control(trained_folder, coronal, tmp_path / "coronal", tmp_path / "work 2", TINY, QUIET)
+    assert asked.planes == ["coronal"]
     curve = json.loads((tmp_path / "work" / "control" / "curve.json").read_text())
     assert {"step", "dice", "twin"} == curve[-1].keys()
     assert (tmp_path / "work" / "control" / "curve.png").is_file()
     # As a name, that is: checksums are made of such letters, too.
     assert re.search(r"\bc[01]\b", (tmp_path / "work" / "run.json").read_text()) is None
 
-    old, new = load_model(base_folder), load_model(tmp_path / "out")
+    old, new = load_model(trained_folder), load_model(tmp_path / "out")
     assert (old.image_encoder.config.classes, new.image_encoder.config.classes) == (10, 1)
     assert all(torch.equal(a, b) for a, b in zip(old.unet.parameters(), new.unet.parameters(), strict=True))
     changed = zip(old.controlnet.parameters(), new.controlnet.parameters(), strict=True)
@@ -117,12 +98,12 @@ def test_control_on_real_cases_makes_a_model_that_proposes(base_folder: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["base", "control"])
-def test_a_stopped_run_goes_on_to_the_same_model(kind: str, base_folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_model(kind: str, trained_folder: Path, tmp_path: Path) -> None:
     def run(out: str, work: str, watch: Watch) -> None:
         if kind == "base":
             train_base(PHANTOMS, tmp_path / out, tmp_path / work, TINY, watch)
         else:
-            train_control(base_folder, PHANTOMS, tmp_path / out, tmp_path / work, TINY, watch)
+            train_control(trained_folder, PHANTOMS, tmp_path / out, tmp_path / work, TINY, watch)
 
     run("straight", "work", QUIET)
     for _ in range(2):  # stopped after the first step of either stage
@@ -147,17 +128,6 @@ def test_a_full_size_shaped_model_is_trained_as_well(tiny_model_folder: Path, tm
     control = train_control(tiny_model_folder, data, tmp_path / "control", tmp_path / "work2", TINY, QUIET)
     assert control.vocabulary == ["liver"]
     assert load_model(tmp_path / "control").mask_decoder is None
-
-
-@pytest.mark.slow
-def test_a_work_folder_of_another_run_is_refused(base_folder: Path, tmp_path: Path) -> None:
-    train_base(PHANTOMS, tmp_path / "a", tmp_path / "work", TINY, QUIET)
-    other = RunSettings(**{**TINY.__dict__, "seed": 1})
-    with pytest.raises(ModelError, match="another seed"):
-        train_base(PHANTOMS, tmp_path / "b", tmp_path / "work", other, QUIET)
-    with pytest.raises(ModelError, match="another kind"):
-        train_control(base_folder, PHANTOMS, tmp_path / "b", tmp_path / "work", TINY, QUIET)
-    assert not (tmp_path / "b").exists()
 
 
 def test_a_place_that_cannot_take_the_model_is_refused_before_training(tmp_path: Path) -> None:
@@ -196,21 +166,8 @@ def tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny_steps")
 def test_train_base_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "my model"
-    arguments = [
-        "train",
-        "base",
-        "--synthetic",
-        "phantoms",
-        "--out",
-        str(out),
-        "--steps",
-        "1",
-        "--first-steps",
-        "1",
-        "--images",
-        "1",
-    ]
-    result = CliRunner().invoke(app, arguments)
+    arguments = ["train", "base", "--synthetic", "phantoms", "--out", str(out), "--steps", "1", "--first-steps", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--images", "1"])
     assert result.exit_code == 0, result.output
     assert "my-model-base" in result.stdout
     assert "base 1/1" in result.stderr
@@ -328,8 +285,3 @@ def test_going_on_from_a_model_of_another_architecture_is_refused(tmp_path: Path
 
     with pytest.raises(ModelError, match="not built as the bundled model"):
         DefaultRecipe(tmp_path, [], start=load_model(tiny_model_folder))
-
-
-def test_checkpoints_lie_beside_the_model_unless_named(tmp_path: Path) -> None:
-    assert _work(None, tmp_path / "m") == tmp_path / "m-training"
-    assert _work(tmp_path / "w", tmp_path / "m") == tmp_path / "w"

@@ -39,7 +39,7 @@ def test_missing_path(tmp_path: Path) -> None:
     assert "cannot be opened" in refused(tmp_path / "bad\0name.nii")
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ""])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ""])
 def test_empty_file(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"empty{suffix}"
     path.touch()
@@ -47,27 +47,19 @@ def test_empty_file(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
-@pytest.mark.parametrize("content", [b"Dear colleague,\nplease find: the report = attached.\n", b"\x89PNG\r\n" * 99])
+@pytest.mark.parametrize(
+    "content", [b"Dear colleague,\nplease find: the report = attached.\n", gzip.compress(b"Dear " * 99)]
+)
 def test_other_files_renamed(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"letter{suffix}"
     path.write_bytes(content)
     assert "cannot be read" in refused(path)
-
-
-def test_compressed_text_named_nifti(tmp_path: Path) -> None:
-    path = tmp_path / "letter.nii.gz"
-    path.write_bytes(gzip.compress(b"Dear colleague, " * 100))
-    assert "cannot be read" in refused(path)
-
-
-def test_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
-    path = tmp_path / "photo.png"
-    path.write_bytes(b"\x89PNG\r\n" * 99)
-    assert "DICOM" in refused(path)
+    (tmp_path / "photo.png").write_bytes(content)
+    assert "DICOM" in refused(tmp_path / "photo.png"), "the known formats are named"
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("share", [0.02, 0.98])
 def test_cut_off_files(suffix: str, share: float, tmp_path: Path) -> None:
     geometry = oriented("LPS", (30, 30, 30), (1.0, 1.0, 2.0))
     array = np.random.default_rng(3).integers(-1000, 1000, geometry.shape_kji).astype(np.int16)
@@ -78,7 +70,7 @@ def test_cut_off_files(suffix: str, share: float, tmp_path: Path) -> None:
     assert "cannot be read" in refused(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
 def test_numbers_that_are_not_finite(suffix: str, value: float, tmp_path: Path) -> None:
     array = ramp(oblique(), "float32")
@@ -174,6 +166,4 @@ def test_nothing_but_the_error_is_said(tmp_path: Path, capfd: pytest.CaptureFixt
         (tmp_path / name).write_text("no image = at all\n")
         refused(tmp_path / name)
     refused(patch(write_nifti(tmp_path / "s.nii", oblique()), PIXDIM_1, "<f4", 0.0))
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err == ""
+    assert tuple(capfd.readouterr()) == ("", "")

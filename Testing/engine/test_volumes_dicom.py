@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,13 @@ def scan(tmp_path: Path) -> Path:
 
 def is_the_scan(path: Path, series: str | None = None) -> None:
     np.testing.assert_array_equal(read_volume(path, series=series).array, ramp(CT))
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_is_said(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Neither when a series is read nor when it is refused does a library speak on the terminal."""
+    yield
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def refused(path: Path, series: str | None = None) -> str:
@@ -80,7 +87,8 @@ def write_object(path: Path, storage: str, modality: str, of: Path, **more: obje
 @pytest.mark.parametrize("name", ["LPS", "anisotropic", "single slice"])
 def test_series_comes_back_on_its_grid(name: str, tmp_path: Path) -> None:
     geometry = GEOMETRIES[name]
-    write_dicom_series(tmp_path / "Größe", ramp(geometry), geometry)
+    write_dicom_series(tmp_path / "Größe" / "below", ramp(geometry), geometry)
+    (tmp_path / "Größe" / "README.txt").write_text("viewer")
     volume = read_volume(tmp_path / "Größe")
     np.testing.assert_array_equal(volume.array, ramp(geometry))
     assert volume.array.dtype == np.int16
@@ -89,13 +97,12 @@ def test_series_comes_back_on_its_grid(name: str, tmp_path: Path) -> None:
     assert volume.name == "Größe"
 
 
-@pytest.mark.parametrize("name", ["PSR", "RAS", "ARI", "oblique"])
+@pytest.mark.parametrize("name", ["PSR", "ARI", "oblique"])
 def test_every_voxel_keeps_its_place_whatever_the_slice_order(name: str, tmp_path: Path) -> None:
     geometry = GEOMETRIES[name]
     array = ramp(geometry)
-    write_dicom_series(tmp_path, array, geometry, modality="MR")
+    write_dicom_series(tmp_path, array, geometry)
     volume = read_volume(tmp_path)
-    assert volume.modality == "MR"
     assert volume.array.shape == array.shape
     # The voxel that is found at each place in the patient holds the value that was written there.
     to_ijk = np.linalg.inv(volume.geometry.affine) @ geometry.affine
@@ -106,22 +113,11 @@ def test_every_voxel_keeps_its_place_whatever_the_slice_order(name: str, tmp_pat
         assert volume.array[rk, rj, ri] == array[k, j, i]
 
 
-def test_series_in_a_folder_below(tmp_path: Path) -> None:
-    write_dicom_series(tmp_path / "DICOM" / "0001", ramp(CT), CT)
-    (tmp_path / "README.txt").write_text("viewer")
-    is_the_scan(tmp_path)
-
-
 def test_single_dicom_file_is_one_slice(scan: Path) -> None:
-    volume = read_volume(next(scan.glob("*_006.dcm")))
+    next(scan.glob("*_006.dcm")).rename(scan / "IM000001")
+    volume = read_volume(scan / "IM000001")
     np.testing.assert_array_equal(volume.array, ramp(CT)[:1])
     assert volume.geometry.spacing == pytest.approx((0.75, 0.75, 2.5))
-
-
-def test_file_without_ending_is_recognised(tmp_path: Path) -> None:
-    write_dicom_series(tmp_path, ramp(CT)[:1], CT)
-    next(tmp_path.glob("*.dcm")).rename(tmp_path / "IM000001")
-    assert read_volume(tmp_path / "IM000001").array.shape == (1, 8, 9)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
@@ -132,33 +128,10 @@ def test_folder_without_images(tmp_path: Path) -> None:
     assert "cannot be read" in refused(tmp_path / "broken.dcm")
 
 
-def test_several_series(tmp_path: Path) -> None:
-    write_dicom_series(tmp_path, ramp(CT), CT, uid="1")
-    write_dicom_series(tmp_path, ramp(CT)[:2], CT, uid="2", modality="MR")
-    message = refused(tmp_path)
-    assert "2 image series" in message
-    assert "6 CT" in message
-    assert "2 MR" in message
-    assert "folder of its own" in message
-
-
-def test_other_objects_beside_the_scan_do_not_count(scan: Path) -> None:
+def test_objects_that_name_the_series_are_no_damaged_images_of_it(scan: Path) -> None:
+    for number, modality in (("481.3", "RTSTRUCT"), ("88.59", "KO"), ("11.1", "PR"), ("88.67", "SR"), ("66.1", "REG")):
+        write_object(scan / f"{modality}.dcm", f"1.2.840.10008.5.1.4.1.1.{number}", modality, scan / "1_001.dcm")
     write_dicom_series(scan, ramp(CT)[:1], CT, uid="9", modality="SEG")
-    is_the_scan(scan)
-
-
-@pytest.mark.parametrize(
-    ("storage", "modality"),
-    [
-        ("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"),
-        ("1.2.840.10008.5.1.4.1.1.88.59", "KO"),
-        ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),
-        ("1.2.840.10008.5.1.4.1.1.88.67", "SR"),
-        ("1.2.840.10008.5.1.4.1.1.66.1", "REG"),
-    ],
-)
-def test_objects_that_name_the_series_are_no_damaged_images_of_it(storage: str, modality: str, scan: Path) -> None:
-    write_object(scan / "object.dcm", storage, modality, scan / "1_001.dcm")
     is_the_scan(scan)
     cut_off(scan / "1_001.dcm")
     assert "1 damaged image of its series" in refused(scan)
@@ -190,23 +163,6 @@ def test_a_dose_that_stops_the_library_is_passed_over(scan: Path) -> None:
         sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(scan))
     is_the_scan(scan)
     assert "cannot be read" in refused(scan / "dose.dcm")
-
-
-def test_whatever_the_library_throws_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dicom_series(tmp_path / "scan", ramp(CT), CT)
-
-    def fail(*_: object) -> None:
-        raise SystemError("an assertion of the library")
-
-    monkeypatch.setattr(dicom, "_image", fail)
-    assert "scan cannot be read as DICOM images" in refused(tmp_path / "scan")
-
-
-def test_one_series_over_several_folders(scan: Path) -> None:
-    for number, path in enumerate(sorted(scan.glob("*.dcm"))):
-        (scan / f"part {number % 3}").mkdir(exist_ok=True)
-        path.rename(scan / f"part {number % 3}" / path.name)
-    is_the_scan(scan)
 
 
 def test_a_series_is_chosen_by_its_number_or_the_end_of_its_uid(tmp_path: Path) -> None:
@@ -274,6 +230,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edited(f, lambda k, image: moved(k, image, 2.5 * min(k, 3))),
         "show 4 slices, each up to 3 times at the same place",
     ),
+    "a repeated scan": (
+        lambda f: edited(f, lambda k, image: moved(k, image, 2.5 * (k % 2))),
+        "6 images of .* show 2 slices, each 3 times at the same place",
+    ),
     "a slice moved aside": (lambda f: shifted(f, {3: (8.0, 0.0, 0.0)}), "not evenly spaced"),
     "gantry tilt": (lambda f: shifted(f, {k: (0.0, 0.4 * k, 0.0) for k in range(6)}), "gantry tilt"),
     "no pixel spacing": (
@@ -300,25 +260,13 @@ def test_a_damaged_series_is_refused(damage: str, scan: Path) -> None:
     assert re.search(sentence, refused(scan))
 
 
-@pytest.mark.parametrize("places", [1, 2, 3])
-def test_a_repeated_scan_is_refused_with_its_number(places: int, scan: Path) -> None:
-    edited(scan, lambda k, image: moved(k, image, 2.5 * (k % places)))
-    slices = f"{places} slice{'s' if places > 1 else ''}"
-    assert f"6 images of {scan.name} show {slices}, each {6 // places} times at the same place" in refused(scan)
-
-
 def test_a_copy_is_named(scan: Path) -> None:
     (scan / "more").mkdir()
     shutil.copy(scan / "1_003.dcm", scan / "more" / "copy of 3.dcm")
     assert f'"1_003.dcm" and "more/copy of 3.dcm" in {scan.name} are the same image' in refused(scan)
 
 
-def test_rows_and_columns_keep_their_own_spacing(scan: Path) -> None:
-    set_all(scan, "PixelSpacing", lambda k: [1.5, 0.5])
-    assert read_volume(scan).geometry.spacing == pytest.approx((0.5, 1.5, 2.5))
-
-
-@pytest.mark.parametrize("distance", [0.33, 0.625, 1.25, 2.96875])
+@pytest.mark.parametrize("distance", [0.33, 2.96875])
 def test_positions_rounded_to_a_tenth_are_read_with_a_warning(distance: float, tmp_path: Path) -> None:
     geometry = oriented("LPS", (9, 8, 20), (0.75, 0.75, distance))
     write_dicom_series(tmp_path, ramp(geometry), geometry)
@@ -352,36 +300,33 @@ def test_rounded_positions_across_the_stack_are_no_gantry_tilt(tmp_path: Path) -
         assert np.abs(volume.geometry.affine @ [i, j, k, 1] - place).max() < 0.1
 
 
-def test_exact_positions_need_no_warning(scan: Path) -> None:
-    edited(scan, lambda k, image: moved(k, image, 1.25 * k + k % 2 * 0.01))
-    assert read_volume(scan).warnings == ()
-
-
-@pytest.mark.parametrize(("said", "expected"), [("PT", "PT"), ("US", "US"), ("NM", "NM"), ("", None)])
+@pytest.mark.parametrize(("said", "expected"), [("PT", "PT"), ("", None)])
 def test_the_modality_is_what_the_images_say(said: str, expected: str | None, scan: Path) -> None:
     set_all(scan, "Modality", lambda k: said)
-    assert read_volume(scan).modality == expected
-
-
-def test_multi_frame(tmp_path: Path) -> None:
-    image = CT.to_sitk(ramp(CT))
-    image.SetMetaData("0008|0060", "CT")
-    sitk.WriteImage(image, str(tmp_path / "frames.dcm"))
-    assert "multi-frame" in refused(tmp_path / "frames.dcm")
-    assert "multi-frame" in refused(tmp_path)
+    set_all(scan, "PixelSpacing", lambda k: [1.5, 0.5])
+    volume = read_volume(scan)
+    assert (volume.modality, volume.warnings) == (expected, ())
+    assert volume.geometry.spacing == pytest.approx((0.5, 1.5, 2.5)), "rows and columns keep their own spacing"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-def test_a_pipe_in_the_folder_is_not_waited_for(scan: Path) -> None:
+def test_a_series_over_several_folders_with_a_pipe_that_is_not_waited_for(scan: Path) -> None:
+    for number, path in enumerate(sorted(scan.glob("*.dcm"))):
+        (scan / f"part {number % 3}").mkdir(exist_ok=True)
+        path.rename(scan / f"part {number % 3}" / path.name)
     os.mkfifo(scan / "pipe")
     is_the_scan(scan)
+    frames = CT.to_sitk(ramp(CT))
+    frames.SetMetaData("0008|0060", "CT")
+    (scan / "below").mkdir()
+    sitk.WriteImage(frames, str(scan / "below" / "frames.dcm"))
+    assert "multi-frame" in refused(scan / "below" / "frames.dcm")
+    assert "multi-frame" in refused(scan / "below")
 
 
-def test_nothing_but_the_error_is_said(scan: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (scan / "1_003.dcm").unlink()
-    (scan / "note.txt").write_text("nothing")
-    capfd.readouterr()
-    refused(scan)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err == ""
+def test_whatever_the_library_throws_is_one_sentence(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SystemError("an assertion of the library")
+
+    monkeypatch.setattr(dicom, "_image", fail)
+    assert f"{scan.name} cannot be read as DICOM images" in refused(scan)

@@ -8,7 +8,7 @@ import pytest
 
 from progidiff.errors import InputError
 from progidiff.volumes.geometry import Geometry, nearest_axes
-from progidiff.volumes.slicing import PackedMask, extract_slice, insert_slice, parse_slice_range, plan_slices, restore_slice
+from progidiff.volumes.slicing import PackedMask, extract_slice, insert_slice, parse_slice_range, plan_slices
 
 from ..volume_examples import GEOMETRIES, oblique, oriented, ramp
 
@@ -21,10 +21,9 @@ def test_orientation_names_where_i_j_and_k_grow_to(name: str) -> None:
 def test_spacing_and_voxel_volume() -> None:
     assert oblique().spacing == pytest.approx((0.7, 0.7, 2.5))
     assert oblique().voxel_volume_ml == pytest.approx(0.7 * 0.7 * 2.5 / 1000)
-
-
-def test_oblique_grid_has_the_nearest_orientation() -> None:
-    assert oblique().orientation == "LPI"
+    assert oblique().orientation == "LPI", "the nearest one"
+    rounded = oblique().affine.astype(np.float32).astype(np.float64)
+    assert Geometry(oblique().shape_ijk, rounded).is_close(oblique()), "rounding to 32 bits is no shear"
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -49,15 +48,6 @@ def test_is_close_measures_the_farthest_voxel() -> None:
     assert not geometry.is_close(Geometry((512, 512, 99), geometry.affine))
 
 
-def test_affine_is_a_read_only_copy() -> None:
-    affine = np.eye(4)
-    geometry = Geometry((2, 3, 4), affine)
-    affine[0, 0] = 7.0
-    assert geometry.affine[0, 0] == 1.0
-    with pytest.raises(ValueError, match="read-only"):
-        geometry.affine[0, 0] = 2.0
-
-
 def _changed(entries: dict[tuple[int, int], float]) -> np.ndarray:
     affine = np.eye(4)
     for at, value in entries.items():
@@ -68,26 +58,18 @@ def _changed(entries: dict[tuple[int, int], float]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("affine", "says"),
     [
-        (_changed({(1, 1): 0.0}), "spacing of zero"),
-        (_changed({(0, 3): np.nan}), "not a number"),
-        (_changed({(0, 1): 1.0, (1, 1): 0.0}), "singular"),
-        (_changed({(1, 2): 0.2}), "sheared"),
+        (_changed({(1, 1): 0.0}), "spacing of zero"), (_changed({(0, 3): np.nan}), "not a number"),
+        (_changed({(0, 1): 1.0, (1, 1): 0.0}), "singular"), (_changed({(1, 2): 0.2}), "sheared"),
         (_changed({(3, 0): 1.0}), "last row"),
     ],
-)
+)  # fmt: skip
 def test_unusable_affines_are_refused_in_one_sentence(affine: np.ndarray, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         Geometry((4, 4, 4), affine)
     assert "\n" not in str(caught.value)
 
 
-def test_32_bit_rounding_is_not_shear() -> None:
-    geometry = oblique()
-    rounded = geometry.affine.astype(np.float32).astype(np.float64)
-    assert Geometry(geometry.shape_ijk, rounded).is_close(geometry)
-
-
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(8))
 def test_nearest_axes_are_those_of_nibabel(seed: int) -> None:
     rng = np.random.default_rng(seed)
     turned, _ = np.linalg.qr(rng.normal(size=(3, 3)))
@@ -110,7 +92,7 @@ def _positions(geometry: Geometry) -> np.ndarray:
 
 
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("name", ["LPS", "RAS", "PSR", "ARI", "oblique", "anisotropic", "odd widths"])
+@pytest.mark.parametrize("name", ["LPS", "PSR", "ARI", "oblique"])
 def test_rows_and_columns_grow_in_the_canonical_directions(name: str, plane: str) -> None:
     geometry = GEOMETRIES[name]
     plan = plan_slices(geometry, plane)
@@ -125,7 +107,7 @@ def test_rows_and_columns_grow_in_the_canonical_directions(name: str, plane: str
 
 
 @pytest.mark.parametrize("plane", PLANES)
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", ["PSR", "oblique", "single slice"])
 def test_slices_put_back_give_the_volume(name: str, plane: str) -> None:
     geometry = GEOMETRIES[name]
     plan = plan_slices(geometry, plane)
@@ -134,6 +116,11 @@ def test_slices_put_back_give_the_volume(name: str, plane: str) -> None:
     for index in range(plan.count):
         insert_slice(rebuilt, plan, index, extract_slice(array, plan, index).copy())
     np.testing.assert_array_equal(rebuilt, array)
+    for beyond in (-1, plan.count):
+        with pytest.raises(IndexError):
+            extract_slice(array, plan, beyond)
+    with pytest.raises(InputError, match="axial, coronal, sagittal"):
+        plan_slices(geometry, "transversal")
 
 
 def test_packed_bounds_and_overlap() -> None:
@@ -149,32 +136,22 @@ def test_packed_bounds_and_overlap() -> None:
     assert packed.overlaps(PackedMask.from_array(other))
 
 
-def test_slices_share_the_arrays_memory() -> None:
-    array = ramp(GEOMETRIES["PSR"])
-    plan = plan_slices(GEOMETRIES["PSR"])
-    assert np.shares_memory(extract_slice(array, plan, 0), array)
-    canonical = np.zeros(plan.shape_rc)
-    assert np.shares_memory(restore_slice(canonical, plan), canonical)
-
-
 @pytest.mark.parametrize(
     ("codes", "shape", "spacing", "plane", "axis"),
     [
-        ("LPS", (9, 8, 6), (0.7, 0.7, 5.0), "axial", 0),
-        ("LPS", (9, 8, 6), (0.7, 4.0, 0.7), "coronal", 1),
+        ("LPS", (9, 8, 6), (0.7, 0.7, 5.0), "axial", 0), ("LPS", (9, 8, 6), (0.7, 4.0, 0.7), "coronal", 1),
         ("PSR", (9, 8, 6), (0.7, 0.7, 4.0), "sagittal", 0),
         ("PSR", (9, 8, 6), (1.0, 1.0, 1.0), "axial", 1),  # isotropic
         ("RAS", (9, 8, 6), (1.05, 1.05, 1.0), "axial", 0),  # as good as isotropic
         ("RAS", (9, 8, 6), (3.0, 3.0, 2.2), "axial", 0),  # slices closer together than pixels are large
         ("LPS", (9, 8, 6), (0.8, 0.8, 0.5), "axial", 0),
         ("RAS", (9, 8, 6), (3.0, 3.0, 1.0), "axial", 0),  # thick both ways: neither is clear
-        ("LPS", (9, 8, 6), (1.0, 1.45, 1.0), "axial", 0),
-        ("LPS", (9, 8, 6), (1.0, 1.5, 1.0), "coronal", 1),
+        ("LPS", (9, 8, 6), (1.0, 1.45, 1.0), "axial", 0), ("LPS", (9, 8, 6), (1.0, 1.5, 1.0), "coronal", 1),
         ("LPS", (9, 8, 6), (1.0, 1.5, 1.2), "axial", 0),
         ("LPS", (9, 8, 1), (3.0, 3.0, 1.0), "axial", 0),  # one slice, however thin
         ("LPS", (1, 8, 9), (1.0, 3.0, 3.0), "sagittal", 2),
     ],
-)
+)  # fmt: skip
 def test_acquisition_axis(
     codes: str, shape: tuple[int, int, int], spacing: tuple[float, float, float], plane: str, axis: int
 ) -> None:
@@ -201,32 +178,12 @@ def test_a_model_gets_the_planes_of_its_card(
     assert plan_slices(oriented("LPS", (9, 8, 6), spacing), "axial", known).plane == "axial"
 
 
-def test_plane_that_does_not_exist() -> None:
-    with pytest.raises(InputError, match="axial, coronal, sagittal"):
-        plan_slices(oblique(), "transversal")
-
-
-def test_slice_index_beyond_the_volume() -> None:
-    plan = plan_slices(oblique())
-    with pytest.raises(IndexError):
-        extract_slice(ramp(oblique()), plan, -1)
-    with pytest.raises(IndexError):
-        extract_slice(ramp(oblique()), plan, plan.count)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("all", range(112)),
-        (" ALL ", range(112)),
-        ("40", range(40, 41)),
-        ("30:50", range(30, 50)),
-        ("30 : 50", range(30, 50)),
-        (":5", range(5)),
-        ("110:", range(110, 112)),
-        ("0:112", range(112)),
+        ("all", range(112)), ("40", range(40, 41)), ("30:50", range(30, 50)), (":5", range(5)), ("110:", range(110, 112)),
     ],
-)
+)  # fmt: skip
 def test_slice_ranges(text: str, expected: range) -> None:
     assert parse_slice_range(text, 112) == expected
 
@@ -234,19 +191,10 @@ def test_slice_ranges(text: str, expected: range) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "not a range"),
-        ("-3", "not a range"),
-        ("a:b", "not a range"),
-        ("1:2:3", "not a range"),
-        ("4.5", "not a range"),
-        ("٣", "not a range"),
-        ("99999999999999999999", "not a range"),
-        ("112", "beyond"),
-        ("100:113", "beyond"),
-        ("50:30", "empty"),
-        ("7:7", "empty"),
+        ("", "not a range"), ("-3", "not a range"), ("a:b", "not a range"), ("٣", "not a range"),
+        ("99999999999999999999", "not a range"), ("100:113", "beyond"), ("50:30", "empty"),
     ],
-)
+)  # fmt: skip
 def test_nonsense_slice_ranges(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         parse_slice_range(text, 112)

@@ -30,24 +30,24 @@ from ..volume_examples import (
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", ["PSR", "oblique", "single slice"])
 def test_nifti_keeps_the_stored_matrix_to_the_last_bit(name: str, suffix: str, tmp_path: Path) -> None:
     geometry = GEOMETRIES[name]
-    volume = read_volume(write_nifti(tmp_path / f"image{suffix}", geometry))
+    volume = read_volume(write_nifti(tmp_path / f"Lékař 肝臓{suffix}", geometry))
     np.testing.assert_array_equal(volume.array, ramp(geometry))
     assert volume.array.dtype == np.int16
     assert volume.array.flags.c_contiguous
-    assert volume.name == "image"
+    assert volume.name == "Lékař 肝臓"
     assert volume.modality is None
     # A NIfTI header holds 32-bit numbers.
     np.testing.assert_array_equal(volume.geometry.affine, geometry.affine.astype(np.float32))
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", ["PSR", "oblique", "single slice"])
 def test_nrrd_and_metaimage(name: str, suffix: str, tmp_path: Path) -> None:
     geometry = GEOMETRIES[name]
-    path = tmp_path / f"image{suffix}"
+    path = tmp_path / f"Лёгкие{suffix}"
     sitk.WriteImage(geometry.to_sitk(ramp(geometry, "float32")), str(path))
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array, ramp(geometry, "float32"))
@@ -55,20 +55,6 @@ def test_nrrd_and_metaimage(name: str, suffix: str, tmp_path: Path) -> None:
     assert volume.geometry.is_close(geometry, tolerance_mm=1e-6)
     if suffix in (".nrrd", ".nhdr"):
         np.testing.assert_allclose(volume.geometry.affine, geometry.affine, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["Lékař Müller 肝臓.nii.gz", "Лёгкие.nrrd", "foie d'été.mha"])
-def test_paths_with_any_letters(name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "Größe 肝"
-    folder.mkdir()
-    path = folder / name
-    if name.endswith(".nii.gz"):
-        write_nifti(path, oblique())
-    else:
-        sitk.WriteImage(oblique().to_sitk(ramp(oblique())), str(path))
-    volume = read_volume(str(path))
-    np.testing.assert_array_equal(volume.array, ramp(oblique()))
-    assert volume.name == name.split(".")[0]
 
 
 @pytest.mark.parametrize("stored", ["uint8", "int8", "int16", "uint16", "int32", "int64", "float64", ">i2", ">f4"])
@@ -80,14 +66,11 @@ def test_stored_types_become_int16_or_float32_with_the_same_values(stored: str, 
     volume = read_volume(tmp_path / "image.nii")
     assert volume.array.dtype == (np.float32 if "f" in stored else np.int16)
     np.testing.assert_array_equal(volume.array, array)
-
-
-def test_integers_beyond_int16_become_float32(tmp_path: Path) -> None:
-    geometry = oriented("LPS", (4, 4, 4), (1.0, 1.0, 2.0))
-    array = (ramp(geometry) + 100).astype(np.uint16) * 1000
-    volume = read_volume(write_nifti(tmp_path / "image.nii", geometry, array))
-    assert volume.array.dtype == np.float32
-    np.testing.assert_array_equal(volume.array, array)
+    if stored == "int64":  # beyond int16
+        nib.Nifti1Image(array.T * 1000, geometry.affine, dtype=array.dtype).to_filename(tmp_path / "image.nii")
+        volume = read_volume(tmp_path / "image.nii")
+        assert volume.array.dtype == np.float32
+        np.testing.assert_array_equal(volume.array, array * 1000)
 
 
 def test_nifti_scaling_is_applied(tmp_path: Path) -> None:
@@ -110,13 +93,6 @@ def two_places(
     image.set_sform(sform, code=scode)
     image.to_filename(path)
     return path
-
-
-def test_nifti_with_only_a_qform(tmp_path: Path) -> None:
-    path = two_places(tmp_path / "q.nii", oblique().affine, 1, None, 0)
-    volume = read_volume(path)
-    assert volume.geometry.is_close(oblique(), tolerance_mm=1e-4)
-    np.testing.assert_array_equal(volume.geometry.affine, nib.load(path).get_qform())
 
 
 def test_impossible_quaternion_beside_a_good_sform(tmp_path: Path) -> None:
@@ -148,13 +124,15 @@ def test_slight_shear_that_itk_refuses_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(path).geometry.affine, affine.astype(np.float32))
 
 
-def test_two_dimensional_images_are_one_slice(tmp_path: Path) -> None:
+def test_images_of_two_or_four_dimensions(tmp_path: Path) -> None:
     affine = oblique().affine
     nib.Nifti1Image(np.arange(20, dtype=np.int16).reshape(5, 4), affine).to_filename(tmp_path / "flat.nii")
     volume = read_volume(tmp_path / "flat.nii")
     assert volume.array.shape == (1, 4, 5)
     np.testing.assert_allclose(volume.geometry.affine[:, [0, 1, 3]], affine[:, [0, 1, 3]], atol=1e-5)
     assert volume.array[0, 2, 3] == 3 * 4 + 2
+    nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3, 1), affine).to_filename(tmp_path / "one.nii")
+    assert read_volume(tmp_path / "one.nii").array.shape == (3, 4, 5), "a fourth dimension of one is no series"
 
     image = sitk.GetImageFromArray(np.arange(20, dtype=np.int16).reshape(4, 5))
     image.SetSpacing((0.5, 0.75))
@@ -162,12 +140,6 @@ def test_two_dimensional_images_are_one_slice(tmp_path: Path) -> None:
     volume = read_volume(tmp_path / "flat.mha")
     assert volume.array.shape == (1, 4, 5)
     assert volume.geometry.spacing == (0.5, 0.75, 1.0)
-
-
-def test_fourth_dimension_of_one_is_no_series(tmp_path: Path) -> None:
-    array = np.arange(60, dtype=np.int16).reshape(5, 4, 3, 1)
-    nib.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "one.nii")
-    np.testing.assert_array_equal(read_volume(tmp_path / "one.nii").array, array[..., 0].T)
 
 
 def test_empty_label_map_on_request(tmp_path: Path) -> None:
@@ -213,14 +185,8 @@ def test_real_scans(real: Callable[[str], Path], name: str, shape: tuple[int, in
     np.testing.assert_array_equal(volume.geometry.affine, image.affine)
 
 
-def test_real_label_atlas(shared_data: Path) -> None:
-    volume = read_volume(shared_data / "permissive" / "spl_abdominal_atlas" / "seg.nrrd")
-    assert volume.geometry.shape_ijk == (256, 256, 113)
-    assert volume.geometry.spacing == pytest.approx((0.94, 0.94, 1.5), abs=0.01)
-
-
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", ["PSR", "oblique", "single slice"])
 def test_written_volumes_come_back_on_the_same_grid(name: str, suffix: str, tmp_path: Path) -> None:
     geometry = GEOMETRIES[name]
     array = np.linspace(0, 1, ramp(geometry).size, dtype=np.float32).reshape(geometry.shape_kji)

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from progidiff.cli.app import app
-from progidiff.remote import meaning_of_end, unattended
 from progidiff.wire.client import WorkerClient, WorkerFailedError
+from progidiff.wire.conversation import meaning_of_end, unattended
 
 from ..sshd import ENGINE, SshServer
 from .test_cli_propose import image_file, propose, segments_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from progidiff.wire.codec import frame_to_reply, to_frame
+from progidiff.wire.codec import frame_to_reply, to_frame, to_line
 from progidiff.wire.frames import PREFIX, FrameDecoder, encode_frame
 from progidiff.wire.messages import FINAL, Heartbeat, Load, Reply, Request, SetImage
 
@@ -45,6 +46,17 @@ def request_bytes(request: Request, request_id: int) -> bytes:
 def phantom(shape: tuple[int, int, int] = (3, 16, 20)) -> np.ndarray:
     k, j, i = np.meshgrid(*map(np.arange, shape), indexing="ij")
     return ((k + 1) * 100 - (j - shape[1] / 2) ** 2 - (i - shape[2] / 2) ** 2).clip(0).astype(np.int16)
+
+
+def tell(lines: list[dict[str, Any]]) -> Callable[[Reply], None]:
+    """Keeps what is told, after its way over the wire, as the command line prints it."""
+
+    def keep(reply: Reply) -> None:
+        frame = to_frame(reply, 1)
+        (arrived,) = FrameDecoder().feed(b"".join(map(bytes, encode_frame(frame.header, frame.arrays))))
+        lines.append(json.loads(json.dumps(to_line(frame_to_reply(arrived)[1]))))
+
+    return keep
 
 
 class Peer:
@@ -81,13 +93,11 @@ class Peer:
         self.send_bytes(request_bytes(request, request_id))
 
     def send_bytes(self, data: bytes) -> None:
-        assert self.process.stdin is not None
         view = memoryview(data)
         while len(view):
             view = view[self.process.stdin.write(view) or 0 :]
 
     def close_input(self) -> None:
-        assert self.process.stdin is not None
         self.process.stdin.close()
 
     def next(self, timeout: float = PATIENCE_S) -> tuple[int | None, Reply]:
@@ -130,11 +140,17 @@ class Peer:
 
     def prepare(self, mode: str = "work", image: np.ndarray | None = None) -> None:
         """Load a scripted model and set an image."""
-        self.send(Load(mode, "cpu"), 901)
-        loaded = self.final(901)
+        loaded = self.ask(Load(mode, "cpu"), 901)
         assert type(loaded).__name__ == "Loaded", loaded
-        self.send(SetImage(phantom() if image is None else image, np.eye(4), "CT", None), 902)
-        assert type(self.final(902)).__name__ == "ImageReply"
+        assert (
+            type(self.ask(SetImage(phantom() if image is None else image, np.eye(4), "CT", None), 902)).__name__
+            == "ImageReply"
+        )
+
+    def ask(self, request: Request, request_id: int, each: Callable[[Reply], None] | None = None) -> Reply:
+        """Send a request; its final reply, and ``each`` sees what came before."""
+        self.send(request, request_id)
+        return self.final(request_id, each)
 
     def final(self, request_id: int, each: Callable[[Reply], None] | None = None) -> Reply:
         """The final reply to a request; ``each`` sees what came before."""
@@ -147,7 +163,6 @@ class Peer:
                     each(reply)
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
         decoder = FrameDecoder()
         while data := self.process.stdout.read(1 << 16):
             self._reading.wait()
@@ -162,6 +177,5 @@ class Peer:
         self.process.stdout.close()
 
     def _read_log(self) -> None:
-        assert self.process.stderr is not None
         while data := self.process.stderr.read(1 << 16):
             self.log += data

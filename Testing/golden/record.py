@@ -105,10 +105,17 @@ def gathered(events: Iterable[Any], plain: Plain) -> tuple[list[Any], dict[str, 
     return [plain(event) for event in kept], masks
 
 
+def as_sampled(settings: dict[str, Any]) -> Any:
+    """A request for all pieces, as those are what is compared; older code drops none and has no such field."""
+    from progidiff.wire.messages import ProposeRequest
+
+    kept = {"keep_pieces": True} if hasattr(ProposeRequest, "keep_pieces") else {}
+    return ProposeRequest(**{"steps": 2, **kept, **settings})
+
+
 def record_engine(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The six requests, in this process."""
     from progidiff.sampling.engine import Engine
-    from progidiff.wire.messages import ProposeRequest
 
     engine = Engine.load(folder / "model", "cpu")
     engine.set_image(image(), AFFINE, "CT")
@@ -117,7 +124,7 @@ def record_engine(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
         if name in ADAPTED:
             engine.load_adapter(folder / "adapter")
         events: list[Any] = []
-        engine.propose(ProposeRequest(**{"steps": 2, **settings}), events.append, lambda: False)
+        engine.propose(as_sampled(settings), events.append, lambda: False)
         engine.unload_adapter()
         told[name], found = gathered(events, plain)
         masks |= {f"{name}: {target}": stack for target, stack in found.items()}
@@ -153,7 +160,7 @@ def record_client(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
                 if name in ADAPTED:
                     client.load_adapter(folder / "adapter")
                     client.status()
-                told[name], found = gathered(client.propose(ProposeRequest(**{"steps": 2, **settings})), plain)
+                told[name], found = gathered(client.propose(as_sampled(settings)), plain)
                 masks |= {f"{name}: {target}": stack for target, stack in found.items()}
                 if name in ADAPTED:
                     client.unload_adapter()
@@ -224,6 +231,8 @@ def record_panels(folder: Path, plain: Plain) -> tuple[dict[str, Any], dict[str,
     driver = Driver()
     driver.panels.setup.ui.modelFolderEdit.setCurrentPath(str(folder / "model"))
     driver.load(folder / "image.nii.gz", "Größe 肝")
+    if hasattr(driver.panels.prompt.ui, "keepPiecesCheckBox"):  # see as_sampled
+        driver.panels.prompt.ui.keepPiecesCheckBox.setChecked(True)
     driver.ask(PROMPT, REQUESTS["a stack"]["proposals"], 2, seed=REQUESTS["a stack"]["seed"])
     driver.wait(lambda: driver.settled, 240)
     lists = {}
@@ -269,7 +278,7 @@ def make(folder: Path) -> None:
     import SimpleITK as sitk
     import torch
     from Testing.engine.conftest import build_tiny, write_tiny_sd
-    from Testing.engine.test_worker_adapters import write_adapter
+    from Testing.engine.test_worker_real_engine import write_adapter
 
     from progidiff.model.folder import save_model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 from progidiff.proposals.masks import Crop
 from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
+from progidiff.wire.messages import ProposeRequest
 
 from ..volume_examples import oblique
 
 LIVER, SPLEEN, KIDNEY = target_for("liver"), target_for("spleen"), target_for("left kidney")
 LABELMAP = "Binary labelmap"
 SHAPE = (20, 30, 40)  # k, j, i
+REQUEST = {field.name for field in fields(ProposeRequest)}
 
 
 class ManualTimer:
@@ -31,6 +34,16 @@ class ManualTimer:
 
     def stop(self) -> None:
         self.running = False
+
+
+def timer_into(made: list[ManualTimer]) -> Callable[[Callable[[], None]], ManualTimer]:
+    """What makes such timers, and keeps them for the test."""
+
+    def timer(callback: Callable[[], None]) -> ManualTimer:
+        made.append(ManualTimer(callback))
+        return made[-1]
+
+    return timer
 
 
 def box(k: tuple[int, int], j: tuple[int, int], i: tuple[int, int], shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
@@ -110,6 +123,17 @@ def add_segments(scene: Any, volume: Any, masks: Mapping[str, np.ndarray], share
         segment.AddRepresentation(LABELMAP, image)
         node.GetSegmentation().AddSegment(segment, name)
     return node
+
+
+def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
+    """What a brush does: more voxels in one segment, written by Slicer."""
+    import slicer
+
+    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
+
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
+    assert logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_MERGE_MASK, image.GetExtent(), False, [])
 
 
 def mask_in(node: Any, segment_id: str, volume: Any) -> np.ndarray:
@@ -226,4 +250,5 @@ def facts(**changes: Any) -> Any:
     """Where a proposal of the liver comes from."""
     from ProGiDiffSlicerLib.scene.provenance import Provenance
 
-    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
+    asked = {"targets": ("liver",), "seed": 7, "steps": 6, **{name: changes.pop(name) for name in REQUEST & changes.keys()}}
+    return Provenance(**{"prompt": "liver", "target": "liver", "proposal": 3, **changes}, request=ProposeRequest(**asked))

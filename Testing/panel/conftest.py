@@ -33,16 +33,30 @@ def _library() -> dict[str, Any]:
 
 
 @pytest.fixture
-def acceptance(scene: Any) -> Iterator[Any]:
+def timers() -> list[Any]:
+    """The timers of the acceptance, which wait to be told."""
+    return []
+
+
+@pytest.fixture
+def acceptance(scene: Any, timers: list[Any]) -> Iterator[Any]:
     """Acceptance into the scene, with a timer of edits that waits to be told."""
     from ProGiDiffSlicerLib.scene.accept import Acceptance
     from ProGiDiffSlicerLib.scene.editing import EditTracker
 
-    from .accept_support import ManualTimer
+    from .accept_support import timer_into
 
-    made = Acceptance(scene, tracker=EditTracker(scene, ManualTimer))
+    made = Acceptance(scene, tracker=EditTracker(scene, timer_into(timers)))
     yield made
     made.cleanup()
+
+
+@pytest.fixture
+def volume(scene: Any) -> Any:
+    """A volume of zeros to accept segments for."""
+    from .accept_support import add_volume
+
+    return add_volume(scene)
 
 
 @pytest.fixture
@@ -51,3 +65,12 @@ def module(app: Any, scene: Any) -> Iterator[Any]:
     loaded = host.load_module(MODULE)
     yield loaded.widget
     loaded.unload()
+
+
+@pytest.fixture
+def panel(scene: Any) -> Iterator[Any]:
+    """The panels in a window over a scripted worker client."""
+    from .panel_support import opened
+
+    with opened(scene) as panels:
+        yield panels

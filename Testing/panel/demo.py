@@ -91,7 +91,7 @@ class Demo:
             "input": self.options.input.name,
             "size_ijk": list(self.driver.volume.GetImageData().GetDimensions()),
             "spacing_mm": [round(value, 4) for value in self.driver.volume.GetSpacing()],
-            "prompt": request.prompt,
+            "prompt": self.driver.session.store.prompt,
             "proposals": request.proposals,
             "steps": request.steps,
             "seed": request.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from progidiff.wire.messages import (
     ProposeRequest,
 )
 from ProGiDiffSlicerLib.scene.volumes import volume_image
+from ProGiDiffSlicerLib.session import RunRequest
 from ProGiDiffSlicerLib.worker.calls import Call
 
 from ..volume_examples import ramp
@@ -213,6 +215,12 @@ class FakeClient:
     def confirm_cancel(self) -> None:
         """The worker has stopped what was cancelled last."""
         self.cancels[-1].end_cancelled()
+
+
+def run_request(volume: Any, prompt: str, **options: Any) -> RunRequest:
+    """What a user asks for; ``options`` are fields of the request for the engine and of what is around it."""
+    asked = {field.name: options.pop(field.name) for field in fields(ProposeRequest) if field.name in options}
+    return RunRequest(volume.GetID(), prompt, ProposeRequest(**{"targets": (), **asked}), **options)
 
 
 def plan_of(node: Any) -> tuple[Geometry, SlicePlan]:

@@ -185,10 +185,9 @@ def add_fine_segment(scene: Any, node: Any, fine: Any) -> None:
     scene.RemoveNode(other)
 
 
-def test_a_transform_that_is_not_linear_is_refused_with_what_to_do(scene: Any, acceptance: Any) -> None:
+def test_a_transform_that_is_not_linear_is_refused_with_what_to_do(scene: Any, acceptance: Any, volume: Any) -> None:
     import vtk
 
-    volume = add_volume(scene)
     node = add_segments(scene, volume, {"mine": some_mask((20, 30, 40))})
     warp = scene.AddNewNodeByClass("vtkMRMLTransformNode", "warp")
     spline = vtk.vtkThinPlateSplineTransform()

@@ -10,30 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import qt
 
-from ProGiDiffSlicerLib.learning.curating_process import Keeper, keeper_command
 from ProGiDiffSlicerLib.setup.settings import Settings
-from ProGiDiffSlicerLib.worker.command import WorkerCommand
+from ProGiDiffSlicerLib.worker.client import WorkerState
+from ProGiDiffSlicerLib.worker.command import local_command
 
 from .curating_support import Saver, Spin, draw, only
 from .panel_support import GRID, Opened, opened
 from .setup_examples import MemoryStore
-from .worker_support import children
+from .worker_support import children, gone, python
 
-# Takes everything in and never says anything: a folder on a network that is away.
-SILENT = "import sys\nwhile sys.stdin.buffer.read1(65536): pass\nimport time\ntime.sleep(600)"
+# A folder on a network that is away.
+HUNG = (
+    "import time; from progidiff.worker import server, tasks; "
+    "tasks.count_cases = tasks.keep_case = lambda request, run: time.sleep(600); server.serve()"
+)
 # A disk on which no file may be longer than a kilobyte.
 FULL = (
-    "import resource, runpy, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
-    "runpy.run_module('ProGiDiffSlicerLib.learning.curating_child', run_name='__main__')"
+    "from progidiff.worker.server import serve; serve()"
 )
-
-EMPTY = {"cases": 0, "counts": {}, "modalities": []}
-ENDED = "The process that keeps the training examples ended unexpectedly; nothing was changed, try again."
 
 
 @pytest.fixture
@@ -52,20 +50,21 @@ def saver(panel: Opened, spin: Spin, tmp_path: Path) -> Saver:
     return Saver(panel.panels, spin, tmp_path / "set")
 
 
-def silent(saver: Saver) -> None:
-    """From now on the process does not answer."""
-    saver.curating._keeper._retire()
-    saver.curating._keeper._command = lambda: WorkerCommand(sys.executable, ("-c", SILENT), dict(os.environ))
+def by(saver: Saver, code: str) -> None:
+    """From now on another program saves."""
+    saver.curating._client.stop()
+    saver.curating._client._command = lambda: python(code)
 
 
 def answering(saver: Saver) -> None:
-    saver.curating._keeper._retire()
-    saver.curating._keeper._command = keeper_command
+    """From the next process on the right one saves."""
+    saver.curating._client._command = local_command
 
 
-def kept_process(before: set[int]) -> psutil.Process:
-    (process,) = [child for child in children() if child.pid not in before]
-    return process
+def sent(saver: Saver, kind: str = "KeepCase") -> bool:
+    """Whether a request, of an example, has left for the process that saves."""
+    job, link = saver.curating._client._jobs.running, saver.curating._client._link
+    return bool(job is not None and job.call.kind == kind and job.request_id and link.unsent == 0)
 
 
 def test_the_folder_is_remembered_and_looking_makes_nothing(panel: Opened, saver: Saver) -> None:
@@ -111,12 +110,12 @@ def test_a_full_disk_leaves_nothing_and_is_said(panel: Opened, saver: Saver, spi
     panel.run(spin, 2)
     panel.review.accept()
     saver.save()
-    saver.curating._keeper._retire()
-    saver.curating._keeper._command = lambda: WorkerCommand(sys.executable, ("-c", FULL), keeper_command().environment)
+    by(saver, FULL)
     before = {path for path in saver.folder.rglob("*") if path.is_file()}
     said = saver.save()
     assert "space" in said or "could not be written" in said
     assert {path for path in saver.folder.rglob("*") if path.is_file()} == before
+    saver.curating._client.stop()
     answering(saver)
     assert "takes the place" in saver.save()
     assert len(saver.cases) == 1
@@ -138,19 +137,20 @@ def test_a_folder_that_vanished_is_made_again_and_undo_says_what_is_wrong(panel:
 def test_a_folder_that_does_not_answer_stops_nothing(panel: Opened, saver: Saver, spin: Spin) -> None:
     panel.run(spin, 2)
     panel.review.accept()
-    silent(saver)
+    by(saver, HUNG)
     began = time.monotonic()
     panel.review.curating.look()
     assert time.monotonic() - began < 0.5
     assert saver.shown == "Looking into the folder …"
+    spin(lambda: sent(saver, "CountCases"))
     # Saving waits behind it, and can be given up.
     saver.ui.saveExampleButton.click()
-    spin(lambda: saver.curating.saving and saver.curating._saving.request is not None)
+    spin(lambda: saver.curating.saving and saver.curating._saving.call is not None)
     assert saver.ui.saveExampleButton.text == "Cancel saving"
     saver.ui.saveExampleButton.click()
     assert saver.said == "Cancelled."
+    # Cancelling looks again: that waits for the hung process no longer than for an answer to a cancel.
     answering(saver)
-    panel.review.curating.look()
     saver.settle()
     assert saver.shown == "No training examples yet."
     saver.save()
@@ -158,19 +158,48 @@ def test_a_folder_that_does_not_answer_stops_nothing(panel: Opened, saver: Saver
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_nothing_and_the_next_save_works(panel: Opened, saver: Saver, spin: Spin) -> None:
+@pytest.mark.parametrize("end", ["killed", "cancelled"])
+def test_a_process_that_hangs_loses_nothing_and_the_next_save_works(
+    end: str, panel: Opened, saver: Saver, spin: Spin
+) -> None:
     panel.run(spin, 2)
     panel.review.accept()
-    silent(saver)
-    before = {child.pid for child in children()}
+    by(saver, HUNG)
     saver.ui.saveExampleButton.click()
-    spin(lambda: {child.pid for child in children()} != before)
-    os.kill(kept_process(before).pid, signal.SIGKILL)
-    saver.settle()
-    assert "ended unexpectedly" in saver.said
+    spin(lambda: sent(saver))
+    pid = saver.curating._client.hello.pid
     answering(saver)
+    if end == "killed":
+        os.kill(pid, signal.SIGKILL)
+        saver.settle()
+        assert "ended unexpectedly" in saver.said
+        assert "Every example in the set is whole" in saver.said
+    else:
+        saver.ui.saveExampleButton.click()
+        saver.settle()
+        assert saver.said == "Cancelled."
+    spin(lambda: gone(pid))
     assert saver.save().startswith("Saved")
     assert len(saver.cases) == 1
+    assert saver.shown == "liver 1; CT"
+
+
+@pytest.mark.slow
+def test_what_was_saved_in_spite_of_a_cancel_is_told_and_can_be_undone(panel: Opened, saver: Saver, spin: Spin) -> None:
+    panel.run(spin, 2)
+    panel.review.accept()
+    by(saver, "from progidiff.worker import server, tasks; import time; keep = tasks.keep_case\n"
+       "def keep_case(request, run):\n    while not run.cancelled(): time.sleep(0.01)\n"
+       "    run.check = lambda: None\n    return keep(request, run)\n"
+       "tasks.keep_case = keep_case; server.serve()")  # fmt: skip
+    saver.ui.saveExampleButton.click()
+    spin(lambda: sent(saver))
+    saver.ui.saveExampleButton.click()
+    saver.settle()
+    assert saver.said.startswith("Saved as training example")
+    assert len(saver.cases) == 1
+    saver.undo()
+    assert saver.cases == []
 
 
 def test_the_proposals_worker_does_not_matter(panel: Opened, saver: Saver, spin: Spin) -> None:
@@ -199,32 +228,21 @@ def test_closing_the_module_finishes_what_only_waits_for_the_disk(scene: Any, sp
         panel.review.accept()
         mask = panel.proposals.selected.index
         saver.ui.saveExampleButton.click()
-        request = None
-        while request is None:
-            spin()
-            request = saver.curating._saving.request
-        spin(lambda: not request.outgoing)
+        spin(lambda: sent(saver))
     assert mask is not None
     assert only(saver.cases)[1].shape == GRID.shape_kji
 
 
-def test_requests_are_answered_in_order_by_one_process(app: Any, spin: Spin, tmp_path: Path) -> None:
-    owner = qt.QObject()
-    keeper, answers = Keeper(owner), []
-    for number in range(3):
-        keeper.ask({"request": "counts", "folder": str(tmp_path)}, lambda reply, n=number: answers.append(n), answers.append)
-    process = keeper._process
-    spin(lambda: len(answers) == 3)
-    assert answers == [0, 1, 2]
-    assert process is keeper._process
-    process.kill_tree()
-    keeper.ask({"request": "counts", "folder": str(tmp_path)}, answers.append, answers.append)
-    spin(lambda: len(answers) == 4)
-    assert answers[3] in (EMPTY, ENDED)
-    keeper._linger.setInterval(0)
-    keeper.ask({"request": "counts", "folder": str(tmp_path)}, answers.append, answers.append)
-    spin(lambda: len(answers) == 5)
-    assert answers[4] == EMPTY
-    spin(lambda: keeper._process is None and not keeper._leaving)
-    keeper.close()
-    owner.deleteLater()
+def test_the_process_ends_when_nothing_is_asked_for_a_while(panel: Opened, saver: Saver, spin: Spin) -> None:
+    client = saver.curating._client
+    pid = client.hello.pid
+    panel.review.curating.look()
+    saver.settle()
+    assert client.hello.pid == pid
+    client._lingering.setInterval(0)
+    panel.review.curating.look()
+    saver.settle()
+    spin(lambda: client.state is WorkerState.STOPPED and gone(pid))
+    panel.review.curating.look()
+    saver.settle()
+    assert saver.shown == "No training examples yet."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +11,23 @@ import pytest
 from .accept_support import (
     LIVER,
     SPLEEN,
+    A,
+    B,
     ManualTimer,
     add_segments,
     add_volume,
-    box,
     crop_of,
+    facts,
+    paint,
     save_and_load_scene,
     tag,
+    timer_into,
     voxel_counts,
 )
 
 slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install slicer-core)")
 
-A = box((2, 10), (3, 15), (4, 20))
-B = box((6, 14), (3, 15), (4, 20))
 DICE = 2 * A.sum() / (A.sum() + (A | B).sum())
-
-
-@pytest.fixture
-def timers() -> list[ManualTimer]:
-    return []
-
-
-@pytest.fixture
-def acceptance(scene: Any, timers: list[ManualTimer]) -> Iterator[Any]:
-    from ProGiDiffSlicerLib.scene.accept import Acceptance
-    from ProGiDiffSlicerLib.scene.editing import EditTracker
-
-    def timer(callback: Any) -> ManualTimer:
-        timers.append(ManualTimer(callback))
-        return timers[-1]
-
-    made = Acceptance(scene, tracker=EditTracker(scene, timer))
-    yield made
-    made.cleanup()
-
-
-def facts(**changes: Any) -> Any:
-    from ProGiDiffSlicerLib.scene.provenance import Provenance
-
-    return Provenance(**{"prompt": "liver", "target": "liver", "seed": 7, "proposal": 3, **changes})
-
-
-def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
-    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
-
-    logic = slicer.vtkSlicerSegmentationsModuleLogic
-    image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
-    assert logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_MERGE_MASK, image.GetExtent(), False, [])
 
 
 def told(node: Any, identifier: str) -> tuple[bool, float | None]:
@@ -69,8 +37,7 @@ def told(node: Any, identifier: str) -> tuple[bool, float | None]:
     return read.edited, read.dice_to_proposal
 
 
-def test_tags_follow_a_moment_after_an_edit(scene: Any, acceptance: Any, timers: list[ManualTimer]) -> None:
-    volume = add_volume(scene)
+def test_tags_follow_a_moment_after_an_edit(acceptance: Any, timers: list[ManualTimer], volume: Any) -> None:
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node, identifier = done.segmentation_node, done.segment_id
     (timer,) = timers
@@ -84,8 +51,7 @@ def test_tags_follow_a_moment_after_an_edit(scene: Any, acceptance: Any, timers:
     assert told(node, identifier) == (True, pytest.approx(DICE))
 
 
-def test_undo_of_an_edit_makes_it_unedited_again(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_undo_of_an_edit_makes_it_unedited_again(acceptance: Any, volume: Any) -> None:
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node, identifier = done.segmentation_node, done.segment_id
     paint(node, identifier, volume, B)
@@ -99,8 +65,7 @@ def test_undo_of_an_edit_makes_it_unedited_again(scene: Any, acceptance: Any) ->
     assert told(node, identifier) == (True, pytest.approx(DICE))
 
 
-def test_bringing_tags_up_to_date_is_no_step_of_undo(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_bringing_tags_up_to_date_is_no_step_of_undo(scene: Any, acceptance: Any, volume: Any) -> None:
     node = add_segments(scene, volume, {"mine": A})
     acceptance.accept(crop_of(B), volume, LIVER, facts(), node, "add", "mine")
     segment = node.GetSegmentation().GetSegment("mine")
@@ -109,8 +74,7 @@ def test_bringing_tags_up_to_date_is_no_step_of_undo(scene: Any, acceptance: Any
     assert acceptance.undo.undo() == "Add liver"
 
 
-def test_each_segment_is_compared_with_its_own_mask(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_each_segment_is_compared_with_its_own_mask(acceptance: Any, volume: Any) -> None:
     first = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node = first.segmentation_node
     second = acceptance.accept(crop_of(B), volume, SPLEEN, facts(target="spleen"), node)
@@ -127,9 +91,8 @@ def test_each_segment_is_compared_with_its_own_mask(scene: Any, acceptance: Any)
 
 @pytest.mark.parametrize("saved_before", [False, True])
 def test_saving_the_scene_brings_tags_up_to_date_first(
-    scene: Any, acceptance: Any, saved_before: bool, tmp_path: Path
+    scene: Any, acceptance: Any, saved_before: bool, tmp_path: Path, volume: Any
 ) -> None:
-    volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node, identifier = done.segmentation_node, done.segment_id
     if saved_before:
@@ -143,8 +106,7 @@ def test_saving_the_scene_brings_tags_up_to_date_first(
     assert told(loaded, identifier) == (True, pytest.approx(DICE))
 
 
-def test_an_announced_save_and_a_file_name_do_so_too(scene: Any, acceptance: Any, tmp_path: Path) -> None:
-    volume = add_volume(scene)
+def test_an_announced_save_and_a_file_name_do_so_too(scene: Any, acceptance: Any, tmp_path: Path, volume: Any) -> None:
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node, identifier = done.segmentation_node, done.segment_id
     paint(node, identifier, volume, B)
@@ -157,8 +119,9 @@ def test_an_announced_save_and_a_file_name_do_so_too(scene: Any, acceptance: Any
     assert told(node, identifier) == (True, pytest.approx(2 * A.sum() / (A.sum() + A.size)))
 
 
-def test_an_edit_after_loading_is_noticed_though_the_proposal_is_gone(scene: Any, acceptance: Any, tmp_path: Path) -> None:
-    volume = add_volume(scene)
+def test_an_edit_after_loading_is_noticed_though_the_proposal_is_gone(
+    scene: Any, acceptance: Any, tmp_path: Path, volume: Any
+) -> None:
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     save_and_load_scene(scene, tmp_path / "a.mrb")
     volume = scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
@@ -170,11 +133,10 @@ def test_an_edit_after_loading_is_noticed_though_the_proposal_is_gone(scene: Any
     assert told(node, done.segment_id) == (True, None)
 
 
-def test_cleanup_updates_a_last_time_and_leaves_nothing_behind(scene: Any) -> None:
-    from ProGiDiffSlicerLib.scene.accept import Acceptance
-    from ProGiDiffSlicerLib.scene.editing import EditTracker
-
-    volume = add_volume(scene)
+def test_cleanup_updates_a_last_time_and_leaves_nothing_behind(
+    scene: Any, acceptance: Any, volume: Any, timers: list[ManualTimer]
+) -> None:
+    acceptance.cleanup()
     node = add_segments(scene, volume, {"mine": A})
     node.AddDefaultStorageNode()
     watched = (
@@ -187,39 +149,22 @@ def test_cleanup_updates_a_last_time_and_leaves_nothing_behind(scene: Any) -> No
         return [held.HasObserver(event) for held, events in watched for event in events]
 
     before = count()
-    timers: list[ManualTimer] = []
-
-    def timer(callback: Any) -> ManualTimer:
-        timers.append(ManualTimer(callback))
-        return timers[-1]
-
-    acceptance = Acceptance(scene, tracker=EditTracker(scene, timer))
-    acceptance.accept(crop_of(A), volume, LIVER, facts(), node, "replace", "mine")
+    made = type(acceptance)(scene, tracker=type(acceptance.tracker)(scene, timer_into(timers)))
+    made.accept(crop_of(A), volume, LIVER, facts(), node, "replace", "mine")
     paint(node, "mine", volume, B)
     assert count() != before
-    acceptance.cleanup()
+    made.cleanup()
     assert told(node, "mine") == (True, pytest.approx(DICE))
     assert count() == before
-    assert not timers[0].running
+    assert not timers[-1].running
     paint(node, "mine", volume, np.ones_like(A))
-    assert not timers[0].running
-
-
-class Editor:
-    """The calls that begin_edit makes on a qMRMLSegmentEditorWidget."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *values: self.calls.append((name, *values))
+    assert not timers[-1].running
 
 
 @pytest.mark.parametrize("overwrite", ["none", "visible", "all"])
-def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite: str) -> None:
+def test_the_segment_editor_is_made_ready(scene: Any, acceptance: Any, overwrite: str, volume: Any) -> None:
     from ProGiDiffSlicerLib.scene.editing import begin_edit
 
-    volume = add_volume(scene)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts())
     node = done.segmentation_node
     session = begin_edit(node, done.segment_id, volume, None, overwrite)
@@ -258,35 +203,13 @@ def test_the_editor_does_not_go_on_with_the_effect_of_another_day(scene: Any, ac
         assert editor.activeEffect() is None
 
 
-def test_an_embedded_editor_is_set_up_in_the_order_it_needs(scene: Any, acceptance: Any) -> None:
-    from ProGiDiffSlicerLib.scene.editing import begin_edit
-
-    volume = add_volume(scene)
-    done = acceptance.accept(crop_of(A), volume, LIVER, facts())
-    node = done.segmentation_node
-    editor = Editor()
-    session = begin_edit(node, done.segment_id, volume, editor, ended=acceptance.tracker.update_all)
-    assert editor.calls == [("updateEffectList",), ("setMRMLSegmentEditorNode", session.editor_node)]
-    assert session.editor_node.GetSourceVolumeNode() is volume
-    assert session.editor_node.GetSelectedSegmentID() == done.segment_id
-    paint(node, done.segment_id, volume, B)
-    session.end()
-    assert told(node, done.segment_id) == (True, pytest.approx(DICE))
-    assert editor.calls[-1] == ("setActiveEffectByName", "")
-    assert not session.active
-    calls = len(editor.calls)
-    session.end()
-    assert len(editor.calls) == calls
-
-
-def test_painting_with_slicers_own_logic_obeys_the_policy(scene: Any, acceptance: Any) -> None:
+def test_painting_with_slicers_own_logic_obeys_the_policy(scene: Any, acceptance: Any, volume: Any) -> None:
     """The prepared node in the real editor logic: neighbours stay as they are, its undo works beside ours."""
     if not hasattr(slicer, "vtkSlicerSegmentEditorLogic"):
         pytest.skip("this Slicer has no segment editor logic outside its widget")
     from ProGiDiffSlicerLib.scene.editing import begin_edit
     from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
 
-    volume = add_volume(scene)
     node = add_segments(scene, volume, {"mine": A, "other": B & ~A})
     acceptance.accept(crop_of(A), volume, LIVER, facts(), node, "replace", "mine")
     counts = voxel_counts(node, volume)
@@ -307,8 +230,7 @@ def test_painting_with_slicers_own_logic_obeys_the_policy(scene: Any, acceptance
     logic.SetSegmentEditorNode(None)
 
 
-def test_tags_of_segments_that_were_not_accepted_stay_untouched(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_tags_of_segments_that_were_not_accepted_stay_untouched(scene: Any, acceptance: Any, volume: Any) -> None:
     node = add_segments(scene, volume, {"mine": A})
     paint(node, "mine", volume, B)
     acceptance.tracker.update_all()
@@ -317,12 +239,11 @@ def test_tags_of_segments_that_were_not_accepted_stay_untouched(scene: Any, acce
     assert tag(node.GetSegmentation().GetSegment("mine"), "ProGiDiff.edited") is None
 
 
-def test_with_the_applications_timer_and_editor(app: Any, scene: Any, spin: Any) -> None:
+def test_with_the_applications_timer_and_editor(app: Any, scene: Any, spin: Any, volume: Any) -> None:
     """The widget that the panel embeds, and the timer that the product uses."""
     from ProGiDiffSlicerLib.scene.accept import Acceptance
     from ProGiDiffSlicerLib.scene.editing import begin_edit
 
-    volume = add_volume(scene)
     editor = slicer.qMRMLSegmentEditorWidget()
     editor.setMRMLScene(scene)
     acceptance = Acceptance(scene, save_editor_state=editor.saveStateForUndo)
@@ -344,6 +265,8 @@ def test_with_the_applications_timer_and_editor(app: Any, scene: Any, spin: Any)
     assert voxel_counts(node, volume) == {identifier: A.sum()}
     session.end()
     assert told(node, identifier) == (False, 1.0)
+    assert not session.active
+    session.end()
     editor.setMRMLSegmentEditorNode(None)
     editor.setMRMLScene(None)
     acceptance.cleanup()

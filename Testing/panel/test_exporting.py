@@ -16,7 +16,7 @@ import slicer
 from progidiff.targets import target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import read_volume
-from progidiff.wire.messages import WriteSeg
+from progidiff.wire.messages import ProposeRequest, WriteSeg
 from ProGiDiffSlicerLib.idle import IdleQueue
 from ProGiDiffSlicerLib.scene.exporting import INSTANCES, Exporting, _request
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
@@ -62,7 +62,8 @@ class Case:
         target = target_for("liver")
         liver.SetColor(*target.color)
         liver.SetTag("TerminologyEntry", target.terminology_entry)
-        write_provenance(liver, Provenance("Leber; Milz", "liver", 7, 3, model_id="abdomen-1", adapter_id="mr-2"))
+        asked = ProposeRequest(("liver", "spleen"), seed=7)
+        write_provenance(liver, Provenance("Leber; Milz", "liver", 3, asked, model_id="abdomen-1", adapter_id="mr-2"))
 
     def segment(self, name: str) -> Any:
         return self.segmentation.GetSegmentation().GetSegment(name)
@@ -97,8 +98,7 @@ def test_the_stand_in_offers_only_what_python_reaches() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
-@pytest.mark.parametrize("geometry", [THIN, TILTED], ids=["thin", "oblique"])
+@pytest.mark.parametrize(("geometry", "elsewhere"), [(THIN, False), (TILTED, True)], ids=["thin here", "oblique elsewhere"])
 def test_segments_are_in_the_database_to_the_last_voxel(
     geometry: Geometry, elsewhere: bool, scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
 ) -> None:
@@ -182,18 +182,34 @@ def test_an_image_that_is_gone_is_told_and_nothing_is_written(
 
 
 @pytest.mark.slow
-def test_a_volume_that_was_hardened_elsewhere_is_refused(
+def test_what_the_worker_refuses_is_told_and_takes_no_run_along(
     scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
 ) -> None:
     case = Case(scene, database, tmp_path / "series", THIN)
-    shift = add_transform(scene, np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.6], [0, 0, 0, 1.0]]))
-    for node in (case.volume, case.segmentation):
-        node.SetAndObserveTransformNodeID(shift.GetID())
-        node.HardenTransform()
+
+    def harden(shift_mm: float) -> None:
+        shift = add_transform(scene, np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, shift_mm], [0, 0, 0, 1.0]]))
+        for node in (case.volume, case.segmentation):
+            node.SetAndObserveTransformNodeID(shift.GetID())
+            node.HardenTransform()
+
     with worker() as client:
-        sentence = Heard(client, False).export(case, spin)
-        assert "voxels are not those of its DICOM images" in sentence
-        assert client.state.value == "ready", "the worker goes on"
+        harden(0.6)
+        assert "voxels are not those of its DICOM images" in Heard(client, False).export(case, spin)
+        harden(-0.6)
+        place = Path(database.databaseDirectory)
+        place.write_text("a file where the folder should be")
+        assert Heard(client, False).export(case, spin).startswith("The DICOM SEG cannot be written to ")
+        place.unlink()
+        heard = Heard(client, False)
+        heard.exporting.export(case.segmentation, "Liver", case.volume)
+        spin(lambda: not heard.idle.waiting)
+        Path(database.fileForInstance(case.uids[0])).write_bytes(b"overwritten meanwhile" * 50)
+        run = client.run()
+        spin(lambda: run.done and not heard.exporting.busy)
+    assert "replaced or moved since they were loaded" in heard.told[0]
+    assert run.outcomes == [("load", "succeeded"), ("set_image", "succeeded"), ("propose", "succeeded")]
+    assert len(list(segments_of(case.segmentation))) == 2
 
 
 def test_a_segment_that_is_edited_meanwhile_is_told(scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin) -> None:
@@ -206,18 +222,6 @@ def test_a_segment_that_is_edited_meanwhile_is_told(scene: Any, database: DicomD
     heard.idle.submit(steps, heard.told.append, lambda error: heard.told.append(str(error)))
     spin(lambda: bool(heard.told))
     assert heard.told == ["Liver was changed meanwhile; export it again."]
-
-
-@pytest.mark.slow
-def test_a_database_that_cannot_be_written_to_is_told(
-    scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin
-) -> None:
-    case = Case(scene, database, tmp_path / "series", THIN)
-    Path(database.databaseDirectory).write_text("a file where the folder should be")
-    with worker() as client:
-        sentence = Heard(client, False).export(case, spin)
-    assert sentence.startswith("The DICOM SEG cannot be written to ")
-    assert len(list(segments_of(case.segmentation))) == 2
 
 
 @pytest.mark.slow
@@ -239,20 +243,6 @@ def test_a_worker_that_ends_is_told_and_another_export_works(
         heard.told.clear()
         assert heard.export(case, spin).startswith("2 segments are in")
     written(database)
-
-
-@pytest.mark.slow
-def test_a_refused_export_takes_no_run_along(scene: Any, database: DicomDatabase, tmp_path: Path, spin: Spin) -> None:
-    case = Case(scene, database, tmp_path / "series", THIN)
-    with worker() as client:
-        heard = Heard(client, False)
-        heard.exporting.export(case.segmentation, "Liver", case.volume)
-        spin(lambda: not heard.idle.waiting)
-        Path(database.fileForInstance(case.uids[0])).write_bytes(b"overwritten meanwhile" * 50)
-        run = client.run()
-        spin(lambda: run.done and not heard.exporting.busy)
-    assert "replaced or moved since they were loaded" in heard.told[0]
-    assert run.outcomes == [("load", "succeeded"), ("set_image", "succeeded"), ("propose", "succeeded")]
 
 
 @pytest.fixture

@@ -39,37 +39,21 @@ def test_tasks_run_one_after_another_and_hand_on_their_results(spin: Spin) -> No
     assert queue.waiting == 0
 
 
-def test_the_event_loop_turns_between_portions(spin: Spin) -> None:
-    queue = IdleQueue(budget_s=0.0)
-    pulse = Pulse(None)
+@pytest.mark.parametrize(("budget_s", "turns"), [(0.0, 50), (3600, 1)])
+def test_the_event_loop_turns_between_portions_and_short_ones_share_a_turn(budget_s: float, turns: int, spin: Spin) -> None:
+    """Without a budget each portion has a turn of its own, in which the other timer ticks as well."""
+    queue, pulse = IdleQueue(budget_s=budget_s), Pulse(None)
     seen: list[int] = []
 
     def work() -> Generator[None, None, None]:
-        for _ in range(20):
+        for _ in range(50):
             seen.append(pulse.ticks)
             yield
 
     task = queue.submit(work())
     spin(lambda: task.done)
     pulse.stop()
-    # Without a budget each portion has a turn of its own, in which the other timer ticks as well.
-    assert len(set(seen)) == 20
-
-
-def test_short_portions_share_a_turn(spin: Spin) -> None:
-    queue = IdleQueue(budget_s=3600)
-    pulse = Pulse(None)
-    seen: list[int] = []
-
-    def work() -> Generator[None, None, None]:
-        for _ in range(1000):
-            seen.append(pulse.ticks)
-            yield
-
-    task = queue.submit(work())
-    spin(lambda: task.done)
-    pulse.stop()
-    assert len(set(seen)) == 1
+    assert len(set(seen)) == turns
 
 
 def test_a_failure_is_told_and_the_queue_goes_on(spin: Spin) -> None:

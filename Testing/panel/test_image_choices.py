@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ProGiDiffSlicerLib.scene.volumes import Extent
 from ..proposal_examples import ranking_event, slice_event
 from ..volume_examples import oriented
 from .curating_support import Saver, only
-from .panel_support import Opened, nested_masks, opened
+from .panel_support import Opened, nested_masks
 from .session_support import add_volume
 from .setup_examples import CARD
 
@@ -27,12 +27,6 @@ Spin = Callable[..., None]
 #: Slices closer together than pixels are large, as usual for CT.
 THIN = oriented("LPS", (14, 12, 8), (0.8, 0.8, 0.6))
 CORONAL = oriented("LPS", (14, 12, 8), (0.8, 4.0, 0.8))
-
-
-@pytest.fixture
-def panel(scene: Any) -> Iterator[Opened]:
-    with opened(scene) as panels:
-        yield panels
 
 
 def choose_plane(panel: Opened, plane: Plane) -> None:
@@ -86,7 +80,7 @@ def test_another_plane_can_be_chosen_and_is_kept_with_the_scene(panel: Opened, s
     segment = panel.review.ui.segmentationSelector.currentNode().GetSegmentation().GetNthSegment(0)
     facts = read_provenance(segment)
     assert facts is not None
-    assert (facts.plane, facts.slices, facts.corrected) == ("coronal", "3-9", False)
+    assert (facts.plane, facts.request.slices, facts.corrected) == ("coronal", (2, 9), False)
     assert ", coronal, slices 3-9" in describe_segment(segment)
     kept = panel.session.store["liver"].mask(row.index)
     assert kept.array.sum() == masks[row.index][:, 2:9].sum()

@@ -113,11 +113,13 @@ def test_entering_twice_installs_a_key_once(panel: Opened) -> None:
 
 def test_a_run_asks_for_what_the_panel_says(panel: Opened) -> None:
     node = panel.choose_volume()
-    panel.propose("liver; spleen", proposals=7, topK=2, steps=9, adaptive=True, everywhere=True, seed=41, seedLocked=True)
+    settings = {"proposals": 7, "topK": 2, "steps": 9, "adaptive": True, "everywhere": True, "keepPieces": True}
+    panel.propose("liver; spleen", seed=41, seedLocked=True, **settings)
     panel.client.reach_propose()
     request = panel.client.values[0]
     assert (request.targets, request.proposals, request.top_k, request.steps) == (("liver", "spleen"), 7, 2, 9)
     assert (request.seed, request.adaptive, request.everywhere, request.slices) == (41, True, True, None)
+    assert request.keep_pieces
     assert panel.session.store is None, "nothing has arrived"
     assert panel.parameters.inputVolume is node
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 
 from progidiff.volumes.slicing import PackedMask
+from progidiff.wire.messages import ProposeRequest
 
+from ..proposal_examples import unusual_request
 from .accept_support import (
     LIVER,
+    REQUEST,
     SPLEEN,
     A,
     B,
@@ -48,24 +52,22 @@ def facts(**changes: Any) -> Any:
     full = {
         "prompt": "liver",
         "target": "liver",
-        "seed": 2**63 - 1,
         "proposal": 3,
         "rank": 1,
         "score": 0.1 + 0.2,
-        "proposals": 50,
-        "steps": 8,
-        "scheduler": "DDIM | trailing: v",
-        "everywhere": True,
+        "dropped_pieces": 2,
+        "dropped_ml": 0.3,
         "model_id": "progidiff/ct:2026|β",
         "adapter_id": "MR (Größe 4)",
         "plane": "coronal",
         "corrected": True,
-        "slices": "12-40",
         "ensemble": "",
         "dice_to_proposal": 1.0,
         "created": "2026-11-22T10:00:00+00:00",
     }
-    return Provenance(**{**full, **changes})
+    asked = replace(unusual_request(), seed=2**63 - 1)
+    asked = replace(asked, **{name: changes.pop(name) for name in REQUEST & changes.keys()})
+    return Provenance(**{**full, **changes}, request=asked)
 
 
 def segment_of(node: Any, identifier: str) -> Any:
@@ -131,7 +133,7 @@ def test_what_was_not_known_comes_back_as_not_known(scene: Any, acceptance: Any,
     from ProGiDiffSlicerLib.scene.provenance import Provenance, read_provenance
 
     volume = add_volume(scene)
-    few = Provenance(prompt="spleen", target="spleen", seed=0, proposal=-1, ensemble="mean")
+    few = Provenance(prompt="spleen", target="spleen", proposal=-1, request=ProposeRequest(("spleen",)), ensemble="mean")
     done = acceptance.accept(crop_of(A), volume, SPLEEN, few)
     loaded = save_and_load_segmentation(done.segmentation_node, tmp_path / "a.seg.nrrd")
     read = read_provenance(segment_of(loaded, done.segment_id))
@@ -173,8 +175,27 @@ def test_tags_that_the_command_line_writes_are_read_too(scene: Any, tmp_path: Pa
     storage.SetFileName(str(tmp_path / "a.seg.nrrd"))
     assert storage.ReadData(node) == 1
     read = read_provenance(segment_of(node, "one"))
-    assert (read.prompt, read.target, read.seed, read.proposal) == ("liver | all", "liver", 4, 2)
+    assert (read.prompt, read.target, read.request.seed, read.proposal) == ("liver | all", "liver", 4, 2)
     assert (read.rank, read.score, read.model_id) == (1, 0.913, "m")
+
+
+def test_tags_of_earlier_versions_are_read_and_what_they_do_not_say_is_not_made_up(scene: Any) -> None:
+    from ProGiDiffSlicerLib.scene.provenance import EARLIER_TAG, earlier_provenance, read_provenance
+
+    segment = segment_of(add_segments(scene, add_volume(scene), {"mine": A}), "mine")
+    told = {"prompt": "Leber", "target": "liver", "seed": "7", "proposal": "2", "proposals": "12", "steps": "8"}
+    told |= {"scheduler": "ddim", "everywhere": "1", "slices": "12-40", "corrected": "0"}
+    for name, text in told.items():
+        segment.SetTag(f"ProGiDiff.{name}", text)
+    segment.SetTag(EARLIER_TAG, json.dumps([{"prompt": "Niere", "target": "left kidney", "seed": "4", "slices": ""}]))
+    read, (earlier,) = read_provenance(segment), earlier_provenance(segment)
+    assert (read.prompt, read.target, read.proposal, read.corrected) == ("Leber", "liver", 2, False)
+    assert read.request == ProposeRequest((), proposals=12, steps=8, seed=7, slices=(11, 40), everywhere=True)
+    assert (earlier.prompt, earlier.request.seed, earlier.request.slices) == ("Niere", 4, None)
+    assert (earlier.request.proposals, earlier.request.steps, earlier.request.scheduler) == (1, 0, "")
+    for broken in ("5-2", "0-3", "a-b", "7", "1-2-3"):
+        segment.SetTag("ProGiDiff.slices", broken)
+        assert read_provenance(segment).request.slices is None
 
 
 def test_replace_forgets_and_add_keeps_what_was_there(scene: Any, acceptance: Any) -> None:
@@ -185,13 +206,13 @@ def test_replace_forgets_and_add_keeps_what_was_there(scene: Any, acceptance: An
     node, identifier = done.segmentation_node, done.segment_id
     for seed in (2, 3):
         acceptance.accept(crop_of(np.roll(B, seed, axis=2)), volume, LIVER, facts(seed=seed), node, "add", identifier)
-    assert [fact.seed for fact in earlier_provenance(segment_of(node, identifier))] == [1, 2]
-    assert read_provenance(segment_of(node, identifier)).seed == 3
+    assert [fact.request.seed for fact in earlier_provenance(segment_of(node, identifier))] == [1, 2]
+    assert read_provenance(segment_of(node, identifier)).request.seed == 3
     acceptance.accept(crop_of(A), volume, LIVER, facts(seed=4), node, "replace", identifier)
     assert earlier_provenance(segment_of(node, identifier)) == []
-    assert read_provenance(segment_of(node, identifier)).seed == 4
+    assert read_provenance(segment_of(node, identifier)).request.seed == 4
     acceptance.undo.undo()
-    assert [fact.seed for fact in earlier_provenance(segment_of(node, identifier))] == [1, 2]
+    assert [fact.request.seed for fact in earlier_provenance(segment_of(node, identifier))] == [1, 2]
 
 
 def test_update_after_edit(scene: Any, acceptance: Any) -> None:

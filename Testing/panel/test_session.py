@@ -9,7 +9,8 @@ import pytest
 import slicer
 
 from progidiff.errors import InputError, PromptError
-from progidiff.wire.messages import ProgressEvent, WarningEvent
+from progidiff.proposals.proposals import Proposals
+from progidiff.wire.messages import ProgressEvent, ProposeRequest, WarningEvent
 from ProGiDiffSlicerLib.session import RunRequest, SessionState
 
 from ..proposal_examples import ranking_event, slice_event
@@ -74,6 +75,34 @@ def test_a_first_look_before_the_ranking(session: Watched, client: FakeClient, v
     assert session.heard("ranked") == []
 
 
+def test_a_tidied_stack_takes_the_place_of_what_was_streamed(
+    session: Watched, client: FakeClient, volume: Any, spin: Spin
+) -> None:
+    """The slices that have changed come before the ranking; whatever ends the run between them, nothing is lost."""
+    masks = np.zeros_like(MASKS)
+    masks[:, :2, :2, :2] = True
+    masks[1, -1, -1, -1] = True
+    session.start(request(volume, top_k=2))
+    client.reach_propose()
+    send(client, masks=masks)
+    store = session.store
+    assert store is not None
+    engine = Proposals("liver", PLAN, range(PLAN.count))
+    for index in engine.slices:
+        engine.add(slice_event(masks, PLAN, index))
+    first, *rest = list(engine.tidy())
+    assert not rest
+    client.call.event.emit(first)
+    assert store is session.store
+    np.testing.assert_array_equal(store["liver"].volume(1), masks[0])
+    client.call.event.emit(engine.rank(client.values[0], GEOMETRY.voxel_volume_ml, "done"))
+    client.finish()
+    assert session.heard("finished") == [()]
+    (row,) = store.rows("liver")
+    assert (row.index, row.weight, row.dropped_pieces) == (0, 5, 0)
+    np.testing.assert_array_equal(shown(session, spin, 0), masks[0])
+
+
 def test_a_loaded_model_is_not_loaded_again(session: Watched, client: FakeClient, volume: Any) -> None:
     run_through(session, client, volume)
     run_through(session, client, volume)
@@ -106,11 +135,11 @@ def test_what_cannot_be_asked_is_refused_before_a_worker_is_asked(
     with pytest.raises(PromptError, match="liver"):
         session.start(request(volume, "livre"))
     with pytest.raises(InputError, match="range"):
-        session.start(request(volume, extent="range", start=4, stop=2))
+        session.start(request(volume, extent="range", slices=(4, 2)))
     with pytest.raises(InputError, match="No volume"):
-        session.start(RunRequest("vtkMRMLScalarVolumeNode77", "liver"))
+        session.start(RunRequest("vtkMRMLScalarVolumeNode77", "liver", ProposeRequest(())))
     with pytest.raises(InputError, match="No volume"):
-        session.start(RunRequest("", "liver"))
+        session.start(RunRequest("", "liver", ProposeRequest(())))
     with pytest.raises(InputError, match="holds no voxels"):
         session.start(request(scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "leer")))
     assert client.calls == []
@@ -152,14 +181,13 @@ def test_a_model_whose_card_only_the_worker_can_read(scene: Any, client: FakeCli
 
 
 def test_a_slice_and_a_range(session: Watched, client: FakeClient, volume: Any) -> None:
-    point = tuple(float(v) for v in (GEOMETRY.affine @ [4.0, 4.0, 3.2, 1.0])[:3])
-    session.start(request(volume, extent="slice", point_ras=point))
+    session.start(request(volume, extent="range", slices=(3, 4)))
     client.reach_propose()
     assert client.values[0].slices == (3, 4)
     send(client, range(3, 4))
     assert session.store is not None
     assert list(session.store.slices) == [3]
-    session.start(request(volume, extent="range", start=1, stop=4))
+    session.start(request(volume, extent="range", slices=(1, 4)))
     client.reach_propose()
     assert client.values[0].slices == (1, 4)
 

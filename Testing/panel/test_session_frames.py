@@ -98,7 +98,7 @@ def test_all_frames_one_after_another(session: Watched, client: FakeClient, hear
     assert client.kinds == ["load", *["set_image", "propose"] * 3]
     assert sorted(session.stores) == [0, 1, 2]  # type: ignore[type-var]
     assert {store.model_id for store in session.stores.values()} == {"fake"}
-    assert {store.request.prompt for store in session.stores.values() if store.request} == {"liver"}
+    assert {store.prompt for store in session.stores.values()} == {"liver"}
     for number in (2, 0, 1):
         browser.SetSelectedItemNumber(number)
         assert session.store is session.stores[number]

@@ -23,7 +23,15 @@ from ProGiDiffSlicerLib.session import ProposalSession, RunRequest, SessionState
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 
 from ..volume_examples import GEOMETRIES, oriented
-from .session_support import add_sequence, add_transform, add_volume, segment_array, segment_points, sorted_points
+from .session_support import (
+    add_sequence,
+    add_transform,
+    add_volume,
+    run_request,
+    segment_array,
+    segment_points,
+    sorted_points,
+)
 from .worker_support import Client, gone, run_python, scripted, worker
 
 Spin = Callable[..., None]
@@ -72,7 +80,7 @@ def thresholded(volume: Any, count: int) -> np.ndarray:
 
 
 def request(volume: Any, mode: str | None = None, **options: Any) -> RunRequest:
-    return RunRequest(volume.GetID(), "liver", **{"proposals": 4, "model_folder": mode, "device": "cpu", **options})
+    return run_request(volume, "liver", **{"proposals": 4, "model_folder": mode, "device": "cpu", **options})
 
 
 def test_a_whole_run(scene: Any, spin: Spin) -> None:
@@ -288,12 +296,11 @@ def test_the_bundled_model_on_the_bundled_volume(scene: Any, spin: Spin) -> None
     plain = add_volume(scene, geometry, "as it is", array)
     turned = add_volume(scene, Geometry(geometry.shape_ijk, turn @ geometry.affine), "face down", array)
     turned.SetAndObserveTransformNodeID(add_transform(scene, turn).GetID())
-    point = tuple(float(v) for v in (geometry.affine @ [100.0, 80.0, 12.0, 1.0])[:3])
     found: list[list[np.ndarray]] = []
     with session_with(scene, engine_command()) as (session, _client):
         for volume in (plain, turned):
             ends = len(session.ends)
-            session.start(request(volume, None, extent="slice", point_ras=point, proposals=3, top_k=2, seed=3))
+            session.start(request(volume, None, extent="range", slices=(12, 13), proposals=3, top_k=2, seed=3))
             spin(lambda before=ends: len(session.ends) > before, 300)
             assert session.ends[-1] == ("finished",), session.ends
             store = session.store

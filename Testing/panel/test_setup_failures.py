@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("app")
 
 # A port of this computer where nothing listens: the network cannot be reached, without any being asked.
 _NOWHERE = "http://127.0.0.1:9"
+PYTHON = f"Python {sys.version_info.major}.{sys.version_info.minor}"
 
 
 def pip(*arguments: str) -> list[str]:
@@ -56,10 +57,7 @@ def test_no_network(tmp_path: Path) -> None:
     lines = pip("--target", str(tmp_path), "--index-url", f"{_NOWHERE}/simple", "progidiff-thing")
     failure = explain(lines)
     assert failure.kind == "network"
-    assert (
-        failure.message
-        == "The package server cannot be reached; check the network connection, or install from a wheel folder."
-    )
+    assert failure.message.startswith("The package server cannot be reached; check the network connection")
     assert "127.0.0.1" in failure.details
 
 
@@ -77,30 +75,6 @@ def test_a_proxy_that_refuses(tmp_path: Path, refusing_proxy: str) -> None:
     assert "HTTPS_PROXY" in failure.message
 
 
-def test_a_wheel_folder_that_lacks_one(tmp_path: Path) -> None:
-    make_wheel(tmp_path / "wheels", "alpha", "1.0", requires=("beta>=2",))
-    lines = pip("--target", str(tmp_path / "t"), "--no-index", "--find-links", str(tmp_path / "wheels"), "alpha")
-    failure = explain(lines, offline=True)
-    assert failure.kind == "no_match"
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    expected = f"The wheel folder has no beta for Python {python} and this system; add it and press Install again."
-    assert failure.message == expected
-    assert explain(lines).message.startswith("The package server has no beta for Python")
-
-
-def test_packages_that_do_not_go_together(tmp_path: Path) -> None:
-    make_wheel(tmp_path / "wheels", "alpha", "1.0", requires=("beta>=2",))
-    make_wheel(tmp_path / "wheels", "beta", "1.0")
-    make_wheel(tmp_path / "wheels", "beta", "2.0")
-    constraints = tmp_path / "held.txt"
-    constraints.write_text("beta==1.0\n")
-    arguments = ("--target", str(tmp_path / "t"), "--no-index", "--find-links", str(tmp_path / "wheels"))
-    failure = explain(pip(*arguments, "--constraint", str(constraints), "alpha"), offline=True)
-    assert failure.kind == "conflict"
-    assert "(beta==1.0)" in failure.message
-    assert failure.message.endswith("choose another Python for the worker.")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no such permission there")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -113,28 +87,25 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "kind"),
+    ("line", "kind", "told"),
     [
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk"),
-        ("OSError: [WinError 112] There is not enough space on the disk", "disk"),
-        (
-            "ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'C:\\\\_core.pyd'",
-            "in_use",
-        ),
-        ("[WinError 32] The process cannot access the file because it is being used by another process", "in_use"),
-        ("WARNING: Retrying: ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 407'))", "proxy"),
-        (
-            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate in chain'))",
-            "certificate",
-        ),
-        ("NewConnectionError: [Errno -3] Temporary failure in name resolution", "network"),
-        ("ReadTimeoutError: HTTPSConnectionPool: Read timed out.", "network"),
-        ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/opt/Slicer'", "permission"),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk", "disk is full"),
+        ("OSError: [WinError 112] There is not enough space on the disk", "disk", "disk is full"),
+        ("ERROR: ... due to an OSError: [WinError 5] Access is denied: 'C:\\\\_core.pyd'", "in_use", "restart Slicer"),
+        ("[WinError 32] The file is being used by another process", "in_use", "restart Slicer"),
+        ("WARNING: Retrying: ProxyError(OSError('Tunnel connection failed: 407'))", "proxy", "HTTPS_PROXY"),
+        ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate in chain'))", "certificate", "PIP_CERT"),
+        ("NewConnectionError: [Errno -3] Temporary failure in name resolution", "network", "cannot be reached; check"),
+        ("ReadTimeoutError: HTTPSConnectionPool: Read timed out.", "network", "cannot be reached; check"),
+        ("ERROR: ... due to an OSError: [Errno 13] Permission denied: '/opt/Slicer'", "permission", "cannot be written to"),
+        ("    The user requested (constraint) beta==1.0\nERROR: ResolutionImpossible: for help", "conflict", "(beta==1.0)"),
+        ("ERROR: Could not find a version that satisfies the requirement beta>=2", "no_match", f"has no beta for {PYTHON} "),
     ],
 )
-def test_what_other_systems_say(line: str, kind: str) -> None:
+def test_each_kind_of_failure_is_one_sentence_that_says_what_to_do(line: str, kind: str, told: str) -> None:
     failure = explain(["Collecting torch", line, "ERROR: No matching distribution found for torch"])
     assert failure.kind == kind
+    assert told in failure.message
     assert failure.message.endswith(".")
     assert ";" in failure.message, "the sentence says what to do"
     assert "\n" not in failure.message
@@ -143,8 +114,5 @@ def test_what_other_systems_say(line: str, kind: str) -> None:
 def test_the_last_line_that_says_something() -> None:
     lines = ["Collecting a", "ERROR: the wheel is corrupt.", "", "[notice] A new release of pip is available", "WARNING: x"]
     assert last_line(lines) == "the wheel is corrupt."
-    assert (
-        explain(lines).message
-        == "pip failed: the wheel is corrupt; see the details, or choose another Python for the worker."
-    )
+    assert explain(lines).message.startswith("pip failed: the wheel is corrupt; see the details, or choose")
     assert explain([]).message.startswith("pip failed: it did not say why; ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ import qt
 
 from ProGiDiffSlicerLib.panels.setup import SetupPanel
 from ProGiDiffSlicerLib.setup.card import bundled_folder
-from ProGiDiffSlicerLib.setup.install import Ledger
 from ProGiDiffSlicerLib.setup.settings import Settings
 from ProGiDiffSlicerLib.setup.status import Need, PythonHome
 
@@ -111,9 +109,7 @@ def test_opening_the_panel_shows_what_is_missing_and_does_nothing(bench: Bench) 
 def test_the_bundled_model_introduces_itself(bench: Bench) -> None:
     text = bench.ui.modelText.text
     assert text.startswith("Bundled model: ProGiDiff abdomen, small")
-    assert "Apache-2.0" in text
-    assert "liver, spleen" in text
-    assert "CT, MR" in text
+    assert all(words in text for words in ("Apache-2.0", "liver, spleen", "CT, MR"))
     titles = [bench.ui.accuracyTable.horizontalHeaderItem(column).text() for column in range(4)]
     assert titles == ["Patients of", "Target", "Dice, rank 1", "Dice, best of 16"]
     figures = json.loads((Path(bundled_folder()) / "model_card.json").read_text(encoding="utf-8"))["accuracy"]
@@ -124,19 +120,20 @@ def test_the_bundled_model_introduces_itself(bench: Bench) -> None:
 
 
 def test_install_ends_with_a_closed_section(bench: Bench) -> None:
-    bench.click_install()
+    bench.ui.installButton.click()
+    resting = (bench.ui.installButton, bench.ui.testButton, bench.ui.workerKindComboBox)
+    assert [each.enabled for each in resting] == [False] * 3, "they rest while something is installed"
+    assert bench.shown("progressBar")
+    bench.spin(lambda: not bench.panel._installer.running, 10)
     assert bench.tools.acts == ["ask", "torch", "pip"]
     assert bench.told == [False, "stop the worker", True]
     assert bench.section.collapsed
     assert bench.section.text == "Setup: ready"
     assert bench.message.startswith("Everything is installed")
-    assert not bench.ui.installButton.enabled
+    assert [each.enabled for each in resting] == [False, True, True]
     assert bench.ui.removeButton.enabled
     assert not bench.shown("progressBar")
-
-
-def test_a_section_that_the_user_opened_stays_open(bench: Bench) -> None:
-    bench.click_install()
+    # A section that the user opened stays open.
     bench.section.collapsed = False
     bench.panel.refresh()
     bench.ui.deviceComboBox.setCurrentIndex(1)
@@ -146,7 +143,7 @@ def test_a_section_that_the_user_opened_stays_open(bench: Bench) -> None:
 def test_a_refusal_is_told_and_can_be_taken_back(bench: Bench) -> None:
     bench.tools.answer = False
     bench.click_install()
-    assert bench.message == "Nothing was installed; press Install when you want to go on."
+    assert bench.message.startswith("Nothing was installed")
     assert bench.told == [False], "the worker goes on"
     assert bench.ui.installButton.enabled
 
@@ -156,7 +153,7 @@ def test_a_failure_is_one_sentence_with_the_details_below(bench: Bench) -> None:
     bench.tools.pip_effect = lambda arguments: None
     bench.tools.pip_lines = ["Collecting diffusers", "OSError: [Errno 28] No space left on device"]
     bench.click_install()
-    assert bench.message.startswith("The disk is full; free some space")
+    assert bench.message.startswith("The disk is full")
     assert "Collecting diffusers" in bench.ui.logText.plainText
     assert not bench.section.collapsed
     assert bench.ui.installButton.enabled
@@ -178,16 +175,6 @@ def test_restart_and_continue(bench: Bench, open_bench: Callable[..., Bench]) ->
     again.click_install()
     assert again.tools.acts == ["torch", "pip"]
     assert again.section.collapsed
-
-
-def test_buttons_rest_while_something_is_installed(bench: Bench) -> None:
-    bench.ui.installButton.click()
-    assert not bench.ui.installButton.enabled
-    assert not bench.ui.testButton.enabled
-    assert not bench.ui.workerKindComboBox.enabled
-    assert bench.shown("progressBar")
-    bench.spin(lambda: not bench.panel._installer.running, 10)
-    assert bench.ui.testButton.enabled
 
 
 def test_what_is_chosen_is_kept(bench: Bench, open_bench: Callable[..., Bench], tmp_path: Path) -> None:
@@ -221,12 +208,8 @@ def test_each_kind_of_worker_shows_its_own_rows(bench: Bench, index: int, rows: 
 
 def test_an_emptied_path_is_forgotten(bench: Bench, tmp_path: Path) -> None:
     """Nothing but validInputChanged tells that a line became empty."""
-    for edit, name in (
-        ("modelFolderEdit", "modelFolder"),
-        ("wheelFolderEdit", "wheelFolder"),
-        ("pythonPathEdit", "pythonPath"),
-    ):
-        line = getattr(bench.ui, edit)
+    for name in ("modelFolder", "wheelFolder", "pythonPath"):
+        line = getattr(bench.ui, f"{name}Edit")
         line.setCurrentPath(str(tmp_path))
         assert getattr(bench.settings, name) == str(tmp_path)
         line.setCurrentPath("")
@@ -274,17 +257,15 @@ def test_a_test_can_be_cancelled(bench: Bench) -> None:
 
 def test_remove_what_was_brought(bench: Bench) -> None:
     bench.click_install()
-    assert Ledger(bench.settings, "/opt/Slicer").packages() == {"torch": "2.9.1", "diffusers": "0.43.0"}
-    bench.section.collapsed = False
+    assert bench.section.collapsed
 
     def uninstall(names: list[str]) -> None:
-        for name in names:
-            for folder in (*bench.site.glob(f"{name}-*"), bench.site / name):
-                shutil.rmtree(folder)
+        for folder in (found for name in names for found in (*bench.site.glob(f"{name}-*"), bench.site / name)):
+            shutil.rmtree(folder)
 
     bench.tools.uninstall_effect = uninstall
     bench.ui.removeButton.click()
-    assert bench.tools.log[-2:] == [("ask", "diffusers\ntorch"), ("uninstall", ["diffusers", "torch"])]
+    assert bench.tools.log[-1] == ("uninstall", ["diffusers", "torch"])
     assert bench.message.startswith("Removed packages: 2, ")
     assert bench.told == [False, "stop the worker", True, "stop the worker", False]
     assert bench.ui.installButton.enabled
@@ -300,25 +281,3 @@ def test_a_panel_that_is_gone_hears_nothing(bench: Bench) -> None:
     bench.ui.deviceComboBox.setCurrentIndex(2)
     assert bench.settings.device == "cpu"
     assert bench.told == [False]
-
-
-@pytest.mark.slow
-def test_importing_and_showing_the_panel_loads_nothing_heavy() -> None:
-    """In a process of its own: the packages of the worker stay out of Slicer."""
-    code = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from Testing import slicer_host as host
-host.start()
-import ctk, qt
-from ProGiDiffSlicerLib.panels.setup import SetupPanel
-from ProGiDiffSlicerLib.setup.settings import Settings
-section = ctk.ctkCollapsibleButton()
-panel = SetupPanel(Settings(), section)
-panel.refresh()
-panel.cleanup()
-print(sorted({"torch", "diffusers", "transformers", "pydantic", "nibabel", "safetensors"} & set(sys.modules)))
-"""
-    root = Path(__file__).resolve().parents[2]
-    ran = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
-    assert ran.stdout.strip().splitlines()[-1:] == ["[]"], ran.stderr

@@ -107,7 +107,6 @@ def test_offline_there_and_away_again(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("slicer_version")
 def test_a_package_that_needs_another_numpy_does_not_get_it(bench: Bench) -> None:
     make_wheel(bench.wheels, "alpha", "1.5", ("numpy>=2.3",))
     outcome = bench.end_of(bench.installer.start)

@@ -10,6 +10,7 @@ import pytest
 from progidiff.proposals.proposals import CONSENSUS, MEAN, STAPLE
 from progidiff.proposals.votes import agreement, consensus
 from progidiff.volumes.geometry import Geometry
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.scene.store import ProposalStore
 from ProGiDiffSlicerLib.scene.volumes import volume_image
 
@@ -19,7 +20,7 @@ from .session_support import add_volume
 
 
 def filled(scene: Any, geometry: Geometry, masks: np.ndarray) -> ProposalStore:
-    store = ProposalStore(volume_image(add_volume(scene, geometry)), ("liver",), "liver")
+    store = ProposalStore(volume_image(add_volume(scene, geometry)), ProposeRequest(("liver",)), "liver")
     for index in store.slices:
         store.add(slice_event(masks, store.plan, index))
     return store

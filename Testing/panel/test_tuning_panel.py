@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import psutil
 import pytest
 
-from progidiff.errors import InputError
-from ProGiDiffSlicerLib.learning import tuning
+from progidiff.wire.messages import AdaptRequest, CuratedCases
 from ProGiDiffSlicerLib.learning.adapters import base_hash
-from ProGiDiffSlicerLib.learning.curating import Contents
+from ProGiDiffSlicerLib.worker.calls import Call
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
-from ProGiDiffSlicerLib.worker.lines import engine_command
 
 from .panel_support import Opened, opened
 from .tuning_process import write_adapter
+from .worker_support import run_python
 
 Spin = Callable[..., None]
 SCRIPTED = str(Path(__file__).with_name("tuning_process.py"))
@@ -30,7 +28,7 @@ class Tuner:
     def __init__(self, panels: Opened, spin: Spin, folder: Path) -> None:
         self.panels, self.spin, self.folder = panels, spin, folder
         self.script = "work"
-        self.asked: list[tuple[str, ...]] = []
+        self.asked: list[AdaptRequest] = []
         self.panel = panels.panels.tuning
         self.ui = self.panel.ui
         panels.panels.ui.tuningSection.collapsed = False
@@ -38,11 +36,17 @@ class Tuner:
         panels.services.settings.curatedFolder = str(folder / "set")
         self.ui.adaptersFolderEdit.setCurrentPath(str(folder / "adapters"))
 
-    def command(self, settings: Any, *arguments: str) -> WorkerCommand:
-        engine_command(settings, *arguments)  # refuses what the real one refuses
-        self.asked.append(arguments)
-        out = arguments[arguments.index("--out") + 1]
-        return WorkerCommand(sys.executable, (SCRIPTED, self.script, out), {})
+        for client in (self.panel.tuning._client, self.panel.next.search._client):
+            client._command = self.command
+        self._ask, self.panel.tuning._client.ask = self.panel.tuning._client.ask, self.ask
+
+    def command(self) -> WorkerCommand:
+        self.panels.services.settings.command_here()  # refuses what the real one refuses
+        return run_python(SCRIPTED, self.script)
+
+    def ask(self, request: AdaptRequest, expects: type[Any]) -> Call:
+        self.asked.append(request)
+        return self._ask(request, expects)
 
     def run(self, script: str = "work") -> str:
         """Press the button and wait for the end; what the status line says."""
@@ -59,11 +63,9 @@ class Tuner:
 
 
 @pytest.fixture
-def tuner(scene: Any, spin: Spin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tuner]:
+def tuner(scene: Any, spin: Spin, tmp_path: Path) -> Iterator[Tuner]:
     with opened(scene) as panels:
-        made = Tuner(panels, spin, tmp_path)
-        monkeypatch.setattr(tuning, "engine_command", made.command)
-        yield made
+        yield Tuner(panels, spin, tmp_path)
 
 
 def fitting(folder: Path, better: bool = True) -> None:
@@ -77,10 +79,9 @@ def test_a_tuning_is_followed_and_its_adapter_is_used(tuner: Tuner) -> None:
     tuner.ui.tuningStepsSpinBox.setValue(40)
     said = tuner.run()
     assert "better on the held-out cases" in said
-    (arguments,) = tuner.asked
-    assert arguments[:3] == ("adapt", "--cases", str(tuner.folder / "set"))
-    assert arguments[arguments.index("--steps") + 1] == "40"
-    assert "--rank" not in arguments
+    (asked,) = tuner.asked
+    out = str(tuner.folder / "adapters" / "My-scanner")
+    assert asked == AdaptRequest((str(tuner.folder / "set"),), out, device="auto", name="My scanner", steps=40)
     found = tuner.panel.tuning
     assert found.losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
     assert found.dices == [(0, 0.5), (4, 0.75)]
@@ -110,6 +111,7 @@ def test_stop_keeps_the_best(tuner: Tuner) -> None:
     assert tuner.ui.tuneButton.text == "End at once"
     tuner.spin(lambda: not tuner.panel.tuning.running)
     assert tuner.panel.tuning.better
+    assert tuner.ui.tuneButton.text == "Start tuning"
     assert len(tuner.adapters) == 2
 
 
@@ -121,11 +123,10 @@ def test_a_second_stop_ends_a_process_that_does_not_listen(tuner: Tuner) -> None
     tuner.ui.tuneButton.click()
     tuner.ui.tuneButton.click()
     tuner.spin(lambda: not tuner.panel.tuning.running)
-    assert "its checkpoint is kept" in tuner.panels.said
+    assert "what was done is kept, start again to go on" in tuner.panels.said
     tuner.spin(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
     tuner.run("work")  # goes on under the same name
-    outs = [arguments[arguments.index("--out") + 1] for arguments in tuner.asked]
-    assert outs[0] == outs[1]
+    assert tuner.asked[0] == tuner.asked[1]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +139,9 @@ def test_a_tuning_that_fails_says_why_and_changes_nothing(script: str, sentence:
     assert "better" in tuner.run("work")
 
 
-def test_closing_the_module_leaves_no_process(
-    scene: Any, spin: Spin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closing_the_module_leaves_no_process(scene: Any, spin: Spin, tmp_path: Path) -> None:
     with opened(scene) as panels:
         made = Tuner(panels, spin, tmp_path)
-        monkeypatch.setattr(tuning, "engine_command", made.command)
         made.script = "deaf"
         made.ui.tuneButton.click()
         spin(lambda: len(made.panel.tuning.losses) == 4)
@@ -166,10 +164,7 @@ def test_what_is_missing_is_told(tuner: Tuner) -> None:
 def test_a_worker_elsewhere_cannot_tune_here(tuner: Tuner) -> None:
     tuner.panels.services.settings.workerKind = "command"
     tuner.panels.services.settings.commandText = "ssh gpu-host python -m progidiff worker"
-    with pytest.raises(InputError, match="runs on this computer"):
-        engine_command(tuner.panels.services.settings, "adapt")
-    tuner.ui.tuneButton.click()
-    assert "runs on this computer" in tuner.panels.said
+    assert "runs on this computer" in tuner.run()
 
 
 def test_the_chosen_adapter_goes_with_the_next_run(tuner: Tuner) -> None:
@@ -220,13 +215,13 @@ def test_delete_can_be_undone(tuner: Tuner) -> None:
 def test_cases_are_counted_by_target(tuner: Tuner) -> None:
     curating = tuner.panels.review.curating.curating
     assert "save some under Review" in tuner.ui.casesLabel.text
-    curating.contents = Contents(6, {"liver": 4, "pancreas": 2}, ("CT", "MR"))
+    curating.contents = CuratedCases(6, {"liver": 4, "pancreas": 2}, ("CT", "MR"))
     curating.changed.emit()
     assert tuner.ui.casesLabel.text == "Training examples: liver 4, pancreas 2 (CT, MR)"
     tuner.ui.tuningTargetComboBox.setCurrentIndex(2)
     tuner.run()
-    (arguments,) = tuner.asked
-    assert arguments[arguments.index("--target") + 1] == "pancreas"
+    (asked,) = tuner.asked
+    assert asked.targets == ("pancreas",)
 
 
 def test_the_next_case_is_the_most_uncertain_one(tuner: Tuner) -> None:
@@ -240,7 +235,7 @@ def test_the_next_case_is_the_most_uncertain_one(tuner: Tuner) -> None:
     tuner.panels.prompt.ui.promptEdit.setText("liver; pancreas")
     tuner.script = "search and wait"
     ui.nextButton.click()
-    tuner.spin(lambda: search.done == 2)
+    tuner.spin(lambda: search.done == 3)
     assert ui.nextButton.text == "Stop"
     assert [ui.nextTable.item(row, 0).text() for row in range(2)] == ["deep/b.nii.gz *", "a.nii.gz"]
     assert ui.nextTable.item(0, 0).toolTip() == "The slices are coronal.\nThe values are odd."
@@ -248,7 +243,7 @@ def test_the_next_case_is_the_most_uncertain_one(tuner: Tuner) -> None:
     ui.nextButton.click()
     tuner.spin(lambda: not search.running)
     assert search.message == "2 volumes, the most uncertain first"
-    assert search.items[0].path == str(tuner.folder / "waiting" / "deep" / "b.nii.gz")
+    assert search.place(search.items[0]) == str(tuner.folder / "waiting" / "deep" / "b.nii.gz")
     assert search.items[0].ras == (4.0, 5.0, 6.0)
     ui.nextTable.selectRow(0)
     assert ui.loadNextButton.enabled

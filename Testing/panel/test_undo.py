@@ -18,11 +18,11 @@ from .accept_support import (
     C,
     add_segments,
     add_transform,
-    add_volume,
     crop_of,
     everything,
     facts,
     mask_in,
+    paint,
     save_and_load_scene,
     voxel_counts,
 )
@@ -35,7 +35,8 @@ def segmentations(scene: Any) -> list[str]:
     return [nodes.GetItemAsObject(n).GetID() for n in range(nodes.GetNumberOfItems())]
 
 
-def hand_made(scene: Any, volume: Any) -> Any:
+@pytest.fixture
+def node(scene: Any, volume: Any) -> Any:
     """A segmentation of somebody else with everything that undo could forget."""
     node = add_segments(scene, volume, {"mine": C, "seen": A & B, "hidden": A & ~B})
     segmentation = node.GetSegmentation()
@@ -51,9 +52,7 @@ def hand_made(scene: Any, volume: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", ["none", "visible", "all"])
 @pytest.mark.parametrize("mode", ["new", "replace", "add"])
-def test_undo_and_redo_are_exact(scene: Any, acceptance: Any, mode: str, overwrite: str) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_undo_and_redo_are_exact(acceptance: Any, mode: str, overwrite: str, volume: Any, node: Any) -> None:
     before = everything(node, volume)
     acceptance.accept(crop_of(A), volume, LIVER, facts(), node, mode, "mine", overwrite)
     after = everything(node, volume)
@@ -66,9 +65,7 @@ def test_undo_and_redo_are_exact(scene: Any, acceptance: Any, mode: str, overwri
     assert not acceptance.undo.redo()
 
 
-def test_many_steps_back_and_forth(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_many_steps_back_and_forth(acceptance: Any, volume: Any, node: Any) -> None:
     states = [everything(node, volume)]
     rng = np.random.default_rng(0)
     for n in range(12):
@@ -88,8 +85,7 @@ def test_many_steps_back_and_forth(scene: Any, acceptance: Any) -> None:
         assert everything(node, volume) == expected
 
 
-def test_first_accept_undone_leaves_no_segmentation(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_first_accept_undone_leaves_no_segmentation(scene: Any, acceptance: Any, volume: Any) -> None:
     volume.SetAndObserveTransformNodeID(add_transform(scene, np.diag([1.0, 1.0, 1.0, 1.0])).GetID())
     tree = scene.GetSubjectHierarchyNode()
     study = tree.CreateStudyItem(tree.GetSceneItemID(), "study")
@@ -115,8 +111,7 @@ def test_first_accept_undone_leaves_no_segmentation(scene: Any, acceptance: Any)
     assert everything(again, volume) == full
 
 
-def test_steps_on_different_nodes_are_one_line_of_time(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_steps_on_different_nodes_are_one_line_of_time(scene: Any, acceptance: Any, volume: Any) -> None:
     first = acceptance.accept(crop_of(A), volume, LIVER, facts()).segmentation_node
     second = acceptance.accept(crop_of(B), volume, SPLEEN, facts()).segmentation_node
     acceptance.accept(crop_of(C), volume, KIDNEY, facts(), first)
@@ -130,18 +125,7 @@ def test_steps_on_different_nodes_are_one_line_of_time(scene: Any, acceptance: A
     assert segmentations(scene) == []
 
 
-def paint(node: Any, identifier: str, volume: Any, mask: np.ndarray) -> None:
-    """What a brush does: more voxels in one segment, written by Slicer."""
-    from ProGiDiffSlicerLib.scene.labelmaps import labelmap_of, volume_grid
-
-    logic = slicer.vtkSlicerSegmentationsModuleLogic
-    image = labelmap_of(mask, (0, 0, 0), volume_grid(volume))
-    assert logic.SetBinaryLabelmapToSegment(image, node, identifier, logic.MODE_MERGE_MASK, image.GetExtent(), False, [])
-
-
-def test_what_was_painted_in_between_is_a_step_of_its_own(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_what_was_painted_in_between_is_a_step_of_its_own(acceptance: Any, volume: Any, node: Any) -> None:
     before = everything(node, volume)
     done = acceptance.accept(crop_of(A), volume, LIVER, facts(), node)
     accepted = everything(node, volume)
@@ -157,9 +141,7 @@ def test_what_was_painted_in_between_is_a_step_of_its_own(scene: Any, acceptance
     assert everything(node, volume) == painted
 
 
-def test_painting_after_undo_is_never_lost_to_redo(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_painting_after_undo_is_never_lost_to_redo(acceptance: Any, volume: Any, node: Any) -> None:
     acceptance.accept(crop_of(A), volume, LIVER, facts(), node)
     acceptance.undo.undo()
     paint(node, "mine", volume, B & ~A)
@@ -169,10 +151,8 @@ def test_painting_after_undo_is_never_lost_to_redo(scene: Any, acceptance: Any) 
     assert everything(node, volume) == painted
 
 
-def test_undone_in_the_segment_editor_is_not_undone_twice(scene: Any, acceptance: Any) -> None:
+def test_undone_in_the_segment_editor_is_not_undone_twice(acceptance: Any, volume: Any, node: Any) -> None:
     """Slicer's own history takes the accept back; our undo goes on with the step before it."""
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
     acceptance.accept(crop_of(B), volume, SPLEEN, facts(target="spleen"), node)
     one = everything(node, volume)
     history = slicer.vtkSegmentationHistory()
@@ -188,18 +168,14 @@ def test_undone_in_the_segment_editor_is_not_undone_twice(scene: Any, acceptance
     assert len(voxel_counts(node, volume)) == 5
 
 
-def test_what_is_shown_does_not_count_as_a_change(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_what_is_shown_does_not_count_as_a_change(acceptance: Any, volume: Any, node: Any) -> None:
     acceptance.accept(crop_of(A), volume, LIVER, facts(), node)
     node.GetDisplayNode().SetSegmentVisibility("seen", False)
     assert acceptance.undo.undo() == "Accept liver"
     assert not node.GetDisplayNode().GetSegmentVisibility("seen")
 
 
-def test_hardening_in_between_keeps_the_place(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_hardening_in_between_keeps_the_place(scene: Any, acceptance: Any, volume: Any, node: Any) -> None:
     before = everything(node, volume)
     acceptance.accept(crop_of(A), volume, LIVER, facts(), node)
     transform = add_transform(scene, np.array([[0.0, -1, 0, 3], [1, 0, 0, 5], [0, 0, 1, 7], [0, 0, 0, 1]]))
@@ -213,9 +189,7 @@ def test_hardening_in_between_keeps_the_place(scene: Any, acceptance: Any) -> No
     assert everything(node, volume) == before
 
 
-def test_undo_works_after_a_scene_was_loaded(scene: Any, acceptance: Any, tmp_path: Path) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_undo_works_after_a_scene_was_loaded(scene: Any, acceptance: Any, tmp_path: Path, volume: Any, node: Any) -> None:
     acceptance.accept(crop_of(A), volume, LIVER, facts(), node, "replace", "mine")
     save_and_load_scene(scene, tmp_path / "Szene Ä.mrb")
     assert not acceptance.undo.can_undo
@@ -232,8 +206,9 @@ def test_undo_works_after_a_scene_was_loaded(scene: Any, acceptance: Any, tmp_pa
     assert everything(node, volume) == before
 
 
-def test_steps_of_a_removed_segmentation_and_of_a_closed_scene_are_forgotten(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
+def test_steps_of_a_removed_segmentation_and_of_a_closed_scene_are_forgotten(
+    scene: Any, acceptance: Any, volume: Any
+) -> None:
     first = acceptance.accept(crop_of(A), volume, LIVER, facts()).segmentation_node
     second = acceptance.accept(crop_of(B), volume, SPLEEN, facts()).segmentation_node
     seen = []
@@ -249,10 +224,9 @@ def test_steps_of_a_removed_segmentation_and_of_a_closed_scene_are_forgotten(sce
     assert acceptance.undo.redo() == ""
 
 
-def test_memory_is_bounded_and_the_last_step_always_stays(scene: Any) -> None:
+def test_memory_is_bounded_and_the_last_step_always_stays(scene: Any, volume: Any) -> None:
     from ProGiDiffSlicerLib.scene.undo import UndoStack
 
-    volume = add_volume(scene)
     node = add_segments(scene, volume, {"noise": np.zeros(A.shape, bool)})
     stack = UndoStack(scene, max_bytes=60_000, max_steps=5)
     rng = np.random.default_rng(0)
@@ -270,9 +244,8 @@ def test_memory_is_bounded_and_the_last_step_always_stays(scene: Any) -> None:
     stack.cleanup()
 
 
-def test_unchanged_labelmaps_are_kept_once(scene: Any, acceptance: Any) -> None:
+def test_unchanged_labelmaps_are_kept_once(scene: Any, acceptance: Any, volume: Any) -> None:
     """Twenty accepts beside a large segment that cannot be packed do not multiply it."""
-    volume = add_volume(scene)
     noise = np.random.default_rng(0).random(A.shape) < 0.5
     node = add_segments(scene, volume, {"noise": noise})
     for n in range(20):
@@ -280,9 +253,7 @@ def test_unchanged_labelmaps_are_kept_once(scene: Any, acceptance: Any) -> None:
     assert acceptance.undo.nbytes < 2 * noise.size
 
 
-def test_a_removed_segment_comes_back_to_its_place_in_the_list(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_a_removed_segment_comes_back_to_its_place_in_the_list(acceptance: Any, volume: Any, node: Any) -> None:
     before = everything(node, volume)
     with acceptance.undo.step("remove", node):
         for identifier in ("seen", "mine"):
@@ -294,22 +265,19 @@ def test_a_removed_segment_comes_back_to_its_place_in_the_list(scene: Any, accep
     assert list(voxel_counts(node, volume)) == ["hidden"]
 
 
-def test_an_action_that_changes_nothing_is_no_step(scene: Any, acceptance: Any) -> None:
-    volume = add_volume(scene)
-    node = hand_made(scene, volume)
+def test_an_action_that_changes_nothing_is_no_step(acceptance: Any, volume: Any, node: Any) -> None:
     with acceptance.undo.step("nothing", node):
         node.GetDisplayNode().SetSegmentVisibility("seen", True)
     assert not acceptance.undo.can_undo
 
 
-def test_cleanup_leaves_no_observer(scene: Any) -> None:
+def test_cleanup_leaves_no_observer(scene: Any, volume: Any) -> None:
     from ProGiDiffSlicerLib.scene.undo import UndoStack
 
     events = (scene.NodeAboutToBeRemovedEvent, scene.StartCloseEvent)
     watched = {event: scene.HasObserver(event) for event in events}
     for _round in range(2):
         stack = UndoStack(scene)
-        volume = add_volume(scene)
         node = add_segments(scene, volume, {"mine": C})
         with stack.step("x", node):
             paint(node, "mine", volume, A)

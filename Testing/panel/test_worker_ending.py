@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shlex
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -24,6 +23,7 @@ from .worker_support import (
     Spin,
     children,
     failed_run,
+    finished,
     gone,
     only_child,
     python,
@@ -43,7 +43,7 @@ def objects_of(client: Client) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["work", "slow", "deaf", "slow_load"])
+@pytest.mark.parametrize("mode", ["work", "deaf", "slow_load"])
 def test_stop_leaves_no_process_timer_or_connection(mode: str, spin: Spin) -> None:
     with worker(stop_grace_s=1.0) as client:
         own = objects_of(client)
@@ -51,9 +51,7 @@ def test_stop_leaves_no_process_timer_or_connection(mode: str, spin: Spin) -> No
         spin(lambda: run.done or bool(run.events))
         pid = client.pid
         assert len(objects_of(client)) > len(own)
-        began = time.perf_counter()
         client.stop()
-        print(f"\nstop took {1000 * (time.perf_counter() - began):.1f} ms")
         assert client.state is WorkerState.STOPPED
         assert run.done
         assert (client.hello, client.loaded, client.image) == (None, None, None)
@@ -74,7 +72,6 @@ def test_stop_before_anything_was_started() -> None:
     with worker() as client:
         run = client.run()
         client.stop()
-        client.stop(wait=True)
         assert [how for _, how in run.outcomes] == ["cancelled"] * 3
         assert children() == []
 
@@ -95,8 +92,7 @@ def test_restart_does_not_wait_for_the_old_worker(spin: Spin) -> None:
         client.restart()
         assert run.outcomes[-1] == ("propose", "cancelled")
         assert client.state is WorkerState.STARTING
-        again = client.run()
-        spin(lambda: again.done)
+        again = finished(client.run(), spin)
         assert [how for _, how in again.outcomes] == ["succeeded"] * 3
         assert client.pid != pid
         spin(lambda: gone(pid))
@@ -109,8 +105,7 @@ def test_a_worker_behind_a_shell_is_ended_with_all_its_processes(spin: Spin) -> 
     words = " ".join(map(shlex.quote, (sys.executable, *scripted().arguments)))
     command = WorkerCommand("/bin/sh", ("-c", f"cat | {words} | cat"), scripted().environment)
     with worker(command, stop_grace_s=0.3) as client:
-        run = client.run()
-        spin(lambda: run.done)
+        finished(client.run(), spin)
         everybody = children()
         assert len(everybody) == 4
         psutil.Process(client.pid).suspend()
@@ -134,7 +129,7 @@ def test_the_log_is_bounded_and_holds_no_pixels_names_or_prompts(spin: Spin) -> 
 @pytest.mark.slow
 def test_a_flood_of_log_lines_stays_bounded(spin: Spin) -> None:
     code = (
-        "import sys\nfor n in range(200_000): print('line', n, file=sys.stderr)\n"
+        "import sys\nfor n in range(20_000): print('line', n, file=sys.stderr)\n"
         "sys.stderr.write('x' * 5_000_000)\nsys.exit(3)"
     )
     with worker(python(code)) as client:
@@ -143,7 +138,7 @@ def test_a_flood_of_log_lines_stays_bounded(spin: Spin) -> None:
         lines = client.log_tail().splitlines()
         assert len(lines) == MOST_LINES
         assert lines[-1] == "x" * LONGEST_LINE
-        assert lines[-2] == "line 199999"
+        assert lines[-2] == "line 19999"
 
 
 def test_log_lines_are_cut_from_bytes_as_they_come() -> None:

@@ -14,7 +14,7 @@ from ProGiDiffSlicerLib.worker.client import WorkerState
 from ProGiDiffSlicerLib.worker.command import local_command
 
 from ..engine.conftest import phantom, tiny_model_folder, tiny_sd
-from .worker_support import Client, Pulse, Record, Spin, gone, worker
+from .worker_support import Client, Record, Spin, finished, gone, worker
 
 pytestmark = pytest.mark.usefixtures("app")
 __all__ = ["tiny_model_folder", "tiny_sd"]  # fixtures
@@ -40,7 +40,6 @@ def masks(record: Record) -> dict[int, np.ndarray]:
 @pytest.mark.slow
 def test_a_run_gives_the_same_proposals_again_and_in_a_worker_started_anew(tiny_model_folder: Path, spin: Spin) -> None:
     with worker(local_command()) as client:
-        pulse = Pulse(client._parent)
         runs = [submit(client, tiny_model_folder)]
         spin(lambda: runs[-1].done, 240)
         assert runs[0].outcomes == [("load", "succeeded"), ("set_image", "succeeded"), ("propose", "succeeded")]
@@ -52,8 +51,6 @@ def test_a_run_gives_the_same_proposals_again_and_in_a_worker_started_anew(tiny_
         assert len(runs[0].of(RankingEvent)) == 1
         runs.append(submit(client, tiny_model_folder))
         spin(lambda: runs[-1].done, 240)
-        pulse.stop()
-        print(f"\nlongest stall of two runs {1000 * pulse.longest_s:.1f} ms")
         psutil.Process(client.pid).kill()
         spin(lambda: client.state is WorkerState.CRASHED)
         runs.append(submit(client, tiny_model_folder))
@@ -74,20 +71,15 @@ def test_cancel_unknown_target_and_stop_on_one_worker(tiny_model_folder: Path, t
         assert run.outcomes[-1] == ("propose", "cancelled")
         pid = client.pid
 
-        wrong = Record(client.propose(dataclasses.replace(REQUEST, targets=("heart",))))
-        spin(lambda: wrong.done)
+        wrong = finished(Record(client.propose(dataclasses.replace(REQUEST, targets=("heart",)))), spin)
         assert (wrong.failure.kind, wrong.failure.code) == ("remote", "model")
 
-        missing = submit(client, tmp_path / "no model")
-        spin(lambda: missing.done)
+        missing = finished(submit(client, tmp_path / "no model"), spin)
         assert (missing.failure.kind, missing.failure.code) == ("remote", "model")
         assert client.pid == pid
 
         last = submit(client, tiny_model_folder, LONG)
         spin(lambda: len(last.ends) == 2 and bool(last.of(ProgressEvent)), 240)
-        pulse = Pulse(client._parent)
         client.stop()
         assert last.outcomes[-1] == ("propose", "cancelled")
         spin(lambda: gone(pid) and not client._leaving)
-        pulse.stop()
-        print(f"\nlongest stall while it ends {1000 * pulse.longest_s:.1f} ms")

@@ -1,22 +1,36 @@
-"""A stand-in for ``progidiff adapt`` and ``progidiff next``: says scripted JSON lines and obeys the word "stop".
-
-Run as ``python tuning_process.py SCRIPT OUT``; SCRIPT is one of the names below.
-"""
+"""A worker that tunes, and looks for the next case, by a script: ``python tuning_process.py SCRIPT``, a name below."""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+from progidiff.errors import DatasetError
+from progidiff.wire.messages import (
+    AdaptDone,
+    AdaptPicture,
+    AdaptRequest,
+    AdaptStart,
+    AdaptStep,
+    AdaptValidation,
+    NextDone,
+    NextItem,
+    NextRequest,
+    NextStart,
+    NextVolume,
+)
+from progidiff.worker import tasks
+from progidiff.worker.server import serve
+from progidiff.worker.session import RequestRun
+
 # one grey pixel
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==")
-
-
-def say(**event: object) -> None:
-    print(json.dumps(event), flush=True)
 
 
 def write_adapter(out: Path, better: bool = True, base: str = "0" * 64) -> None:
@@ -36,54 +50,47 @@ def write_adapter(out: Path, better: bool = True, base: str = "0" * 64) -> None:
     (out / "adapter_card.json").write_text(json.dumps(card), "utf-8")
 
 
-def adapt(script: str, out: Path) -> int:
+def adapt(request: AdaptRequest, run: RequestRun) -> AdaptDone:
     """The course of a tuning."""
-    cases, targets = {"training": 4, "validation": 2}, {"liver": {"training": 4, "validation": 2}}
-    say(event="start", adapter_id="a", steps=4, cases=cases, targets=targets)
+    cases = {"training": 4, "validation": 2}
+    run.emit(AdaptStart("a", 4, cases, {"liver": cases}))
     print("a stray print of a library", flush=True)
-    say(event="validation", step=0, dice=0.5, per_target={"liver": 0.5}, best=True)
+    run.emit(AdaptValidation(0, 0.5, {"liver": 0.5}, best=True))
     for step in range(1, 5):
-        say(event="step", step=step, steps=4, loss=1.0 / step, eta_s=4.0 - step)
-    if script == "crash":
-        print("torch.OutOfMemoryError: no memory", file=sys.stderr)
-        return 3
-    if script == "refuse":
-        say(event="error", code="dataset", message="No case labels a target that is to be tuned.")
-        return 2
-    if script == "deaf":
+        run.emit(AdaptStep(step, 4, 1.0 / step, 4.0 - step))
+    if SCRIPT == "crash":
+        time.sleep(0.5)  # what was said before is written by then
+        print("torch.OutOfMemoryError: no memory", file=sys.stderr, flush=True)
+        os._exit(3)
+    if SCRIPT == "refuse":
+        raise DatasetError("No case labels a target that is to be tuned.")
+    if SCRIPT == "deaf":
         time.sleep(600)
-    stopped = script == "wait" and sys.stdin.readline().strip() == "stop"
-    say(event="validation", step=4, dice=0.75, per_target={"liver": 0.75}, best=True)
-    write_adapter(out, better=script != "worse")
-    picture = {"case": "x", "target": "liver", "before": 0.5, "after": 0.75, "png": base64.b64encode(PNG).decode()}
-    say(event="pictures", items=[picture])
-    say(
-        event="done",
-        folder=str(out),
-        adapter_id="a",
-        better=script != "worse",
-        cancelled=stopped,
-        reason="It was measured.",
-        card={},
-    )
-    return 0
+    while SCRIPT == "wait" and not run.cancelled():
+        time.sleep(0.01)
+    run.emit(AdaptValidation(4, 0.75, {"liver": 0.75}, best=True))
+    write_adapter(Path(request.out), better=SCRIPT != "worse")
+    run.emit(AdaptPicture("x", "liver", 0.5, 0.75, np.frombuffer(PNG, np.uint8)))
+    return AdaptDone(request.out, "a", SCRIPT != "worse", run.cancelled(), "It was measured.", {})
 
 
-def search(script: str) -> int:
+def find_next(request: NextRequest, run: RequestRun) -> NextDone:
     """The course of a search for the next case."""
-    say(event="start", volumes=2, known=0, message="")
+    run.emit(NextStart(3, 0, ""))
+    odd = ("The slices are coronal.", "The values are odd.")
     items = [
-        {"path": "a.nii.gz", "disagreement": 0.2, "target": "liver", "slice": 1, "ras": [1.0, 2.0, 3.0]},
-        {"path": "deep/b.nii.gz", "disagreement": 0.6, "target": "pancreas", "slice": 4, "ras": [4.0, 5.0, 6.0]},
+        NextItem("a.nii.gz", 0.2, "liver", 1, (1.0, 2.0, 3.0)),
+        NextItem("deep/b.nii.gz", 0.6, "pancreas", 4, (4.0, 5.0, 6.0), notes=odd),
     ]
-    items[1]["notes"] = ["The slices are coronal.", "The values are odd."]
-    for done, item in enumerate(items, 1):
-        say(event="volume", done=done, volumes=2, eta_s=1.0, item=item)
-    if script == "search and wait":
-        sys.stdin.readline()
-    say(event="done", ranking=sorted(items, key=lambda item: -float(item["disagreement"])), failures=[], cancelled=False)  # type: ignore[arg-type]
-    return 0
+    broken = NextItem("c.nii.gz", reason="It cannot be read.")
+    for done, item in enumerate([*items, broken], 1):
+        run.emit(NextVolume(done, 3, 1.0, item))
+    while SCRIPT == "search and wait" and not run.cancelled():
+        time.sleep(0.01)
+    return NextDone((items[1], items[0]), (broken,), run.cancelled())
 
 
 if __name__ == "__main__":
-    sys.exit(search(sys.argv[1]) if sys.argv[1].startswith("search") else adapt(sys.argv[1], Path(sys.argv[2])))
+    SCRIPT = sys.argv[1]
+    tasks.adapt, tasks.find_next = adapt, find_next
+    serve()

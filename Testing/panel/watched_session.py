@@ -14,7 +14,7 @@ from ProGiDiffSlicerLib.session import ProposalSession, RunRequest
 
 from ..proposal_examples import random_masks, ranking_event, slice_event
 from ..volume_examples import GEOMETRIES
-from .session_support import FakeClient, add_volume, segment_array
+from .session_support import FakeClient, add_volume, run_request, segment_array
 
 Spin = Callable[..., None]
 GEOMETRY = GEOMETRIES["LPS"]
@@ -59,7 +59,7 @@ def volume(scene: Any) -> Any:
 
 
 def request(volume: Any, prompt: str = "liver", **options: Any) -> RunRequest:
-    return RunRequest(volume.GetID(), prompt, **{"proposals": 5, **options})
+    return run_request(volume, prompt, **{"proposals": 5, **options})
 
 
 def send(client: FakeClient, slices: range | None = None, masks: np.ndarray = MASKS, **more: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,10 +176,15 @@ def gone(pid: int) -> bool:
         return True
 
 
+def finished(record: Record, spin: Spin) -> Record:
+    """The record, once all its calls have ended."""
+    spin(lambda: record.done)
+    return record
+
+
 def failed_run(client: Client, spin: Spin, mode: str = "work") -> Record:
     """A run on a worker that fails before it does anything."""
-    run = client.run(mode)
-    spin(lambda: run.done)
+    run = finished(client.run(mode), spin)
     assert [how for _, how in run.outcomes] == ["failed"] * 3
     assert client.failures == [run.failure]
     assert client.failure is run.failure
@@ -224,26 +228,17 @@ def worker(command: WorkerCommand | None = None, **options: Any) -> Iterator[Cli
 
 
 class Pulse:
-    """A timer that ticks whenever the event loop is free: how often, and the longest time between two ticks."""
+    """A timer that ticks whenever the event loop is free."""
 
     def __init__(self, parent: Any) -> None:
         self.ticks = 0
-        self.longest_s = 0.0
-        self._last = time.perf_counter()
         self._timer = qt.QTimer(parent)
         self._timer.setInterval(0)
         self._timer.connect("timeout()", self._tick)
         self._timer.start()
 
     def _tick(self) -> None:
-        now = time.perf_counter()
         self.ticks += 1
-        self.longest_s = max(self.longest_s, now - self._last)
-        self._last = now
-
-    def restart(self) -> None:
-        self._last = time.perf_counter()
-        self.longest_s, self.ticks = 0.0, 0
 
     def stop(self) -> None:
         self._timer.stop()

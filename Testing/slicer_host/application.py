@@ -27,14 +27,6 @@ def _log_message(kind: Any, context: Any, text: str) -> None:
 class ModuleFactoryManager:
     """``slicer.app.moduleManager().factoryManager()``: which modules there are."""
 
-    def loadedModuleNames(self) -> list[str]:
-        """The names of all modules."""
-        return [each.name for each in vars(slicer.modules).values() if hasattr(each, "widgetRepresentation")]
-
-    def isLoaded(self, name: str) -> bool:
-        """Whether there is such a module."""
-        return name in self.loadedModuleNames()
-
 
 @stands_for("qSlicerModuleManager")
 class ModuleManager(qt.QObject):
@@ -50,10 +42,6 @@ class ModuleManager(qt.QObject):
     def factoryManager(self) -> Any:
         """What knows which modules there are."""
         return ModuleFactoryManager()
-
-    def modulesNames(self) -> list[str]:
-        """The names of all modules."""
-        return ModuleFactoryManager().loadedModuleNames()
 
 
 @stands_for("qSlicerApplication")
@@ -126,7 +114,6 @@ class Application(qt.QApplication):
         return qt.QSettings()
 
     settings = userSettings
-    revisionUserSettings = userSettings
 
     def translate(self, context: str, text: str) -> str:
         """The text itself: no language is loaded."""
@@ -153,6 +140,3 @@ class Application(qt.QApplication):
     def pythonConsole(self) -> Any:
         """None: there is no console."""
         return None
-
-    mainApplicationDisplayName = "3D Slicer"
-    launcherExecutableFilePath = ""

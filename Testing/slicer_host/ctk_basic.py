@@ -31,11 +31,6 @@ class ctkCollapsibleButton(qt.QAbstractButton):
         self._make_room()
 
     flat = kept(bool, "flat", False)
-    collapsedHeight = kept(int, "collapsedHeight", 14)
-    contentsFrameShape = kept(int, "contentsFrameShape", 0)
-    contentsFrameShadow = kept(int, "contentsFrameShadow", 0)
-    contentsLineWidth = kept(int, "contentsLineWidth", 1)
-    contentsMidLineWidth = kept(int, "contentsMidLineWidth", 0)
 
     def _set_collapsed(self, collapsed: bool) -> None:
         if collapsed == self._collapsed:
@@ -126,36 +121,10 @@ class ctkCollapsibleButton(qt.QAbstractButton):
 class ctkCheckBox(qt.QCheckBox):
     """A check box whose indicator can be an icon."""
 
-    indicatorIcon = kept(qt.QIcon, "indicatorIcon", qt.QIcon())
-
 
 @stand_in(ctk)
 class ctkComboBox(qt.QComboBox):
     """A combo box with a text for the case that nothing is chosen."""
-
-    defaultText = kept(str, "defaultText", "", None, lambda self, text: self.setPlaceholderText(text))
-    forceDefault = kept(bool, "forceDefault", False)
-    scrollWheelEffect = kept(int, "scrollWheelEffect", 1)
-
-
-@stand_in(ctk)
-class ctkPushButton(qt.QPushButton):
-    """A push button whose text can be aligned."""
-
-    elideMode = kept(int, "elideMode", 3)
-    buttonTextAlignment = kept(int, "buttonTextAlignment", 0x84)
-    iconAlignment = kept(int, "iconAlignment", 0x81)
-
-
-@stand_in(ctk)
-class ctkCheckablePushButton(ctkPushButton):
-    """A push button with a check box in it."""
-
-    checkBoxToggled = Signal(bool)
-    checkBoxControlsButton = kept(bool, "checkBoxControlsButton", True)
-    checkBoxControlsButtonToggleState = kept(bool, "checkBoxControlsButtonToggleState", True)
-    checkBoxUserCheckable = kept(bool, "checkBoxUserCheckable", True)
-    indicatorAlignment = kept(int, "indicatorAlignment", 0x81)
 
 
 @stand_in(ctk)

@@ -150,7 +150,6 @@ class ctkSliderWidget(qt.QWidget):
     pageStep = forwarded(float, "pageStep", "_slider")
     tickInterval = forwarded(float, "tickInterval", "_slider")
     tracking = kept(bool, "tracking", True)
-    spinBoxVisible = Property(bool, lambda self: not self._box.isHidden(), lambda self, shown: self._box.setVisible(shown))
 
     def reset(self) -> None:
         """Go to the middle, as far as it can be said."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar
 
 import ctk
@@ -57,9 +56,6 @@ class ctkPathLineEdit(qt.QWidget):
     filters = kept(int, "filters", 0)
     options = kept(int, "options", 0)
     label = kept(str, "label", "")
-    settingKey = kept(str, "settingKey", "")
-    nameFilters = kept(list, "nameFilters", [])
-    showHistoryButton = kept(bool, "showHistoryButton", True)
     showBrowseButton = Property(
         bool, lambda self: not self._browse.isHidden(), lambda self, shown: self._browse.setVisible(shown)
     )
@@ -74,29 +70,3 @@ class ctkPathLineEdit(qt.QWidget):
             chosen = qt.QFileDialog.getOpenFileName(self, "Select a file", self.currentPath)[0]
         if chosen:
             self.setCurrentPath(chosen)
-
-    def addCurrentPathToHistory(self) -> None:
-        """Offer the path again later."""
-        path = self.currentPath
-        if path and self._combo.findText(path) < 0:
-            self._combo.insertItem(0, path)
-
-
-@stand_in(ctk)
-class ctkDirectoryButton(qt.QWidget):
-    """A button that shows a folder and asks for another one."""
-
-    directoryChanged = Signal(str)
-    directorySelected = Signal(str)
-
-    def __init__(self, parent: Any = None) -> None:
-        super().__init__(parent)
-        self._button = qt.QPushButton(self)
-        row = qt.QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self._button)
-
-    caption = kept(str, "caption", "")
-    directory = kept(
-        str, "directory", ".", "directoryChanged", lambda self, path: self._button.setText(os.path.basename(path) or path)
-    )

@@ -35,7 +35,6 @@ class ctkDoubleRangeSlider(qt.QWidget):
     singleStep = kept(float, "singleStep", 1.0)
     orientation = kept(int, "orientation", 1)
     tracking = kept(bool, "tracking", True)
-    symmetricMoves = kept(bool, "symmetricMoves", False)
 
     def setRange(self, minimum: float, maximum: float) -> None:
         """Set both ends; the values are kept inside."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import ctk
 import qt
 import slicer
 from PySide6.QtCore import Property, Signal
 
-from .stand_ins import kept, stand_in
+from .stand_ins import stand_in
 
 
 def install() -> None:
@@ -78,39 +77,6 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
         method = getattr(self.__dict__.get("_python"), name, None)
         if method is not None:
             method()
-
-
-@stand_in(slicer)
-class qMRMLSliderWidget(ctk.ctkSliderWidget):
-    """A slider whose unit comes from the scene."""
-
-    quantity = kept(str, "quantity", "")
-
-    def setMRMLScene(self, scene: Any) -> None:
-        """Use this scene."""
-        self.__dict__["_scene"] = scene
-
-
-@stand_in(slicer)
-class qMRMLSpinBox(ctk.ctkDoubleSpinBox):
-    """A spin box whose unit comes from the scene."""
-
-    quantity = kept(str, "quantity", "")
-
-    def setMRMLScene(self, scene: Any) -> None:
-        """Use this scene."""
-        self.__dict__["_scene"] = scene
-
-
-@stand_in(slicer)
-class qMRMLRangeWidget(ctk.ctkRangeWidget):
-    """A range whose unit comes from the scene."""
-
-    quantity = kept(str, "quantity", "")
-
-    def setMRMLScene(self, scene: Any) -> None:
-        """Use this scene."""
-        self.__dict__["_scene"] = scene
 
 
 install()

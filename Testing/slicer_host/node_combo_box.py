@@ -10,7 +10,7 @@ import vtk
 from PySide6.QtCore import Property, Signal
 
 from .observers import Observers
-from .stand_ins import forwarded, kept, stand_in, stands_for
+from .stand_ins import kept, stand_in, stands_for
 
 
 @stands_for("qMRMLSortFilterProxyModel")
@@ -37,7 +37,6 @@ class qMRMLNodeComboBox(qt.QWidget):
     nodeAdded = Signal(object)
     nodeAddedByUser = Signal(object)
     nodeAboutToBeRemoved = Signal(object)
-    nodeAboutToBeEdited = Signal(object)
     currentNodeRenamed = Signal(str)
 
     def __init__(self, parent: Any = None) -> None:
@@ -69,12 +68,8 @@ class qMRMLNodeComboBox(qt.QWidget):
     noneDisplay = kept(str, "noneDisplay", "None", None, _changed)
     addEnabled = kept(bool, "addEnabled", True, None, _changed)
     removeEnabled = kept(bool, "removeEnabled", True, None, _changed)
-    renameEnabled = kept(bool, "renameEnabled", False, None, _changed)
-    editEnabled = kept(bool, "editEnabled", False, None, _changed)
     selectNodeUponCreation = kept(bool, "selectNodeUponCreation", True)
     baseName = kept(str, "baseName", "")
-    interactionNodeSingletonTag = kept(str, "interactionNodeSingletonTag", "")
-    sizeAdjustPolicy = forwarded(qt.QComboBox.SizeAdjustPolicy, "sizeAdjustPolicy", "_combo")
 
     def mrmlScene(self) -> Any:
         """The scene, or None."""
@@ -103,11 +98,6 @@ class qMRMLNodeComboBox(qt.QWidget):
     def addAttribute(self, nodeType: str, attributeName: str, attributeValue: Any = None) -> None:
         """List nodes of that type only where they have the attribute (with that value, where one is given)."""
         self._attributes.append((nodeType, attributeName, attributeValue))
-        self._refresh()
-
-    def removeAttribute(self, nodeType: str, attributeName: str) -> None:
-        """Take an ``addAttribute`` back."""
-        self._attributes = [each for each in self._attributes if each[:2] != (nodeType, attributeName)]
         self._refresh()
 
     def sortFilterProxyModel(self) -> SortFilterProxyModel:
@@ -155,10 +145,6 @@ class qMRMLNodeComboBox(qt.QWidget):
         """Choose by ID."""
         self.setCurrentNode(nodeID)
 
-    def setCurrentNodeIndex(self, index: int) -> None:
-        """Choose by place."""
-        self._choose(self.nodeFromIndex(index))
-
     currentNodeID = Property(
         str, lambda self: "" if self._current is None else self._current.GetID(), lambda self, new: self.setCurrentNode(new)
     )
@@ -174,11 +160,6 @@ class qMRMLNodeComboBox(qt.QWidget):
             self.setCurrentNode(node)
         self.nodeAddedByUser.emit(node)
         return node
-
-    def removeCurrentNode(self) -> None:
-        """Delete the chosen node from the scene."""
-        if self._current is not None:
-            self._scene.RemoveNode(self._current)
 
     # -- the combo box ------------------------------------------------------------------------------------------------
 

@@ -52,12 +52,7 @@ class qMRMLSegmentEditorWidget(SegmentEditorLook):
 
     autoShowSourceVolumeNode = kept(bool, "autoShow", True)
     undoEnabled = kept(bool, "undoEnabled", True)
-    maximumNumberOfUndoStates = kept(
-        int, "undoStates", 10, None, lambda self, count: self._logic.SetMaximumNumberOfUndoStates(count)
-    )
     readOnly = kept(bool, "readOnly", False)
-    defaultTerminologyEntry = kept(str, "terminology", "")
-    defaultTerminologyEntrySettingsKey = kept(str, "terminologyKey", "")
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
@@ -89,36 +84,20 @@ class qMRMLSegmentEditorWidget(SegmentEditorLook):
         """The segmentation in the selector, or None."""
         return self._segmentations.currentNode()
 
-    def segmentationNodeID(self) -> str:
-        """Its ID, or an empty text."""
-        return "" if self.segmentationNode() is None else self.segmentationNode().GetID()
-
     def setSegmentationNode(self, node: Any) -> None:
         """Edit this segmentation; the active effect ends where it is another one."""
         if self._node is not None and self._node.GetSegmentationNode() is not node:
             self._node.SetAndObserveSegmentationNode(node)
             self.setActiveEffect(None)
 
-    def setSegmentationNodeID(self, nodeID: str) -> None:
-        """Edit the segmentation with that ID."""
-        self.setSegmentationNode(self.mrmlScene().GetNodeByID(nodeID))
-
     def sourceVolumeNode(self) -> Any:
         """The volume, or None."""
         return None if self._node is None else self._node.GetSourceVolumeNode()
-
-    def sourceVolumeNodeID(self) -> str:
-        """Its ID, or an empty text."""
-        return "" if self.sourceVolumeNode() is None else self.sourceVolumeNode().GetID()
 
     def setSourceVolumeNode(self, node: Any) -> None:
         """Use this volume's intensities; nothing happens where there is no segmentation."""
         if self._node is not None and self._node.GetSegmentationNode() is not None:
             self._node.SetAndObserveSourceVolumeNode(node)
-
-    def setSourceVolumeNodeID(self, nodeID: str) -> None:
-        """Use the volume with that ID."""
-        self.setSourceVolumeNode(self.mrmlScene().GetNodeByID(nodeID))
 
     def currentSegmentID(self) -> str:
         """The segment being edited, or an empty text."""
@@ -129,46 +108,7 @@ class qMRMLSegmentEditorWidget(SegmentEditorLook):
         if self._node is not None:
             self._node.SetSelectedSegmentID(segmentID)
 
-    def segmentationNodeSelectorAddAttribute(self, nodeType: str, attributeName: str, attributeValue: Any = None) -> None:
-        """List only segmentations with that attribute."""
-        self._segmentations.addAttribute(nodeType, attributeName, attributeValue)
-
-    def sourceVolumeNodeSelectorAddAttribute(self, nodeType: str, attributeName: str, attributeValue: Any = None) -> None:
-        """List only volumes with that attribute."""
-        self._volumes.addAttribute(nodeType, attributeName, attributeValue)
-
-    def setupViewObservations(self) -> None:
-        """Begin to listen to the views (there are none here)."""
-
-    def removeViewObservations(self) -> None:
-        """Listen to the views no more."""
-
-    def installKeyboardShortcuts(self, parent: Any = None) -> None:
-        """Install the editor's keys (none here)."""
-
-    def uninstallKeyboardShortcuts(self) -> None:
-        """Take the editor's keys away."""
-
-    def jumpSlices(self) -> None:
-        """Show the selected segment in the slice views."""
-        if self.segmentationNode() is not None and self.currentSegmentID():
-            centre = self.segmentationNode().GetSegmentCenterRAS(self.currentSegmentID())
-            slicer.vtkMRMLSliceNode.JumpAllSlices(self.mrmlScene(), *centre)
-
     # -- effects and undo ---------------------------------------------------------------------------------------------
-
-    def availableEffectNames(self) -> list[str]:
-        """The names of the effects."""
-        return list(EFFECTS)
-
-    def effectNameOrder(self) -> list[str]:
-        """The order of the buttons."""
-        return list(self._order)
-
-    def setEffectNameOrder(self, effectNames: Any) -> None:
-        """Set the order of the buttons."""
-        self._order = [str(each) for each in effectNames]
-        self._place_effects()
 
     def effectByName(self, name: str) -> Any:
         """The effect, or None."""

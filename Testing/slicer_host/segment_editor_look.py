@@ -41,21 +41,13 @@ class SegmentEditorLook(slicer.qMRMLWidget):
         self._effects = qt.QButtonGroup(self)
         self._build()
 
+    effectColumnCount = kept(int, "columns", 2, None, lambda self, _count: self._place_effects())
     segmentationNodeSelectorVisible = kept(
-        bool, "segmentationSelector", True, None, lambda self, on: self._show_row(self._segmentations, on)
+        bool, "segmentationSelector", True, None, lambda self, on: self._form.setRowVisible(self._segmentations, on)
     )
     sourceVolumeNodeSelectorVisible = kept(
-        bool, "volumeSelector", True, None, lambda self, on: self._show_row(self._volumes, on)
+        bool, "volumeSelector", True, None, lambda self, on: self._form.setRowVisible(self._volumes, on)
     )
-    maskingSectionVisible = kept(bool, "masking", True, None, lambda self, on: self._masking.setVisible(on))
-    switchToSegmentationsButtonVisible = kept(bool, "switchTo", True)
-    specifyGeometryButtonVisible = kept(bool, "specifyGeometry", True)
-    show3DButtonVisible = kept(bool, "show3D", True, None, lambda self, on: self._show_3d.setVisible(on))
-    addRemoveSegmentButtonsVisible = kept(
-        bool, "addRemove", True, None, lambda self, on: [each.setVisible(on) for each in (self._add, self._remove)]
-    )
-    unorderedEffectsVisible = kept(bool, "unordered", True)
-    effectColumnCount = kept(int, "columns", 2, None, lambda self, _count: self._place_effects())
     jumpToSelectedSegmentEnabled = forwarded(bool, "jumpToSelectedSegmentEnabled", "_table")
 
     def _build(self) -> None:
@@ -93,7 +85,6 @@ class SegmentEditorLook(slicer.qMRMLWidget):
             button.setObjectName("" if name == "None" else name)
             button.setSizePolicy(qt.QSizePolicy.Expanding, qt.QSizePolicy.Fixed)
             self._effects.addButton(button, index)
-        self._order = list(EFFECTS)
         self._place_effects()
         return box
 
@@ -109,16 +100,11 @@ class SegmentEditorLook(slicer.qMRMLWidget):
         return self._masking
 
     def _place_effects(self) -> None:
-        names = [name for name in self._order if name in EFFECTS]
-        names += [name for name in EFFECTS if name not in names and self.unorderedEffectsVisible]
         columns = max(1, self.effectColumnCount) * 2
         for button in self._effects.buttons():
             self._grid.removeWidget(button)
             button.setVisible(False)
-        for place, name in enumerate(["", *names]):
+        for place, name in enumerate(["", *EFFECTS]):
             button = next(each for each in self._effects.buttons() if each.name == name)
             self._grid.addWidget(button, place // columns, place % columns)
             button.setVisible(True)
-
-    def _show_row(self, field: Any, on: bool) -> None:
-        self._form.setRowVisible(field, on)

@@ -36,10 +36,6 @@ def eye_icon(open_: bool, colour: Any) -> Any:
     return qt.QIcon(picture)
 
 
-def _column_shown(name: str, column: int, default: bool) -> Any:
-    return kept(bool, name, default, None, lambda self, on: self._table.setColumnHidden(column, not on))
-
-
 @stand_in(slicer)
 class qMRMLSegmentsTableView(slicer.qMRMLWidget):
     """Shows the segments of a segmentation node and follows it."""
@@ -53,7 +49,6 @@ class qMRMLSegmentsTableView(slicer.qMRMLWidget):
         self._node: Any = None
         self._observers = Observers(self)
         self._ids: list[str] = []
-        self._hidden: list[str] = []
         self._filling = False
         self._filter = qt.QLineEdit(self)
         self._filter.setPlaceholderText("Filter segments...")
@@ -77,16 +72,9 @@ class qMRMLSegmentsTableView(slicer.qMRMLWidget):
         self._table.itemChanged.connect(self._on_item)
         self._filter.textChanged.connect(lambda _text: self._refresh())
 
-    visibilityColumnVisible = _column_shown("visibilityColumnVisible", _EYE, True)
-    colorColumnVisible = _column_shown("colorColumnVisible", _COLOUR, True)
-    opacityColumnVisible = _column_shown("opacityColumnVisible", _OPACITY, True)
-    statusColumnVisible = _column_shown("statusColumnVisible", _STATUS, False)
-    layerColumnVisible = kept(bool, "layer", False)
-    headerVisible = kept(bool, "header", True, None, lambda self, on: self._table.horizontalHeader().setVisible(on))
     filterBarVisible = kept(bool, "filterBar", False, None, lambda self, on: self._filter.setVisible(on))
     readOnly = kept(bool, "readOnly", False, None, lambda self, _on: self._refresh())
     jumpToSelectedSegmentEnabled = kept(bool, "jump", False)
-    useTerminologySelector = kept(bool, "useTerminology", True)
     selectionMode = kept(
         int,
         "selectionMode",
@@ -96,10 +84,6 @@ class qMRMLSegmentsTableView(slicer.qMRMLWidget):
     )
     textFilter = Property(str, lambda self: self._filter.text, lambda self, text: self._filter.setText(text))
     segmentCount = Property(int, lambda self: len(self._ids))
-
-    def tableWidget(self) -> Any:
-        """The table inside."""
-        return self._table
 
     def segmentationNode(self) -> Any:
         """The node, or None."""
@@ -119,26 +103,9 @@ class qMRMLSegmentsTableView(slicer.qMRMLWidget):
             self._observers.add(node, event, self._refresh)
         self._refresh()
 
-    def setHideSegments(self, segmentIDs: Any) -> None:
-        """Leave these out."""
-        self._hidden = [str(each) for each in segmentIDs]
-        self._refresh()
-
-    def hideSegments(self) -> list[str]:
-        """What is left out."""
-        return list(self._hidden)
-
-    def displayedSegmentIDs(self) -> list[str]:
-        """What is shown, from top to bottom."""
-        return list(self._ids)
-
     def rowForSegmentID(self, segmentID: str) -> int:
         """Its row, or -1."""
         return self._ids.index(segmentID) if segmentID in self._ids else -1
-
-    def segmentIDForRow(self, row: int) -> str:
-        """The segment in that row, or an empty text."""
-        return self._ids[row] if 0 <= row < len(self._ids) else ""
 
     def selectedSegmentIDs(self) -> list[str]:
         """What is selected."""
@@ -165,9 +132,7 @@ class qMRMLSegmentsTableView(slicer.qMRMLWidget):
         count = segmentation.GetNumberOfSegments() if segmentation is not None else 0
         ids = [segmentation.GetNthSegmentID(index) for index in range(count)]
         wanted = self._filter.text.casefold()
-        self._ids = [
-            each for each in ids if each not in self._hidden and wanted in segmentation.GetSegment(each).GetName().casefold()
-        ]
+        self._ids = [each for each in ids if wanted in segmentation.GetSegment(each).GetName().casefold()]
         self._table.setRowCount(len(self._ids))
         for row, segment_id in enumerate(self._ids):
             self._fill_row(row, segment_id, segmentation.GetSegment(segment_id))

@@ -108,11 +108,6 @@ def disconnect(self: Any, *arguments: Any) -> Any:
     return False
 
 
-def connection_count(sender: Any) -> int:
-    """How many connections by signature string are alive on ``sender``."""
-    return len(_connections.get(sender, []))
-
-
 def _qt_calls_itself(arguments: tuple[Any, ...]) -> bool:
     """PySide6's own ``signal.connect`` comes back here with the sender as first argument."""
     return bool(arguments) and isinstance(arguments[0], QtCore.QObject)

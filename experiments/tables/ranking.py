@@ -22,7 +22,7 @@ from experiments.tables.setup import TableResult, TableSetup
 from progidiff.evaluation.metrics import dice, proposal_scores
 from progidiff.proposals.ranking import rank
 from progidiff.proposals.votes import gram_matrix
-from progidiff.wire.messages import RankingMethod
+from progidiff.wire.request import RankingMethod
 
 NAME = "ranking"
 TITLE = "Ranking without a reference against true Dice"

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from experiments.__main__ import app
 from experiments.shared_slices import SHARED_SETS, load_shared
-from progidiff.datasets.slices import LabelledSlice
 from progidiff.errors import DatasetError
 from progidiff.evaluation.cases import cases_of_slices
 from progidiff.evaluation.evaluate import EvaluationDocument, evaluate_cases
@@ -52,6 +51,7 @@ def test_every_set_is_covered_here() -> None:
 def test_slices_are_complete_and_consistent(shared_data: Path, name: str) -> None:
     slices = load(shared_data, name)
     assert (len(slices), len({s.patient for s in slices})) == SIZES[name]
+    assert {s.plane for s in slices} == {"coronal" if name == "kidney_mr" else "axial"}
     assert len({s.slice_id for s in slices}) == len(slices)
     for s in slices:
         assert s.image.dtype == np.float32
@@ -89,35 +89,14 @@ def test_sides_and_front_and_back(shared_data: Path, name: str) -> None:
     assert row("liver") < row("right kidney")
 
 
-def test_curvas_liver_is_on_the_images_left_and_kidneys_behind(shared_data: Path) -> None:
-    for s in load(shared_data, "curvas"):
-        if s.labels["liver"].sum() > 4000:
-            body = centre(s.image > 0.2)
-            assert centre(s.labels["liver"])[1] < body[1] + 0.05
-            if s.labels["kidneys"].sum() > 2000:
-                assert centre(s.labels["liver"])[0] < centre(s.labels["kidneys"])[0]
-
-
-@pytest.mark.parametrize(("name", "target", "on_left"), [("chaos", "liver", True), ("msd_spleen", "spleen", False)])
-def test_one_organ_sets_show_it_on_its_side(shared_data: Path, name: str, target: str, on_left: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "target", "on_left"), [("curvas", "liver", True), ("chaos", "liver", True), ("msd_spleen", "spleen", False)]
+)
+def test_other_sets_show_an_organ_on_its_side(shared_data: Path, name: str, target: str, on_left: bool) -> None:
     for s in load(shared_data, name):
-        body = s.image > (0.35 if name == "chaos" else 0.2)
-        assert (centre(s.labels[target])[1] < centre(body)[1]) == on_left
-
-
-def spine_is_at_the_back(s: LabelledSlice) -> bool:
-    """Bone is the brightest large structure of a windowed CT."""
-    bright = s.image > 0.95
-    middle = bright.copy()
-    middle[:, : s.image.shape[1] // 3] = middle[:, 2 * s.image.shape[1] // 3 :] = False
-    body = centre(s.image > 0.15)
-    return float(np.median(np.argwhere(middle)[:, 0])) / s.image.shape[0] > body[0]
-
-
-@pytest.mark.parametrize("name", ["curvas", "msd_spleen"])
-def test_the_spine_is_at_the_back(shared_data: Path, name: str) -> None:
-    slices = load(shared_data, name)
-    assert np.mean([spine_is_at_the_back(s) for s in slices]) > 0.9
+        if s.labels[target].sum() > 4000 or name != "curvas":
+            body = s.image > (0.35 if name == "chaos" else 0.2)
+            assert (centre(s.labels[target])[1] < centre(body)[1] + 0.05 * (name == "curvas")) == on_left
 
 
 def test_curvas_has_a_second_rater_exactly_where_the_source_says(shared_data: Path) -> None:
@@ -126,7 +105,6 @@ def test_curvas_has_a_second_rater_exactly_where_the_source_says(shared_data: Pa
     assert len(second) == 50
     values: dict[str, list[float]] = {"liver": [], "kidneys": [], "pancreas": []}
     for s in second:
-        assert s.second_labels is not None
         assert set(s.second_labels) == s.labelled
         for target, found in values.items():
             if s.labels[target].any() and s.second_labels[target].any():
@@ -164,27 +142,6 @@ def test_whole_volumes_are_cut_as_the_engine_cuts_them(shared_data: Path, name: 
         k = cut[s.image.tobytes()]
         assert s.spacing_rc == pytest.approx(plan.spacing_rc)
         assert np.array_equal(s.labels["liver"], extract_slice(segments.array, plan, k) == 5)
-
-
-def test_coronal_kidneys_lie_below_liver_and_lungs(shared_data: Path) -> None:
-    slices = load(shared_data, "kidney_mr")
-    assert {s.plane for s in slices} == {"coronal"}
-    # In a canonical coronal slice the kidneys' upper poles are nearer to the spine than the lower ones.
-    spread = []
-    for s in slices:
-        rows, columns = np.nonzero(s.labels["kidneys"])
-        for side in (columns < 256, columns >= 256):
-            if side.sum() > 2000:
-                upper = rows[side] < np.median(rows[side])
-                out = np.abs(columns[side] - 256)
-                spread.append(out[~upper].mean() - out[upper].mean())
-    assert np.mean(np.array(spread) > 0) > 0.8
-
-
-def test_kidneys_of_kits_are_without_their_tumours(shared_data: Path) -> None:
-    slices = {s.slice_id: s for s in load(shared_data, "kits")}
-    assert not slices["10036_327"].labels["kidneys"].any()
-    assert slices["10041_136"].labels["kidneys"].sum() > 5000
 
 
 def test_unknown_and_missing_sets_end_in_one_sentence(tmp_path: Path) -> None:

@@ -46,14 +46,6 @@ def test_every_name_has_a_table() -> None:
         load_table("tables")
 
 
-def test_work_that_cannot_be_made(tmp_path: Path, responsive_folder: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    options = ["--data", str(tmp_path), "--work", str(tmp_path / "file" / "work"), "--model", str(responsive_folder)]
-    result = CliRunner().invoke(app, ["table", "ranking", *options])
-    assert result.exit_code == 2
-    assert "choose another folder" in result.output
-
-
 def test_every_table_has_a_make_target() -> None:
     makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^TABLES := (.+)$", makefile, re.MULTILINE)

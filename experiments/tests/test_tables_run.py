@@ -13,12 +13,10 @@ from typer.testing import CliRunner
 
 from experiments import samples as sampling
 from experiments.__main__ import app
-from experiments.matched import pretrained_unet
-from experiments.tables import ablations, controls, cross_validation, load_table, setup
+from experiments.tables import ablations, controls, load_table, setup
 from experiments.tables.records import MEAN
 from experiments.tables.setup import TableSetup, plain
 from progidiff.datasets.slices import LabelledSlice
-from progidiff.errors import InputError
 from progidiff.evaluation.accuracy import mean_over_targets, score_slices, summarise, summarise_absent
 from progidiff.sampling.engine import Engine
 
@@ -36,18 +34,8 @@ def made_up(name: str) -> list[LabelledSlice]:
         labels = {"liver": liver, "spleen": spleen}
         second = {target: mask | np.roll(mask, 1, 1) for target, mask in labels.items()}
         modality: Any = "MR" if name.endswith("mr") else "CT"
-        items.append(
-            LabelledSlice(
-                image,
-                (3.5, 4.0),
-                labels,
-                frozenset(labels),
-                f"{name} {n}",
-                modality,
-                second_labels=second if name == "curvas" and n else None,
-                slice_id=f"{name} {n}",
-            )
-        )
+        more: Any = {"second_labels": second if name == "curvas" and n else None, "slice_id": f"{name} {n}"}
+        items.append(LabelledSlice(image, (3.5, 4.0), labels, frozenset(labels), f"{name} {n}", modality, **more))
     return items
 
 
@@ -148,13 +136,8 @@ def test_raters(tables: TableSetup) -> None:
     facts = result.facts[MEAN]
     n = f"N = {PROPOSALS}"
     alone = f"rank 1 of {PROPOSALS} alone"
-    assert list(facts) == [
-        f"proposals, {n}",
-        alone,
-        f"U-Net, MC dropout, {n}",
-        f"U-Net, test-time augmentation, {n}",
-        "U-Net, one mask",
-    ]
+    unets = [f"U-Net, MC dropout, {n}", f"U-Net, test-time augmentation, {n}", "U-Net, one mask"]
+    assert list(facts) == [f"proposals, {n}", alone, *unets]
     # of the slices with a second rater: two livers of 12 x 12 and 12 x 13 pixels, one spleen of 8 x 8 and 8 x 9
     assert facts[alone]["human"]["mean"] == pytest.approx((24 / 25 + 16 / 17) / 2)
     assert facts[alone]["human"]["pairs"] == 3
@@ -163,24 +146,6 @@ def test_raters(tables: TableSetup) -> None:
     assert facts[alone]["best_first"] == facts[alone]["rank1_first"] == facts[f"proposals, {n}"]["rank1_first"]
     assert facts[f"proposals, {n}"]["best_first"]["mean"] >= facts[alone]["best_first"]["mean"]
     assert plain(load_table("raters").run(quick).facts) == plain(result.facts)  # nothing is trained or drawn again
-
-
-@pytest.mark.slow
-def test_the_twin_gets_a_row(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TableSetup, "engine", lambda self: Engine.load(headed_folder, "cpu"))
-    own = replace(tables, model=headed_folder)
-    result = load_table("raters").run(replace(own, options={"unet-minutes": "0.02"}))
-    found = result.facts["liver"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
-    # it marks all of the picture as liver and none of it as spleen, however the picture is turned
-    assert 0.05 < found["rank1_first"]["mean"] < 0.4
-    assert found["ged"]["mean"] > 0.5
-    spleen = result.facts["spleen"][f"image-only twin, test-time augmentation, N = {PROPOSALS}"]
-    assert spleen["best_first"]["mean"] == 0.0
-    table = load_table("cross-validation").run(replace(own, options={"methods": "zero-shot"}))
-    assert table.facts["methods"][cross_validation.TWIN]["spleen"]["best"]["mean"] == 0.0
-    assert table.facts["methods"][cross_validation.TWIN]["liver"]["rank1"]["mean"] == pytest.approx(
-        found["rank1_first"]["mean"], abs=0.1
-    )
 
 
 @pytest.mark.slow
@@ -200,26 +165,6 @@ def test_ablations_say_what_drawing_everywhere_changes(
     assert absent["rank1_full"]["mean"] == absent["share_full"]["mean"] == 0.0
     assert absent["everywhere_share_full"]["mean"] > 0.0
     assert absent["twin_full"]["mean"] == 0.0
-
-
-def test_a_file_of_the_unet_that_is_not_there_is_refused(tables: TableSetup) -> None:
-    own = replace(tables, options={"unet": "nowhere.safetensors"})
-    with pytest.raises(InputError, match='The option unet names a file that does not exist: "nowhere'):
-        pretrained_unet(own, tables.engine().card)
-
-
-@pytest.mark.slow
-def test_out_of_fold_samples_get_a_row(tables: TableSetup) -> None:
-    store = cross_validation.out_of_fold(replace(tables, proposals=None), "full")  # that table has its own number
-    for item in made_up("curvas"):
-        for target, mask in item.labels.items():
-            store.put(item.slice_id, target, np.repeat(mask[None], 4, 0), {}, item.spacing_rc)
-    result = load_table("raters").run(replace(tables, options={"unet-minutes": "0.02"}))
-    (name,) = [row for row in result.facts[MEAN] if "out of fold" in row]
-    assert name.endswith("out of fold, N = 4")
-    found = result.facts[MEAN][name]
-    assert found["rank1_first"]["mean"] == 1.0
-    assert found["rank1_first"]["pairs"] == 3
 
 
 def test_the_command_writes_and_prints(tables: TableSetup) -> None:

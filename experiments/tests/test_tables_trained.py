@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from experiments import matched, transfer
-from experiments.samples import Samples
 from experiments.stock_hint import StockHint
 from experiments.tables import controls, cross_validation, encoder, mr, setup
 from experiments.tables.setup import TableSetup
@@ -73,23 +72,7 @@ class Spy:
 # -- figures, folds, draws --
 
 
-def test_figures_of_known_masks() -> None:
-    masks = np.zeros((4, 3, 20), bool)
-    for mask, (first, last) in zip(masks, ((5, 15), (7, 17), (10, 20), (16, 20)), strict=True):
-        mask[1, first:last] = True
-    mean = masks.mean(0)
-    found = matched.figures_of(Samples(masks, {4: mean}, (1.0, 1.0)), masks[0])
-    values = [1.0, 0.8, 0.5, 0.0]
-    assert found["best"] == 1.0
-    assert found["mean"] == pytest.approx(np.mean(values))
-    assert found["rand_top_3"] == pytest.approx(np.mean(values[:3]))
-    assert found["rank1"] == pytest.approx(0.8)  # second and third are equally near the mean: the earlier one
-    assert found["medoid"] == pytest.approx(0.5)  # the third has Dice 1/2, 7/10 and 4/7 with the others
-    assert found["probability"] == pytest.approx(2 * 5 / (10 + 6))  # columns 10 to 14, and 16, are in three of four masks
-    assert np.isnan(matched.figures_of(Samples(masks, {}, (1.0, 1.0)), masks[0])["probability"])
-
-
-def test_every_patient_is_held_out_once() -> None:
+def test_every_patient_is_held_out_once_or_drawn_for_training_alone() -> None:
     patients = [str(n) for n in range(10)]
     folds = matched.patient_folds([*patients, *patients], 3, seed=4)
     assert sorted(p for fold in folds for p in fold) == patients
@@ -97,30 +80,12 @@ def test_every_patient_is_held_out_once() -> None:
     assert folds == matched.patient_folds(reversed(patients), 3, seed=4) != matched.patient_folds(patients, 3, seed=5)
     with pytest.raises(DatasetError, match="cannot be divided"):
         matched.patient_folds(patients[:2], 3, 0)
-
-
-def test_draws_are_nested_and_apart_from_their_test_patients() -> None:
-    patients = [str(n) for n in range(9)]
     drawn = matched.draw_patients(patients, 5, 3, seed=1)
-    assert len(drawn.pool) == 5
-    assert len(drawn.test) == 3
+    assert (len(drawn.pool), len(drawn.test)) == (5, 3)
     assert not drawn.test.intersection(drawn.pool)
-    assert matched.draw_patients(patients, 5, 9, 1).test == frozenset(patients).difference(drawn.pool)
+    assert matched.draw_patients(patients, 5, 10, 1).test == frozenset(patients).difference(drawn.pool)
     with pytest.raises(DatasetError, match="fewer cases"):
-        matched.draw_patients(patients, 9, 1, 0)
-
-
-def test_results_are_remembered_and_damaged_ones_made_again(tmp_path: Path) -> None:
-    path, made = tmp_path / "a" / "result.json", []
-
-    def make() -> dict[str, float]:
-        made.append(1)
-        return {"x": 0.5}
-
-    assert matched.remembered(path, make) == matched.remembered(path, make) == {"x": 0.5}
-    path.write_text('{"x": 0.')
-    assert matched.remembered(path, make) == {"x": 0.5}
-    assert len(made) == 2
+        matched.draw_patients(patients, 10, 1, 0)
 
 
 # -- the encoders --
@@ -280,24 +245,6 @@ def test_low_rank_layers_are_folded_in_exactly(responsive_folder: Path) -> None:
     assert not torch.allclose(plain, beside, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_the_twin_is_tuned_as_the_unet_is(tables: TableSetup, headed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, drawn = Spy(monkeypatch, cross_validation, "tune_unet"), Spy(monkeypatch, cross_validation, "sample_unet_into")
-    own = with_options(replace(tables, model=headed_folder), methods="twin-tuned")
-    result = cross_validation.run(own)
-    assert list(result.facts["methods"]) == ["image-only twin, tuned, test-time augmentation"]
-    assert any(note.startswith("Image-only twin: ") for note in result.notes)
-    assert len(trained.calls) == 3
-    head = load_model(headed_folder).image_encoder.segmentation_head.weight
-    for call, sampled in zip(trained.calls, drawn.calls, strict=True):
-        assert torch.equal(call[5].encoder.segmentation_head.weight, head)  # every fold begins with the model's own
-        (tuned,) = (m for m in sampled[1].modules() if isinstance(m, TwinNetwork))
-        assert not torch.equal(tuned.encoder.segmentation_head.weight, head)
-        assert not {s.patient for s in call[0]} & {item.patient for item in sampled[3]}
-    without = cross_validation.run(with_options(tables, methods="twin-tuned"))
-    assert not without.rows
-
-
 # -- MR --
 
 
@@ -387,21 +334,3 @@ def test_a_kept_unet_is_taken_and_another_refused(tables: TableSetup, tmp_path: 
         matched.pretrained_unet(with_options(tables, unet=str(path)), card)
     with pytest.raises(InputError, match="numbers of cases"):
         mr.run(with_options(tables, sizes="1,many"))
-
-
-def test_zero_shot_takes_the_first_of_the_samples_that_tables_share(
-    tables: TableSetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = with_options(tables, methods="zero-shot", every="3")
-    alone = cross_validation.run(own).facts["methods"]["bundled model, zero-shot"]["liver"]
-    other = replace(own, work=tables.work / "other")
-    monkeypatch.setattr(cross_validation, "MAIN", 4)
-    shared = cross_validation.CrossValidation(other)
-    store = other.store(cross_validation.Engine(shared.model), "curvas", 4)
-    cross_validation.propose_into(store, cross_validation.Engine(shared.model), shared.items, shared.targets)
-    monkeypatch.setattr(cross_validation, "propose_into", None)
-    first = cross_validation.run(other).facts["methods"]["bundled model, zero-shot"]["liver"]
-    assert first["probability"]["pairs"] == 0  # not kept for so many
-    assert all(
-        first[figure]["mean"] == alone[figure]["mean"] for figure in ("rank1", "medoid", "mean", "rand_top_3", "best")
-    )

@@ -6,37 +6,25 @@ same segment brings that one back when the step is undone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
 from progidiff.targets import target_for
+from progidiff.wire.conversation import WorkerFailure
+from progidiff.wire.messages import CountCases, CuratedCases, KeepCase, SwapCases
 from ProGiDiffSlicerLib.idle import IdleQueue, Task
-from ProGiDiffSlicerLib.learning.curating_process import Keeper, Reply, Request
 from ProGiDiffSlicerLib.scene.examples import Example, Voxels, collect, patient_key, terminology
 from ProGiDiffSlicerLib.scene.provenance import PREFIX, Provenance, get_tag, set_tag
 from ProGiDiffSlicerLib.signals import Signal
+from ProGiDiffSlicerLib.worker.calls import Call
+from ProGiDiffSlicerLib.worker.client import WorkerClient
 
 # The case that a segment was saved as; random, and known to its set alone.
 CASE_TAG = PREFIX + "case"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a set holds.
-
-    Attributes:
-        cases: number of cases.
-        counts: cases by target, in the order in which the set lists them.
-        modalities: "CT" and "MR", as far as there are cases of them.
-    """
-
-    cases: int
-    counts: dict[str, int]
-    modalities: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -46,6 +34,8 @@ class Saving:
     Attributes:
         folder: of the set.
         saved: what is in the set by now.
+        task, call: what is under way: the copying of a segment, or the worker's writing.
+        cancelled: whether the user wants no more of it.
     """
 
     folder: str
@@ -53,11 +43,15 @@ class Saving:
     waiting: list[Example]
     saved: list[Saved] = field(default_factory=list)
     task: Task | None = None
-    request: Request | None = None
+    call: Call | None = None
+    cancelled: bool = False
 
 
 class Curating:
-    """Keeps training examples in a folder.
+    """Keeps training examples in a folder, by a worker of its own.
+
+    Packing a volume takes seconds, and a folder on a network may not answer at all. The voxels travel through the worker's
+    pipe and are written nowhere but into the set.
 
     Attributes:
         contents: what the set holds; ``None`` as long as that is not known.
@@ -66,17 +60,17 @@ class Curating:
         told: Signal(sentence) for the user.
     """
 
-    def __init__(self, idle: IdleQueue, keeper: Keeper) -> None:
-        self.contents: Contents | None = None
+    def __init__(self, idle: IdleQueue, client: WorkerClient) -> None:
+        self.contents: CuratedCases | None = None
         self.trouble = ""
         self.changed = Signal()
         self.told = Signal()
         self._idle = idle
-        self._keeper = keeper
+        self._client = client
         self._saving: Saving | None = None
         self._steps: list[Saving] = []
         self._cases: dict[tuple[str, ...], str] = {}
-        self._looking: Request | None = None
+        self._looking: Call | None = None
         self._undoing = False
 
     @property
@@ -102,13 +96,12 @@ class Curating:
     def look(self, folder: str) -> None:
         """Ask what the set in a folder holds; ``changed`` is emitted when the answer is there."""
         if self._looking is not None:
-            self._keeper.drop(self._looking)
+            _deaf(self._looking)
+            self._looking.cancel()
             self._looking = None
         self.contents, self.trouble = None, ""
         if folder:
-            self._looking = self._keeper.ask(
-                {"request": "counts", "folder": folder}, self._on_contents, self._on_no_contents
-            )
+            self._looking = self._ask(CountCases(folder), self._on_contents, self._on_no_contents)
         self.changed.emit()
 
     def save(self, folder: str, examples: Sequence[Example], who: Who) -> None:
@@ -130,40 +123,54 @@ class Curating:
         self.changed.emit()
 
     def cancel(self) -> None:
-        """Save no more; what is complete stays, what is not leaves nothing."""
+        """Save no more; what is complete stays, what is not leaves nothing. ``told`` says what became of it."""
         saving = self._saving
         if saving is None:
             return
+        saving.cancelled = True
         if saving.task is not None:
             saving.task.cancel()
-        if saving.request is not None:
-            self._keeper.drop(saving.request)
-        self._finish(_("Cancelled."))
-        self.look(saving.folder)
+            self._finish(_("Cancelled."))
+        elif saving.call is not None:
+            saving.call.cancel()
 
     def undo(self) -> None:
         """Take the last saving back: its cases leave the set, and those that they replaced come back."""
         if not self.can_undo:
             return
         step = self._steps[-1]
-        header = {
-            "request": "swap",
-            "folder": step.folder,
-            "remove": [each.case for each in step.saved],
-            "restore": [each.replaced for each in step.saved if each.replaced],
-        }
+        request = SwapCases(
+            step.folder,
+            tuple(each.case for each in step.saved),
+            tuple(each.replaced for each in step.saved if each.replaced),
+        )
         self._undoing = True
-        self._keeper.ask(header, self._on_undone, self._on_not_undone)
+        self._ask(request, self._on_undone, self._on_not_undone)
         self.changed.emit()
 
     def cleanup(self) -> None:
         """End what is under way; a case that only waits for the disk is finished."""
-        if self._saving is not None and self._saving.task is not None:
-            self._saving.task.cancel()
-        self._saving = self._looking = None
-        self._keeper.close()
+        saving, self._saving = self._saving, None
+        if saving is not None and saving.task is not None:
+            saving.task.cancel()
+        for call in (self._looking, None if saving is None else saving.call):
+            if call is not None:
+                _deaf(call)
+        self._looking = None
+        self._client.stop(wait=True)
         self.changed.clear()
         self.told.clear()
+
+    def _ask(
+        self,
+        request: CountCases | KeepCase | SwapCases,
+        done: Callable[[CuratedCases], None],
+        failed: Callable[[str], None],
+    ) -> Call:
+        call = self._client.ask(request, CuratedCases)
+        call.succeeded.connect(done)
+        call.failed.connect(lambda failure: failed(_sentence(failure)))
+        return call
 
     # Saving ---------------------------------------------------------------------------------------------------------------
 
@@ -171,7 +178,6 @@ class Curating:
         saving = self._saving
         assert saving is not None
         example = saving.waiting[0]
-        saving.request = None
         steps = collect(example)
         saving.task = self._idle.submit(steps, lambda voxels: self._send(example, voxels), self._on_uncollected)
 
@@ -179,29 +185,24 @@ class Curating:
         saving = self._saving
         assert saving is not None
         saving.task = None
-        header = {
-            "request": "add",
-            "folder": saving.folder,
-            "case": case_record(example, voxels, saving.who),
-            "replaces": self._case_of(example),
-        }
-        arrays = {"image": voxels.image, "mask": voxels.mask, "affine": voxels.affine}
-        saving.request = self._keeper.ask(
-            header, lambda reply: self._on_added(example, voxels.slices, reply), self._on_failed, arrays
-        )
+        request = keep_case(saving.folder, example, voxels, saving.who, self._case_of(example))
+        saving.call = self._ask(request, lambda reply: self._on_kept(example, voxels.slices, reply), self._on_failed)
+        saving.call.cancelled.connect(lambda: self._on_failed(_("Cancelled.")))
 
-    def _on_added(self, example: Example, slices: range, reply: Reply) -> None:
+    def _on_kept(self, example: Example, slices: range, reply: CuratedCases) -> None:
         saving = self._saving
         assert saving is not None
-        case = reply["case"]
-        saving.saved.append(Saved(case["id"], case["replaced"] or "", example, slices))
+        saving.call = None
+        saving.saved.append(Saved(reply.kept, reply.replaced, example, slices))
         saving.waiting.pop(0)
-        self._note(example, case["id"])
+        self._note(example, reply.kept)
         self._take(reply)
-        if saving.waiting:
-            self._next()
-        else:
+        if not saving.waiting:
             self._finish("")
+        elif saving.cancelled:
+            self._finish(_("Cancelled."))
+        else:
+            self._next()
         self.changed.emit()
 
     def _on_uncollected(self, error: Exception) -> None:
@@ -212,7 +213,10 @@ class Curating:
         self._on_failed(str(error) or _("There is not enough memory to save this; close other volumes."))
 
     def _on_failed(self, sentence: str) -> None:
+        saving = self._saving
+        assert saving is not None
         self._finish(sentence)
+        self.look(saving.folder)  # what was under way may be complete all the same
 
     def _finish(self, problem: str) -> None:
         """End the action; what it did save is a step that can be undone."""
@@ -227,7 +231,7 @@ class Curating:
 
     # Undoing --------------------------------------------------------------------------------------------------------------
 
-    def _on_undone(self, reply: Reply) -> None:
+    def _on_undone(self, reply: CuratedCases) -> None:
         step = self._steps.pop()
         self._undoing = False
         for each in reversed(step.saved):
@@ -248,7 +252,7 @@ class Curating:
 
     # What the set holds ---------------------------------------------------------------------------------------------------
 
-    def _on_contents(self, reply: Reply) -> None:
+    def _on_contents(self, reply: CuratedCases) -> None:
         self._looking = None
         self._take(reply)
         self.changed.emit()
@@ -257,9 +261,8 @@ class Curating:
         self._looking, self.contents, self.trouble = None, None, sentence
         self.changed.emit()
 
-    def _take(self, reply: Reply) -> None:
-        self.contents = Contents(int(reply["cases"]), dict(reply["counts"]), tuple(reply["modalities"]))
-        self.trouble = ""
+    def _take(self, reply: CuratedCases) -> None:
+        self.contents, self.trouble = reply, ""
 
     # Which case a segment is ----------------------------------------------------------------------------------------------
 
@@ -273,6 +276,18 @@ class Curating:
         segment = _present(example)
         if segment is not None:
             set_tag(segment, CASE_TAG, case)
+
+
+def _deaf(call: Call) -> None:
+    """Nobody wants to hear of it any more."""
+    for signal in (call.succeeded, call.failed, call.cancelled):
+        signal.clear()
+
+
+def _sentence(failure: WorkerFailure) -> str:
+    if failure.kind == "remote":
+        return failure.message
+    return f"{failure.message} " + _("Every example in the set is whole; save again what is missing.")
 
 
 def _identity(example: Example) -> tuple[str, ...]:
@@ -317,29 +332,34 @@ class Saved:
     slices: range
 
 
-def case_record(example: Example, voxels: Voxels, who: Who) -> dict[str, Any]:
-    """Everything of a case but its voxels: no name of a volume, a node or a file is among it."""
+def keep_case(folder: str, example: Example, voxels: Voxels, who: Who, replaces: str) -> KeepCase:
+    """The request that saves an example: no name of a volume, a node or a file is in it."""
     facts = example.facts
-    return {
-        "target": example.target,
-        "modality": example.modality,
-        "plane": example.plan.plane,
-        "prompt": "" if facts is None else facts.prompt,
-        "code": terminology(example.target),
-        "proposal": None if facts is None else _proposal(facts),
-        "edited": facts is None or facts.edited,
-        "editor": who.annotator,
-        "model_id": "" if facts is None else facts.model_id,
-        "adapter_id": None if facts is None else facts.adapter_id or None,
-        "dice_to_proposal": None if facts is None else facts.dice_to_proposal,
-        "volume_key": voxels.volume_key,
-        "patient_key": patient_key(example.volume_node, who.secret),
-    }
+    return KeepCase(
+        folder=folder,
+        target=example.target,
+        image=voxels.image,
+        mask=voxels.mask,
+        affine=voxels.affine,
+        modality=example.modality,
+        plane=example.plan.plane,
+        prompt="" if facts is None else facts.prompt,
+        code=terminology(example.target),
+        proposal=None if facts is None else _proposal(facts),
+        edited=facts is None or facts.edited,
+        editor=who.annotator,
+        model_id="" if facts is None else facts.model_id,
+        adapter_id=None if facts is None else facts.adapter_id or None,
+        dice_to_proposal=None if facts is None else facts.dice_to_proposal,
+        volume_key=voxels.volume_key,
+        patient_key=patient_key(example.volume_node, who.secret),
+        replaces=replaces,
+    )
 
 
 def _proposal(facts: Provenance) -> dict[str, Any]:
-    names = ("seed", "rank", "score", "proposals", "steps", "scheduler", "everywhere", "plane", "corrected")
-    return {"index": facts.proposal, **{name: getattr(facts, name) for name in names}}
+    own = {name: getattr(facts, name) for name in ("rank", "score", "plane", "corrected")}
+    return {"index": facts.proposal, **own, **asdict(facts.request)}
 
 
 def saved_sentence(saved: Sequence[Saved]) -> str:

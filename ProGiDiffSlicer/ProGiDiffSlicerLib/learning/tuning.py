@@ -1,50 +1,53 @@
-"""Tuning on the curated set, and the search for the next case to correct, each in a process of its own: what they are asked
-and tell.
-"""
+"""Tuning on the curated set, and the search for the next case to correct, each by a worker of its own."""
 
 from __future__ import annotations
 
-import base64
 import os
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from slicer.i18n import tr as _
 
 from progidiff.errors import InputError
+from progidiff.wire.messages import (
+    AdaptDone,
+    AdaptPicture,
+    AdaptRequest,
+    AdaptStart,
+    AdaptStep,
+    AdaptValidation,
+    Device,
+    Event,
+    NextDone,
+    NextItem,
+    NextRequest,
+    NextStart,
+    NextVolume,
+)
 from ProGiDiffSlicerLib.signals import Signal
-from ProGiDiffSlicerLib.worker.lines import Choices, LineProcess, engine_command
+from ProGiDiffSlicerLib.worker.calls import Call
+from ProGiDiffSlicerLib.worker.client import WorkerClient
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A held-out slice with the first-ranked proposal before and after, as PNG."""
+class Choices(Protocol):
+    """The settings that such a request depends on; see :class:`ProGiDiffSlicerLib.setup.settings.Settings`."""
 
-    target: str
-    before: float
-    after: float
-    png: bytes
+    @property
+    def modelFolder(self) -> str: ...
 
+    @property
+    def device(self) -> Device: ...
 
-@dataclass(frozen=True)
-class TuningOptions:
-    """What the user chose; ``None`` takes the default of ``progidiff adapt``.
+    @property
+    def curatedFolder(self) -> str: ...
 
-    Attributes:
-        name: of the adapter; "" for one by the date.
-        target: the only target to tune; "" for all.
-        steps, rank: of the training.
-    """
-
-    name: str = ""
-    target: str = ""
-    steps: int | None = None
-    rank: int | None = None
+    @property
+    def adaptersFolder(self) -> str: ...
 
 
 class Tuning:
-    """Starts and follows ``progidiff adapt``.
+    """Tunes on the curated set, by a worker of its own.
 
     Attributes:
         losses: (step, loss) so far.
@@ -60,31 +63,30 @@ class Tuning:
         failed: Signal(sentence).
     """
 
-    def __init__(self, settings: Choices, process: LineProcess) -> None:
+    def __init__(self, settings: Choices, client: WorkerClient) -> None:
         self.losses: list[tuple[int, float]] = []
         self.dices: list[tuple[int, float]] = []
-        self.pictures: list[Picture] = []
+        self.pictures: list[AdaptPicture] = []
         self.steps = 0
         self.eta_s: float | None = None
         self.message = ""
         self.folder = ""
-        self.better = False
+        self.better = self._stopping = False
         self.changed, self.finished, self.failed = Signal(), Signal(), Signal()
         self._settings = settings
-        self._process = process
+        self._client = client
+        self._call: Call | None = None
         self._unfinished = ""
-        process.said.connect(self._on_event)
-        process.ended.connect(self._on_ended)
 
     @property
     def running(self) -> bool:
         """Whether a tuning is under way."""
-        return self._process.running
+        return self._call is not None
 
     @property
     def stopping(self) -> bool:
         """Whether it was asked to stop."""
-        return self._process.running and self._process.stopping
+        return self.running and self._stopping
 
     @property
     def fraction(self) -> float:
@@ -94,13 +96,18 @@ class Tuning:
     @property
     def log_text(self) -> str:
         """The last lines of its log."""
-        return self._process.log_text
+        return self._client.log_tail()
 
-    def start(self, options: TuningOptions) -> None:
+    def start(self, name: str = "", target: str = "", steps: int = 0, rank: int = 0) -> None:
         """Start; does nothing while one runs.
 
+        Args:
+            name: of the adapter; "" for one by the date.
+            target: the only target to tune; "" for all.
+            steps, rank: of the training; 0 for the default.
+
         Raises:
-            InputError: a folder is not chosen, or the worker does not run on this computer.
+            InputError: a folder is not chosen, or there is such an adapter.
         """
         if self.running:
             return
@@ -109,124 +116,77 @@ class Tuning:
             raise InputError(_("There are no training examples yet: save some under Review first."))
         if not adapters:
             raise InputError(_("Choose a folder for the adapters first."))
-        command = engine_command(self._settings, *self._arguments(options, cases, adapters))
-        self.losses, self.dices, self.pictures = [], [], []
-        self.steps, self.eta_s, self.folder, self.better = 0, None, "", False
-        self.message = _("Starting …")
-        self._process.start(command)
-        self.changed.emit()
-
-    def stop(self) -> None:
-        """Stop and keep the best so far; asked again, end it at once."""
-        self._process.stop()
-        self.message = _("Stopping: the best so far is measured and kept …")
-        self.changed.emit()
-
-    def close(self) -> None:
-        """End it for good; its checkpoint stays."""
-        self._process.close()
-
-    def _arguments(self, options: TuningOptions, cases: str, adapters: str) -> list[str]:
         # One that was ended before it had finished goes on from its checkpoint.
-        name = options.name.strip() or self._unfinished or time.strftime("adapter-%Y%m%d-%H%M%S")
+        name = name.strip() or self._unfinished or time.strftime("adapter-%Y%m%d-%H%M%S")
         slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-") or "adapter"
         out = os.path.join(adapters, slug)
         if os.path.exists(out):
             raise InputError(_('There is an adapter "{name}" already; choose another name.').format(name=name))
-        self._unfinished = name
-        arguments = ["adapt", "--cases", cases, "--out", out, "--name", name, "--device", self._settings.device, "--json"]
-        if self._settings.modelFolder:
-            arguments += ["--model", self._settings.modelFolder]
-        if options.target:
-            arguments += ["--target", options.target]
-        if options.steps is not None:
-            arguments += ["--steps", str(options.steps)]
-        if options.rank is not None:
-            arguments += ["--rank", str(options.rank)]
-        return arguments
-
-    def _on_event(self, event: dict[str, Any]) -> None:
-        handler = {
-            "start": self._on_start,
-            "step": self._on_step,
-            "validation": self._on_validation,
-            "pictures": self._on_pictures,
-            "done": self._on_done,
-        }.get(event["event"])
-        if handler is None:
-            return
-        try:
-            handler(event)
-        except (KeyError, TypeError, ValueError):
-            return  # another version's line; the end of the process says what came of it
+        request = AdaptRequest(
+            cases=(cases,),
+            out=out,
+            model=self._settings.modelFolder or None,
+            targets=(target,) if target else (),
+            device=self._settings.device,
+            name=name,
+            steps=steps or AdaptRequest.steps,
+            rank=rank or AdaptRequest.rank,
+        )
+        self.losses, self.dices, self.pictures = [], [], []
+        self.steps, self.eta_s, self.folder, self.better, self._stopping = 0, None, "", False, False
+        self.message, self._unfinished = _("Starting …"), name
+        self._call = follow(self._client.ask(request, AdaptDone), self._on_event, self._on_done, self._on_failed)
         self.changed.emit()
 
-    def _on_start(self, event: dict[str, Any]) -> None:
-        self.steps = int(event["steps"])
-        training, held_out = int(event["cases"]["training"]), int(event["cases"]["validation"])
-        text = _("Tuning on {training} cases; {held_out} are held out. Measuring the base model …")
-        self.message = text.format(training=training, held_out=held_out)
-
-    def _on_step(self, event: dict[str, Any]) -> None:
-        self.losses.append((int(event["step"]), float(event["loss"])))
-        self.steps = int(event["steps"])
-        self.eta_s = None if event.get("eta_s") is None else float(event["eta_s"])
-        if not self.stopping:
-            self.message = _("Step {step} of {steps}").format(step=self.losses[-1][0], steps=self.steps)
-
-    def _on_validation(self, event: dict[str, Any]) -> None:
-        self.dices.append((int(event["step"]), float(event["dice"])))
-
-    def _on_pictures(self, event: dict[str, Any]) -> None:
-        self.pictures = [
-            Picture(str(item["target"]), float(item["before"]), float(item["after"]), base64.b64decode(item["png"]))
-            for item in event["items"]
-        ]
-
-    def _on_done(self, event: dict[str, Any]) -> None:
-        self.folder, self.better = str(event["folder"]), event["better"] is True
-        self._unfinished = ""
-        self.message = str(event["reason"])
-
-    def _on_ended(self, trouble: str) -> None:
-        self.eta_s = None
-        if self.folder and not trouble:
+    def stop(self) -> None:
+        """Stop and keep the best so far; asked again, end it at once."""
+        if self._call is not None:
+            self.message = _("Stopping: the best so far is measured and kept …")
+            at_once, self._stopping = self._stopping, True
+            stop(self._client, self._call, at_once)
             self.changed.emit()
-            self.finished.emit(self.folder, self.better)
-            return
+
+    def close(self) -> None:
+        """End it for good; its checkpoint stays."""
+        for signal in (self.changed, self.finished, self.failed):
+            signal.clear()
+        self._client.stop(wait=True)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, AdaptStart):
+            self.steps = event.steps
+            text = _("Tuning on {training} cases; {validation} are held out. Measuring the base model …")
+            self.message = text.format(**event.cases)
+        elif isinstance(event, AdaptStep):
+            self.losses.append((event.step, event.loss))
+            self.steps, self.eta_s = event.steps, event.eta_s
+            if not self._stopping:
+                self.message = _("Step {step} of {steps}").format(step=event.step, steps=event.steps)
+        elif isinstance(event, AdaptValidation):
+            self.dices.append((event.step, event.dice))
+        elif isinstance(event, AdaptPicture):
+            self.pictures = [*self.pictures, event]
+        self.changed.emit()
+
+    def _on_done(self, reply: AdaptDone) -> None:
+        self._call, self.eta_s, self._unfinished = None, None, ""
+        self.folder, self.better, self.message = reply.folder, reply.better, reply.reason
+        self.changed.emit()
+        self.finished.emit(self.folder, self.better)
+
+    def _on_failed(self, message: str) -> None:
         if not self.losses:
             self._unfinished = ""  # nothing of it is worth going on with, or it was refused
-        self.message = trouble or _("The tuning ended without an adapter; see its log.")
+        self._call, self.eta_s, self.message = None, None, message
         self.changed.emit()
-        self.failed.emit(self.message)
+        self.failed.emit(message)
 
 
 RESULT_NAME = "progidiff-next.json"
 
 
-@dataclass(frozen=True)
-class NextItem:
-    """A volume that was looked at.
-
-    Attributes:
-        path: of its file or folder of DICOM slices.
-        label: the same within the searched folder.
-        disagreement: of its proposals; the highest one teaches most.
-        target: the target that they disagree on most.
-        ras: the place that they disagree on most, mm; ``None`` where that is not told.
-        notes: sentences about its plane, its values and its modality, the most important first.
-    """
-
-    path: str
-    label: str
-    disagreement: float
-    target: str
-    ras: tuple[float, float, float] | None
-    notes: tuple[str, ...] = ()
-
-
 class NextCase:
-    """Starts and follows ``progidiff next``.
+    """Asks a worker of its own which volume of a folder to correct next.
 
     Attributes:
         items: what was looked at so far, the most uncertain first.
@@ -236,28 +196,28 @@ class NextCase:
         changed: Signal(): something of this is different.
     """
 
-    def __init__(self, settings: Choices, process: LineProcess) -> None:
+    def __init__(self, settings: Choices, client: WorkerClient) -> None:
         self.items: list[NextItem] = []
         self.done = self.volumes = 0
         self.eta_s: float | None = None
         self.message = ""
         self.changed = Signal()
         self._settings = settings
-        self._process = process
+        self._client = client
+        self._call: Call | None = None
         self._folder = ""
-        process.said.connect(self._on_event)
-        process.ended.connect(self._on_ended)
+        self._stopping = False
 
     @property
     def running(self) -> bool:
         """Whether a search is under way."""
-        return self._process.running
+        return self._call is not None
 
     def start(self, folder: str, prompt: str, adapter_folder: str = "", even_if_worse: bool = False) -> None:
         """Search a folder; what an earlier search of the same prompt has measured is taken over.
 
         Raises:
-            InputError: no folder, no prompt, or the worker does not run on this computer.
+            InputError: no folder, or no prompt.
         """
         if self.running:
             return
@@ -265,84 +225,71 @@ class NextCase:
             raise InputError(_("Choose a folder with volumes first."))
         if not prompt.strip():
             raise InputError(_("Type under Prompt what to look for first."))
-        out = os.path.join(folder, RESULT_NAME)
-        arguments = [
-            "next",
-            "--folder",
-            folder,
-            "--prompt",
-            prompt,
-            "--out",
-            out,
-            "--device",
-            self._settings.device,
-            "--json",
-        ]
-        if self._settings.modelFolder:
-            arguments += ["--model", self._settings.modelFolder]
-        if adapter_folder:
-            arguments += ["--adapter", adapter_folder, *(["--even-if-worse"] if even_if_worse else [])]
-        command = engine_command(self._settings, *arguments)
+        request = NextRequest(
+            folder=folder,
+            prompt=prompt,
+            out=os.path.join(folder, RESULT_NAME),
+            model=self._settings.modelFolder or None,
+            adapter=adapter_folder or None,
+            even_if_worse=even_if_worse,
+            device=self._settings.device,
+        )
         self._folder = folder
-        self.items, self.done, self.volumes, self.eta_s = [], 0, 0, None
+        self.items, self.done, self.volumes, self.eta_s, self._stopping = [], 0, 0, None, False
         self.message = _("Starting …")
-        self._process.start(command)
+        self._call = follow(self._client.ask(request, NextDone), self._on_event, self._on_done, self._on_ended)
         self.changed.emit()
 
     def stop(self) -> None:
-        """Stop; what was measured is kept."""
-        self._process.stop()
-        self.message = _("Stopping …")
-        self.changed.emit()
+        """Stop, what was measured is kept; asked again, end it at once."""
+        if self._call is not None:
+            self.message = _("Stopping …")
+            at_once, self._stopping = self._stopping, True
+            stop(self._client, self._call, at_once)
+            self.changed.emit()
 
     def close(self) -> None:
         """End it for good; what was measured is on disk."""
-        self._process.close()
+        self.changed.clear()
+        self._client.stop(wait=True)
 
-    def _on_event(self, event: dict[str, Any]) -> None:
-        try:
-            if event["event"] == "start":
-                self.volumes = int(event["volumes"])
-                self.message = _("{count} volumes, {known} of them known").format(count=self.volumes, known=event["known"])
-            elif event["event"] == "volume":
-                self._on_volume(event)
-            elif event["event"] == "done":
-                self._on_done(event)
-        except (KeyError, TypeError, ValueError):
-            return  # another version's line
+    def place(self, item: NextItem) -> str:
+        """Path of the file of a volume, or of its folder of DICOM slices."""
+        return os.path.join(self._folder, *item.path.split("/"))
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, NextStart):
+            self.volumes = event.volumes
+            self.message = _("{count} volumes, {known} of them known").format(count=event.volumes, known=event.known)
+        elif isinstance(event, NextVolume):
+            self.done, self.volumes, self.eta_s = event.done, event.volumes, event.eta_s
+            self.message = _("Volume {done} of {count}").format(done=event.done, count=event.volumes)
+            if event.item.disagreement is not None:  # one that could not be read has none
+                others = [item for item in self.items if item.path != event.item.path]
+                self.items = sorted([*others, event.item], key=lambda item: -(item.disagreement or 0.0))
         self.changed.emit()
 
-    def _on_volume(self, event: dict[str, Any]) -> None:
-        self.done, self.volumes = int(event["done"]), int(event["volumes"])
-        self.eta_s = None if event.get("eta_s") is None else float(event["eta_s"])
-        self.message = _("Volume {done} of {count}").format(done=self.done, count=self.volumes)
-        if event["item"].get("disagreement") is not None:  # one that could not be read has none
-            self._keep([self._item(event["item"])])
+    def _on_done(self, reply: NextDone) -> None:
+        self.items = list(reply.ranking)
+        self._on_ended(_("{count} volumes, the most uncertain first").format(count=len(self.items)))
 
-    def _on_done(self, event: dict[str, Any]) -> None:
-        self.items = []
-        self._keep([self._item(entry) for entry in event["ranking"]])
-        self.message = _("{count} volumes, the most uncertain first").format(count=len(self.items))
-
-    def _keep(self, items: list[NextItem]) -> None:
-        paths = {item.path for item in items}
-        every = [item for item in self.items if item.path not in paths] + items
-        self.items = sorted(every, key=lambda item: -item.disagreement)
-
-    def _item(self, entry: dict[str, Any]) -> NextItem:
-        label = str(entry["path"])
-        ras = entry.get("ras")
-        return NextItem(
-            os.path.join(self._folder, *label.split("/")),
-            label,
-            float(entry["disagreement"]),
-            str(entry["target"]),
-            None if ras is None else (float(ras[0]), float(ras[1]), float(ras[2])),
-            tuple(str(note) for note in entry.get("notes", ())),
-        )
-
-    def _on_ended(self, trouble: str) -> None:
-        self.eta_s = None
-        if trouble:
-            self.message = trouble
+    def _on_ended(self, message: str) -> None:
+        self._call, self.eta_s, self.message = None, None, message
         self.changed.emit()
+
+
+def follow(call: Call, told: Callable[[Event], None], done: Callable[[Any], None], ended: Callable[[str], None]) -> Call:
+    """Listen to a call; ``ended`` gets a sentence where it has no result."""
+    call.event.connect(told)
+    call.succeeded.connect(done)
+    call.failed.connect(lambda failure: ended(failure.message))
+    call.cancelled.connect(lambda: ended(_("Ended before it had finished; what was done is kept, start again to go on.")))
+    return call
+
+
+def stop(client: WorkerClient, call: Call, at_once: bool) -> None:
+    """Let a call finish what it is at, or end its worker ``at_once``."""
+    if at_once:
+        client.stop(at_once=True)
+    else:
+        call.cancel()

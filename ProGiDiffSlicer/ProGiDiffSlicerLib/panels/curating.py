@@ -13,18 +13,26 @@ from progidiff.errors import ProGiDiffError
 from progidiff.targets import catalog, target_for
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import SlicePlan
-from ProGiDiffSlicerLib.learning.curating import Contents, Curating, Who
-from ProGiDiffSlicerLib.learning.curating_process import Keeper
+from progidiff.wire.messages import CuratedCases
+from ProGiDiffSlicerLib.learning.curating import Curating, Who
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine
 from ProGiDiffSlicerLib.scene.examples import Example, Slices, examine, likely_modality, target_of
 from ProGiDiffSlicerLib.scene.labelmaps import segments_of
 from ProGiDiffSlicerLib.scene.provenance import read_provenance
 from ProGiDiffSlicerLib.scene.volumes import Modality, modality_of
 from ProGiDiffSlicerLib.services import Services
+from ProGiDiffSlicerLib.worker.client import WorkerClient
+from ProGiDiffSlicerLib.worker.command import local_command
 
 MODALITIES: tuple[Modality, ...] = ("CT", "MR")
 # A path is typed letter by letter.
 LOOK_DELAY_MS = 600
+# What saves is ended when it has had nothing to do for so long: starting it takes longer than most of what is asked.
+LINGER_S = 30.0
+# A folder that does not answer does not answer a cancel either.
+CANCEL_S = 3.0
+# A case that is being written when the module is closed is finished within this time, or not at all.
+LAST_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,11 @@ class CuratingPanel(Panel):
     ) -> None:
         """``complete`` is called before segments are read: editing ends, and their provenance is brought up to date."""
         super().__init__("CuratingPanel")
-        self.curating = Curating(services.idle, Keeper(services.owner))
+        # Wherever the worker runs that proposes: Slicer's own Python can do it, before anything is installed.
+        keeper = WorkerClient(
+            local_command, parent=services.owner, cancel_timeout_s=CANCEL_S, stop_grace_s=LAST_S, linger_s=LINGER_S
+        )
+        self.curating = Curating(services.idle, keeper)
         self._settings = services.settings
         self._session = services.session
         self._status = status
@@ -195,7 +207,7 @@ class CuratingPanel(Panel):
         self.refresh()
 
 
-def contents_sentence(contents: Contents) -> str:
+def contents_sentence(contents: CuratedCases) -> str:
     """What a set holds, e.g. "liver 4, pancreas 2; CT"."""
     if not contents.cases:
         return str(_("No training examples yet."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import qt
@@ -103,24 +104,17 @@ class PromptPanel(Panel):
     def _request(self, prompt: str, seed: int) -> RunRequest:
         parameters = self.parameters
         volume = parameters.inputVolume
-        start, stop = self._range or (0, 0)
+        top_k = min(parameters.topK, parameters.proposals)
         return RunRequest(
             volume_node_id="" if volume is None else volume.GetID(),
             prompt=prompt,
+            request=replace(parameters.request(), seed=seed, top_k=top_k, slices=self._range),
+            extent=parameters.extent,
             plane=parameters.plane.value or None,
             correct_values=volume is not None and _same(parameters.correctedVolume, volume),
-            extent=parameters.extent,
-            start=start,
-            stop=stop,
-            proposals=parameters.proposals,
-            top_k=min(parameters.topK, parameters.proposals),
-            steps=parameters.steps,
-            seed=seed,
-            adaptive=parameters.adaptive,
-            everywhere=parameters.everywhere,
+            frames=parameters.frames,
             model_folder=self._settings.modelFolder or None,
             device=self._settings.device,
-            frames=parameters.frames,
             adapter_folder=parameters.adapterFolder or None,
             adapter_even_if_worse=parameters.adapterEvenIfWorse,
         )

@@ -144,7 +144,7 @@ class ProposalsPanel(Panel):
         if store is not None and target is not None:
             rows = store.rows(target)
             text = summary(rows, store[target].ranked, blinded, self._session.running)
-            seed = 0 if store.request is None else store.request.seed
+            seed = store.request.seed
             lines = list_lines([*rows, *store.ensembles(target)], self._look.rejected, blinded, seed)
         self.ui.summaryLabel.setText(text)
         self._table.set_lines(lines, self._look.selected, blinded)
@@ -378,7 +378,9 @@ def _title(row: Row) -> str:
     if row.empty:
         return _("{title}, empty").format(title=title)
     if row.kind == "proposal" and row.weight > 1:
-        return _("{title}, {count} alike").format(title=title, count=row.weight)
+        title = _("{title}, {count} alike").format(title=title, count=row.weight)
+    if row.dropped_pieces:
+        title = _("{title}, pieces dropped: {count}").format(title=title, count=row.dropped_pieces)
     return title
 
 

@@ -9,6 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
+from progidiff.outputs.segmentation import tag_text
 from ProGiDiffSlicerLib.panels.curating import Chosen, CuratingPanel
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked
 from ProGiDiffSlicerLib.parameters import Plane
@@ -325,17 +326,17 @@ def describe_segment(segment: Any) -> str:
 
 
 def _first_line(facts: Provenance) -> str:
-    name = row_name(facts.ensemble or facts.proposal)
+    name, count = row_name(facts.ensemble or facts.proposal), facts.request.proposals
     if facts.rank is None or facts.score is None:
-        return _("{proposal} of {count} for “{prompt}”").format(proposal=name, count=facts.proposals, prompt=facts.prompt)
+        return _("{proposal} of {count} for “{prompt}”").format(proposal=name, count=count, prompt=facts.prompt)
     return _("{proposal} of {count} for “{prompt}”, rank {rank}, score {score:.2f}").format(
-        proposal=name, count=facts.proposals, prompt=facts.prompt, rank=facts.rank, score=facts.score
+        proposal=name, count=count, prompt=facts.prompt, rank=facts.rank, score=facts.score
     )
 
 
 def _run_line(facts: Provenance) -> str:
     line = _("Model {model}, seed {seed}, {steps} steps").format(
-        model=facts.model_id or _("unknown"), seed=facts.seed, steps=facts.steps
+        model=facts.model_id or _("unknown"), seed=facts.request.seed, steps=facts.request.steps
     )
     if facts.adapter_id:
         line += ", " + _("adapter {adapter}").format(adapter=facts.adapter_id)
@@ -343,9 +344,9 @@ def _run_line(facts: Provenance) -> str:
         line += ", " + {each.value: each.label().lower() for each in Plane}.get(facts.plane, facts.plane)
     if facts.corrected:
         line += ", " + _("values corrected")
-    if facts.slices:
-        line += ", " + _("slices {slices}").format(slices=facts.slices)
-    return line
+    if facts.request.slices:
+        line += ", " + _("slices {slices}").format(slices=tag_text(facts.request.slices))
+    return ", ".join([line, *facts.request.unusual("targets", "proposals", "seed", "steps", "slices")])
 
 
 def _state_line(facts: Provenance) -> str:

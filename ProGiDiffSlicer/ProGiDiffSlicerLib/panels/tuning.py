@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from progidiff.errors import ProGiDiffError
 from progidiff.targets import target_for
+from progidiff.wire.messages import CuratedCases, NextItem
 from ProGiDiffSlicerLib.learning.adapters import (
     Adapter,
     base_hash,
@@ -18,15 +19,29 @@ from ProGiDiffSlicerLib.learning.adapters import (
     list_adapters,
     restore_adapter,
 )
-from ProGiDiffSlicerLib.learning.curating import Contents
-from ProGiDiffSlicerLib.learning.tuning import NextCase, NextItem, Tuning, TuningOptions
+from ProGiDiffSlicerLib.learning.tuning import NextCase, Tuning
 from ProGiDiffSlicerLib.panels.panel import Panel, StatusLine, blocked, remaining, show_progress
 from ProGiDiffSlicerLib.panels.pictures import curve, pixmap
 from ProGiDiffSlicerLib.services import Services
 from ProGiDiffSlicerLib.signals import Signal
-from ProGiDiffSlicerLib.worker.lines import LineProcess
+from ProGiDiffSlicerLib.worker.client import WorkerClient
 
 _PICTURE_WIDTH = 360
+# A worker that was asked to stop finishes its step, measures and writes what it has; then it is ended.
+_STOP_S = 180.0
+# One that computes for minutes on a computer with too little memory may be late with a sign of life.
+_SILENCE_S = 120.0
+
+
+def own_worker(services: Services) -> WorkerClient:
+    """A worker beside the one that proposes, on this computer, for one long request; it ends with it."""
+    return WorkerClient(
+        services.settings.command_here,
+        parent=services.owner,
+        heartbeat_timeout_s=_SILENCE_S,
+        cancel_timeout_s=_STOP_S,
+        linger_s=0.0,
+    )
 
 
 class TuningPanel(Panel):
@@ -38,7 +53,7 @@ class TuningPanel(Panel):
     """
 
     def __init__(
-        self, services: Services, status: StatusLine, contents: Callable[[], Contents | None], prompt: Callable[[], str]
+        self, services: Services, status: StatusLine, contents: Callable[[], CuratedCases | None], prompt: Callable[[], str]
     ) -> None:
         """``contents`` says what the curated set holds, ``prompt`` what is typed under Prompt."""
         super().__init__("TuningPanel")
@@ -50,7 +65,7 @@ class TuningPanel(Panel):
         self._targets: list[str] = []
         self._deleted: list[tuple[str, str]] = []
         self._pictures: Any = None
-        self.tuning = Tuning(services.settings, LineProcess(services.owner))
+        self.tuning = Tuning(services.settings, own_worker(services))
         self.next = NextCasePart(self, services, status, prompt, self._chosen)
         self.ui.adaptersFolderEdit.setCurrentPath(self._settings.adaptersFolder)
         self.listen(
@@ -204,14 +219,10 @@ class TuningPanel(Panel):
     def start(self) -> None:
         """Start the tuning with what the panel says; what stands in the way is told in the status line."""
         number = self.ui.tuningTargetComboBox.currentIndex
-        options = TuningOptions(
-            name=self.ui.adapterNameEdit.text,
-            target=self._targets[number - 1] if 0 < number <= len(self._targets) else "",
-            steps=self.ui.tuningStepsSpinBox.value or None,
-            rank=self.ui.rankSpinBox.value or None,
-        )
+        target = self._targets[number - 1] if 0 < number <= len(self._targets) else ""
+        steps, rank = self.ui.tuningStepsSpinBox.value, self.ui.rankSpinBox.value
         try:
-            self.tuning.start(options)
+            self.tuning.start(self.ui.adapterNameEdit.text, target, steps, rank)
         except ProGiDiffError as error:
             self._status.say(str(error))
             return
@@ -257,7 +268,7 @@ class TuningPanel(Panel):
         if not 0 <= number < len(self.tuning.pictures):
             return
         image = qt.QPixmap()
-        image.loadFromData(qt.QByteArray(self.tuning.pictures[number].png), "PNG")
+        image.loadFromData(qt.QByteArray(self.tuning.pictures[number].png.tobytes()), "PNG")
         self.ui.pictureLabel.setPixmap(image.scaledToWidth(_PICTURE_WIDTH, qt.Qt.SmoothTransformation))
 
     def _on_finished(self, folder: str, better: bool) -> None:
@@ -291,7 +302,7 @@ class NextCasePart:
     ) -> None:
         """``prompt`` says what to look for, ``adapter`` with which adapter (folder, even if it is worse)."""
         self.ui = ui = panel.ui
-        self.search = NextCase(services.settings, LineProcess(services.owner))
+        self.search = NextCase(services.settings, own_worker(services))
         self.loaded = Signal()
         self._status = status
         self._prompt = prompt
@@ -326,10 +337,10 @@ class NextCasePart:
         if item is None:
             return
         try:
-            volume = slicer.util.loadVolume(item.path, {})
+            volume = slicer.util.loadVolume(self.search.place(item), {})
         except Exception as error:  # the readers of Slicer raise bare RuntimeError and others
             text = _("{volume} could not be loaded ({reason}); load it with Add Data or the DICOM module.")
-            self._status.say(text.format(volume=item.label, reason=error))
+            self._status.say(text.format(volume=item.path, reason=error))
             return
         if item.ras is not None:
             slicer.modules.markups.logic().JumpSlicesToLocation(*item.ras, True)
@@ -350,8 +361,8 @@ class NextCasePart:
         self._shown = list(search.items)
         table.setRowCount(len(search.items))
         for row, item in enumerate(search.items):
-            label = f"{item.label} *" if item.notes else item.label
-            cells = (label, target_for(item.target).name("en"), f"{item.disagreement:.3f}")
+            label = f"{item.path} *" if item.notes else item.path
+            cells = (label, target_for(item.target).name("en"), f"{item.disagreement or 0.0:.3f}")
             for column, text in enumerate(cells):
                 cell = qt.QTableWidgetItem(text)
                 cell.setToolTip("\n".join(item.notes))

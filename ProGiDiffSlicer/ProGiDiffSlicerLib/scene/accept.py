@@ -114,7 +114,7 @@ class Acceptance:
         Raises:
             InputError: there is nothing to accept, the volume has changed since, or the mask cannot go there.
         """
-        if store is None or store.request is None:
+        if store is None:
             raise InputError(_("There is nothing to accept: ask for proposals first."))
         volume = self._scene.GetNodeByID(store.volume_id)
         if volume is None or still_same(self._scene, store.fingerprint) is not None:
@@ -309,24 +309,20 @@ def _note(resampled: bool, segment: Any, target: Target) -> str:
 
 
 def _facts(store: ProposalStore, target: str, row: Row) -> Provenance:
-    request = store.request
-    assert request is not None
     is_whole = len(store.slices) == store.plan.count
+    slices = None if is_whole else (store.slices.start, store.slices.stop)
     return Provenance(
-        prompt=request.prompt,
+        prompt=store.prompt,
         target=target,
-        seed=request.seed,
         proposal=row.index if isinstance(row.index, int) else -1,
+        request=replace(store.request, proposals=store[target].count, slices=slices),
         rank=row.rank,
         score=row.score,
-        proposals=store[target].count,
-        steps=request.steps,
-        scheduler=request.scheduler,
-        everywhere=request.everywhere,
+        dropped_pieces=row.dropped_pieces,
+        dropped_ml=row.dropped_ml,
         model_id=store.model_id,
         adapter_id=store.adapter_id,
         plane=store.plan.plane,
-        corrected=request.correct_values,
-        slices="" if is_whole else f"{store.slices.start + 1}-{store.slices.stop}",
+        corrected=store.corrected,
         ensemble=row.index if isinstance(row.index, str) else "",
     )

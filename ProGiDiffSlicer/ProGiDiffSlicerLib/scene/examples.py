@@ -317,9 +317,8 @@ def _asked(origins: list[Provenance], plan: SlicePlan) -> range:
     for facts in origins:
         if facts.plane not in ("", plan.plane):
             continue
-        first, _dash, last = facts.slices.partition("-")
-        known = first.isdecimal() and last.isdecimal()
-        ranges.append(range(max(0, int(first) - 1), min(count, int(last))) if known else range(count))
+        first, stop = facts.request.slices or (0, count)
+        ranges.append(range(first, min(count, stop)))
     return range(min(each.start for each in ranges), max(each.stop for each in ranges))
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import vtk
 
-from progidiff.outputs.segmentation import escape_tag, unescape_tag
+from progidiff.outputs.segmentation import escape_tag, tag_text, unescape_tag
 from progidiff.proposals.votes import Overlap
 from progidiff.volumes.slicing import PackedMask
+from progidiff.wire.messages import ProposeRequest
 from ProGiDiffSlicerLib.scene.labelmaps import Index, overlap, segment_mask
 
 PREFIX = "ProGiDiff."
@@ -32,19 +34,15 @@ class Provenance:
     Attributes:
         prompt: what the user typed, exactly.
         target: key of the target, e.g. ``"left kidney"``.
-        seed: seed of the run.
         proposal: index of the proposal in the run; -1 for an ensemble.
+        request: what was asked for in the run; its ``proposals`` are those that there were.
         rank: place in the order, from 1; ``None`` where the proposals were not ranked.
         score: score of the ranking; ``None`` where the proposals were not ranked.
-        proposals: number of proposals in the run.
-        steps: number of diffusion steps.
-        scheduler: name of the scheduler.
-        everywhere: whether the target was also drawn on slices where it seemed to be absent.
+        dropped_pieces, dropped_ml: pieces of this one that were dropped as not the organ's, and their volume.
         model_id: identity of the model.
         adapter_id: identity of the adapter; "" for none.
         plane: in which the volume was cut; "" where an earlier version did not write it down.
         corrected: whether values that cannot be Hounsfield units were taken for what they look like.
-        slices: which slices of the volume were asked for, e.g. ``"12-40"``; "" for all.
         ensemble: name of the ensemble, e.g. ``"mean"``; "" for a single proposal.
         edited: whether the segment was changed after it was accepted.
         dice_to_proposal: Dice between what was accepted and the segment as it is now, 0-1; ``None`` where the accepted
@@ -54,19 +52,16 @@ class Provenance:
 
     prompt: str
     target: str
-    seed: int
     proposal: int
+    request: ProposeRequest
     rank: int | None = None
     score: float | None = None
-    proposals: int = 1
-    steps: int = 0
-    scheduler: str = ""
-    everywhere: bool = False
+    dropped_pieces: int = 0
+    dropped_ml: float = 0.0
     model_id: str = ""
     adapter_id: str = ""
     plane: str = ""
     corrected: bool = False
-    slices: str = ""
     ensemble: str = ""
     edited: bool = False
     dice_to_proposal: float | None = None
@@ -86,7 +81,13 @@ def tag_name(field: str) -> str:
     return PREFIX + _TAGS.get(field, field)
 
 
-PROVENANCE_TAGS = (*(tag_name(field.name) for field in fields(Provenance)), MASK_TAG, EARLIER_TAG)
+# The fields of the facts and of their request, with their types. No two have the same name.
+_OWN = {name: hint for name, hint in get_type_hints(Provenance).items() if name != "request"}
+_ASKED = get_type_hints(ProposeRequest)
+# A run of which nothing was written down; what an earlier version could not be asked for has its default.
+_UNTOLD = {"targets": (), "proposals": 1, "steps": 0, "scheduler": ""}
+
+PROVENANCE_TAGS = (*(tag_name(name) for name in (*_OWN, *_ASKED)), MASK_TAG, EARLIER_TAG)
 # These follow from the voxels; they change without anybody having done anything.
 DERIVED_TAGS = (tag_name("edited"), tag_name("dice_to_proposal"))
 
@@ -107,8 +108,8 @@ def set_tag(segment: Any, name: str, text: str) -> None:
 
 def write_provenance(segment: Any, facts: Provenance) -> None:
     """Write the facts into the tags of a vtkSegment."""
-    for field in fields(Provenance):
-        set_tag(segment, tag_name(field.name), _text(getattr(facts, field.name)))
+    for name, text in _texts(facts).items():
+        set_tag(segment, tag_name(name), text)
 
 
 def read_provenance(segment: Any) -> Provenance | None:
@@ -118,7 +119,7 @@ def read_provenance(segment: Any) -> Provenance | None:
     """
     if get_tag(segment, tag_name("prompt")) is None:
         return None
-    return _facts({field.name: get_tag(segment, tag_name(field.name)) for field in fields(Provenance)})
+    return _facts({name: get_tag(segment, tag_name(name)) for name in (*_OWN, *_ASKED)})
 
 
 def earlier_provenance(segment: Any) -> list[Provenance]:
@@ -136,8 +137,7 @@ def keep_earlier(segment: Any) -> None:
     if facts is None:
         return
     kept = [*earlier_provenance(segment), facts]
-    entries = [{field.name: _text(getattr(old, field.name)) for field in fields(Provenance)} for old in kept]
-    set_tag(segment, EARLIER_TAG, json.dumps(entries, ensure_ascii=False))
+    set_tag(segment, EARLIER_TAG, json.dumps([_texts(old) for old in kept], ensure_ascii=False))
 
 
 def update_after_edit(segmentation: Any, segment_id: str, proposal: tuple[PackedMask, Index] | None) -> Provenance | None:
@@ -165,7 +165,7 @@ def update_after_edit(segmentation: Any, segment_id: str, proposal: tuple[Packed
         dice = dice_of(now, (proposal[0].to_array(), proposal[1]))
     facts = replace(facts, edited=edited, dice_to_proposal=dice)
     for name in ("edited", "dice_to_proposal"):
-        set_tag(segment, tag_name(name), _text(getattr(facts, name)))
+        set_tag(segment, tag_name(name), tag_text(getattr(facts, name)))
     return facts
 
 
@@ -185,31 +185,39 @@ def mask_identity(mask: np.ndarray, origin_kji: Index) -> str:
     return digest.hexdigest()[:32]
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    return repr(float(value)) if isinstance(value, float) else str(value)
+def _texts(facts: Provenance) -> dict[str, str]:
+    """Every fact by the name of its field, those of the request among them."""
+    values = {**vars(facts), **vars(facts.request)}
+    return {name: tag_text(values[name]) for name in (*_OWN, *_ASKED)}
 
 
-def _facts(texts: dict[str, str | None]) -> Provenance:
-    values: dict[str, Any] = {"prompt": "", "target": "", "seed": 0, "proposal": 0}
-    for field in fields(Provenance):
-        text = texts.get(field.name)
-        if text is None:
-            continue
-        try:
-            values[field.name] = _PARSERS[field.type](text)
-        except ValueError:
-            continue
-    return Provenance(**values)
+def _facts(texts: Mapping[str, str | None]) -> Provenance:
+    values: dict[str, Any] = {"prompt": "", "target": "", "proposal": 0, **_read(_OWN, texts)}
+    asked: dict[str, Any] = {**_UNTOLD, **_read(_ASKED, texts)}
+    return Provenance(**values, request=ProposeRequest(**asked))
+
+
+def _read(hints: Mapping[str, Any], texts: Mapping[str, str | None]) -> dict[str, Any]:
+    found = {}
+    for name, hint in hints.items():
+        text = texts.get(name)
+        if text is not None:
+            with suppress(ValueError):
+                found[name] = _PARSERS.get(hint, str)(text)
+    return found
+
+
+def _slices(text: str) -> tuple[int, int] | None:
+    first, last = (int(part) for part in text.split("-")) if text else (1, 0)
+    return (first - 1, last) if 1 <= first <= last else None
 
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {
-    "str": str,
-    "int": int,
-    "bool": lambda text: text == "1",
-    "int | None": lambda text: int(text) if text else None,
-    "float | None": lambda text: float(text) if text else None,
+    int: int,
+    float: float,
+    bool: lambda text: text == "1",
+    int | None: lambda text: int(text) if text else None,
+    float | None: lambda text: float(text) if text else None,
+    tuple[str, ...]: lambda text: tuple(text.split("; ")) if text else (),
+    tuple[int, int] | None: _slices,
 }

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from slicer.i18n import tr as _
 
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, STAPLE, Gathered, MaskKey
 from progidiff.volumes.slicing import plan_slices
-from progidiff.wire.messages import Event
+from progidiff.wire.messages import Event, ProposeRequest
 from ProGiDiffSlicerLib.scene.volumes import VolumeImage
-
-if TYPE_CHECKING:
-    from ProGiDiffSlicerLib.session import RunRequest
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class Row:
         empty: whether nothing is inside.
         in_top_k: whether it is one of the k that are put forward.
         random_pick: whether it is the one of them that was drawn at random.
+        dropped_pieces, dropped_ml: pieces that were dropped since they are not the organ, and their volume.
     """
 
     kind: Literal["proposal", "ensemble"]
@@ -43,6 +41,8 @@ class Row:
     empty: bool
     in_top_k: bool = False
     random_pick: bool = False
+    dropped_pieces: int = 0
+    dropped_ml: float = 0.0
 
     @property
     def name(self) -> str:
@@ -68,9 +68,8 @@ class ProposalStore(Gathered):
 
     Args:
         image: the volume; its voxels are not kept.
-        targets: canonical names of what was asked for.
-        prompt: how it was asked for.
-        slices: half-open range of slices that was asked for; ``None`` for all.
+        request: what was asked of the engine.
+        prompt: in which words.
         plane: in which the volume was cut; ``None`` for what suits it and most models.
 
     Attributes:
@@ -78,31 +77,32 @@ class ProposalStore(Gathered):
         local_affine: float64 (4, 4), IJK to RAS without parent transforms.
         fingerprint: by what the volume is known again.
         frame: frame of a sequence, from 0, or ``None``.
-        targets, prompt: as given.
-        request, model_id, adapter_id: the run that made them, its model and adapter; ``None`` and "" where not told.
+        request, prompt, targets: as given.
+        model_id, adapter_id: the model that made them and its adapter; "" where not told.
+        corrected: whether values that cannot be Hounsfield units were to be taken for what they look like.
         revision: grows with everything that arrives.
     """
 
     def __init__(
         self,
         image: VolumeImage,
-        targets: tuple[str, ...],
+        request: ProposeRequest,
         prompt: str = "",
-        slices: tuple[int, int] | None = None,
         plane: str | None = None,
     ) -> None:
-        super().__init__(targets, plan_slices(image.geometry, plane), slices)
+        super().__init__(request.targets, plan_slices(image.geometry, plane), request.slices)
         self.volume_id = image.node_id
         self.volume_name = image.name
         self.geometry = image.geometry
         self.local_affine = image.local_affine
         self.fingerprint = image.fingerprint
         self.frame = image.frame
-        self.targets = targets
+        self.request = request
         self.prompt = prompt
-        self.request: RunRequest | None = None
+        self.targets = request.targets
         self.model_id = ""
         self.adapter_id = ""
+        self.corrected = False
         self.revision = 0
 
     def add(self, event: Event) -> None:
@@ -135,6 +135,8 @@ class ProposalStore(Gathered):
                 empty=ranking.empty[n],
                 in_top_k=n in ranking.top_k,
                 random_pick=n == ranking.random_pick,
+                dropped_pieces=ranking.dropped_pieces[n] if ranking.dropped_pieces else 0,
+                dropped_ml=ranking.dropped_ml[n] if ranking.dropped_ml else 0.0,
             )
             for place, (n, group) in enumerate(zip(ranking.order, ranking.groups, strict=True), start=1)
         ]

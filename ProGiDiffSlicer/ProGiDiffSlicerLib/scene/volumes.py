@@ -337,22 +337,19 @@ def _world_affine(node: Any, local: np.ndarray, playing: PlayedFrames | None, in
 
 def slices_of_extent(
     extent: Extent,
+    slices: tuple[int, int] | None,
     geometry: Geometry,
     plan: SlicePlan,
-    start: int = 0,
-    stop: int = 0,
-    point_ras: Point | None = None,
     scene: Any = None,
 ) -> tuple[int, int] | None:
     """Half-open range of slices, or ``None`` for all of them.
 
     Args:
         extent: what is meant.
+        slices: half-open range, for ``"range"``.
         geometry: grid of the volume in the world.
         plan: how it is cut.
-        start, stop: half-open range, for ``"range"``.
-        point_ras: place of the slice in mm, for ``"slice"``; ``None`` for what the slice views of ``scene`` show.
-        scene: vtkMRMLScene.
+        scene: vtkMRMLScene, whose slice views show what ``"slice"`` means.
 
     Raises:
         InputError: there is no such slice.
@@ -360,6 +357,7 @@ def slices_of_extent(
     if extent == Extent.VOLUME:
         return None
     if extent == Extent.RANGE:
+        start, stop = slices or (0, 0)
         if not 0 <= start < stop <= plan.count:
             raise InputError(
                 _("The slices {first} to {last} are not within the volume's {count}; choose a range within them.").format(
@@ -369,8 +367,7 @@ def slices_of_extent(
         return start, stop
     if extent != Extent.SLICE:
         raise InputError(_("Choose this slice, a range of slices or the whole volume."))
-    point = point_ras if point_ras is not None else shown_point(scene, geometry, plan)
-    index = slice_at(point, geometry, plan)
+    index = slice_at(shown_point(scene, geometry, plan), geometry, plan)
     return index, index + 1
 
 

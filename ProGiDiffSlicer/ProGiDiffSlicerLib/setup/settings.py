@@ -7,7 +7,9 @@ import secrets
 from typing import Any, Generic, TypeVar, get_args
 
 import slicer
+from slicer.i18n import tr as _
 
+from progidiff.errors import InputError
 from progidiff.wire.messages import Device
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand, local_command, parse_command
@@ -97,6 +99,21 @@ class Settings:
         if self.workerKind == "python":
             return local_command(self.pythonPath)
         return local_command()
+
+    def command_here(self) -> WorkerCommand:
+        """The command that starts a worker on this computer, with the same Python, for what reads folders of this computer.
+
+        Raises:
+            InputError: the worker runs elsewhere, or as for :meth:`command`.
+        """
+        if self.workerKind == "command":
+            raise InputError(
+                _(
+                    "Tuning runs on this computer, but the worker is started by a command of its own; choose a Python of "
+                    "this computer in Setup, or run progidiff on the other one."
+                )
+            )
+        return self.command()
 
     def worker_key(self) -> str:
         """One text that is the same as long as the settings speak of the same worker, model and device."""

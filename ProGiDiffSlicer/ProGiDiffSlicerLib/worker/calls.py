@@ -27,10 +27,10 @@ class Call:
     """One request to the worker. It ends exactly once, by one of its last three signals, never before the event loop turns.
 
     Attributes:
-        kind: ``"load"``, ``"set_image"`` or ``"propose"``.
+        kind: ``"load"``, ``"set_image"``, ``"propose"``; of others the name of the request's class.
         done: whether it has ended.
         event: Signal(Event), while it runs; also after :meth:`cancel` until the worker has stopped.
-        succeeded: Signal(Reply): ``Loaded``, ``ImageReply`` or ``DoneEvent``.
+        succeeded: Signal(Reply): the final one, such as ``Loaded``, ``ImageReply`` or ``DoneEvent``.
         failed: Signal(WorkerFailure).
         cancelled: Signal().
     """
@@ -148,7 +148,8 @@ class Job:
         by_key: the worker was only told the volume's key.
         cancelling: the worker was asked to stop.
         shown: share of the volume that has left, as last told.
-        alone: no call behind it builds on it.
+        alone: it builds on no call before it, and no call behind builds on it.
+        told: its result is told even if it came after a cancel.
     """
 
     call: Call
@@ -161,6 +162,7 @@ class Job:
     cancelling: bool = False
     shown: float = 0.0
     alone: bool = False
+    told: bool = False
 
     def drop(self) -> None:
         """Give back the volume."""

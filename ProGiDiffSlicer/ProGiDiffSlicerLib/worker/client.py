@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import qt
@@ -60,8 +61,8 @@ class WorkerClient:
 
     ``load``, ``load_adapter``, ``set_image`` and ``propose`` return at once; their calls run in order, so that a whole run
     can be submitted at a time. Where a call fails, the calls behind it fail with it, because they build on it; calls
-    submitted while it was being cancelled are a new run and stay. A worker that ended takes all calls along; the next call
-    starts a new one.
+    submitted while it was being cancelled are a new run and stay. A worker that ended takes all calls along, but for those
+    that only waited and build on nothing; the next call starts a new one.
 
     Attributes:
         state: a :class:`WorkerState`.
@@ -82,7 +83,9 @@ class WorkerClient:
         start_timeout_s: float = 60.0,
         cancel_timeout_s: float = 10.0,
         stop_grace_s: float = 3.0,
+        linger_s: float | None = None,
     ) -> None:
+        """``linger_s``: a worker that has had nothing to do for so long is ended; ``None``: it stays."""
         self.state = WorkerState.STOPPED
         self.failure: WorkerFailure | None = None
         self.hello: HelloReply | None = None
@@ -111,6 +114,12 @@ class WorkerClient:
         self._wake.setSingleShot(True)
         self._wake.setInterval(0)
         self._wake.connect("timeout()", self._advance)
+        self._lingering: Any = None
+        if linger_s is not None:
+            self._lingering = qt.QTimer(parent)
+            self._lingering.setSingleShot(True)
+            self._lingering.setInterval(int(1000 * linger_s))
+            self._lingering.connect("timeout()", self.stop)
 
     def log_tail(self) -> str:
         """The last lines of the log of the current worker, or of the last one."""
@@ -123,17 +132,18 @@ class WorkerClient:
             self._wake.start()
             self._set_state(WorkerState.STARTING)
 
-    def stop(self, wait: bool = False) -> None:
+    def stop(self, wait: bool = False, at_once: bool = False) -> None:
         """End the worker; every call ends as cancelled.
 
-        It is asked first and killed after a few seconds, meanwhile the event loop goes on. With ``wait`` (the end of the
-        application, where no event loop will follow) this returns when no process is left.
+        It is asked first and killed after a few seconds, or ``at_once``; meanwhile the event loop goes on. With ``wait``
+        (the end of the application, where no event loop will follow) this returns when no process is left.
         """
         link = self._link
         ended = self._give_up()
         self._wake.stop()
+        self._linger(False)
         if link is not None:
-            link.close(self._stop_grace_s)
+            link.close(0.0 if at_once else self._stop_grace_s)
         if wait:
             for leaving in list(self._leaving):
                 leaving.wait(self._stop_grace_s)
@@ -196,6 +206,13 @@ class WorkerClient:
         """Segments as DICOM SEG; needs no model and no image. Succeeds with ``SegWritten``; nothing builds on it."""
         return self._submit(Job(Call("write_seg", self._cancel_call), SegWritten, request, alone=True))
 
+    def ask(self, request: Request, expects: type[Any]) -> Call:
+        """A request that needs neither model nor image, nor anything asked before; succeeds with ``expects``.
+
+        Cancelled, it still succeeds where the worker did it all the same. It may wait for another worker.
+        """
+        return self._submit(Job(Call(type(request).__name__, self._cancel_call), expects, request, alone=True, told=True))
+
     def cancel(self) -> bool:
         """Cancel the running call and those behind it; whether there were any.
 
@@ -209,6 +226,7 @@ class WorkerClient:
 
     def _submit(self, job: Job) -> Call:
         self.start()
+        self._linger(False)
         self._jobs.add(job)
         self._wake.start()
         return job.call
@@ -221,6 +239,8 @@ class WorkerClient:
         if link is None or link.hello is None:
             return
         job = self._jobs.next()
+        if job is None:
+            self._linger(True)
         if job is None or job.request_id is not None:
             return
         if job.image is None or job.image.ready:
@@ -262,7 +282,7 @@ class WorkerClient:
     def _send(self, link: Link, job: Job, request: Request) -> bool:
         try:
             job.request_id = link.send(request)
-        except ProtocolError as error:
+        except (ProtocolError, MemoryError) as error:
             self._fail(job, _not_prepared(error))
             return False
         link.expect_signs(True)
@@ -281,7 +301,8 @@ class WorkerClient:
             job.call.event.emit(reply)
         elif isinstance(reply, job.expects):
             self._keep(job, reply)
-            self._finish(job.call.end_cancelled if job.cancelling else lambda: job.call.succeed(reply))
+            dropped = job.cancelling and not job.told
+            self._finish(job.call.end_cancelled if dropped else lambda: job.call.succeed(reply))
         elif isinstance(reply, Cancelled) or (isinstance(reply, ErrorReply) and job.cancelling):
             self._finish(job.call.end_cancelled)
         elif not isinstance(reply, ErrorReply):
@@ -306,9 +327,14 @@ class WorkerClient:
     def _on_broken(self, failure: WorkerFailure) -> None:
         ended = self._give_up()
         self.failure = failure
+        # Only where the worker was lost over another job: one that loses none would be started for ever.
+        lost = any(job.request_id is not None for job in ended)
+        kept = [job for job in ended if lost and job.told and job.request_id is None]
+        ended = [job for job in ended if job not in kept]
         run_all(
             lambda: self._set_state(WorkerState.CRASHED),
             lambda: self.failed.emit(failure),
+            *(partial(self._submit, job) for job in kept),
             *(job.call.end_cancelled for job in ended if job.cancelling),
             *(_failing(job.call, failure) for job in ended if not job.cancelling),
         )
@@ -349,6 +375,7 @@ class WorkerClient:
         waiting = self._jobs.waiting
         if waiting:
             self._wake.start()
+        self._linger(not waiting)
         run_all(lambda: self._set_state(WorkerState.BUSY if waiting else WorkerState.READY), *ends)
 
     def _fail(self, job: Job, failure: WorkerFailure) -> None:
@@ -384,6 +411,11 @@ class WorkerClient:
     def _cancel_expired(self) -> None:
         if self._link is not None:
             self._link.fail(self._link.conversation.did_not_stop(self._cancel_timeout_s))
+
+    def _linger(self, wanted: bool) -> None:
+        """Whether there is nothing to do from now on."""
+        if self._lingering is not None:
+            self._lingering.start() if wanted else self._lingering.stop()
 
     def _forget(self) -> None:
         self.hello = self.loaded = self.loaded_from = self.image = None

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 import qt
 
-from progidiff.remote import unattended
 from progidiff.system import kill_tree
-from progidiff.wire.conversation import MOST_LINES, Patience
+from progidiff.wire.conversation import MOST_LINES, Patience, unattended
 from ProGiDiffSlicerLib.signals import Signal
 from ProGiDiffSlicerLib.worker.command import WorkerCommand
 

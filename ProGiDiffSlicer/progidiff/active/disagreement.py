@@ -30,7 +30,7 @@ from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import SlicePlan, plan_slices, restore_slice
-from progidiff.wire.messages import IMAGE_WARNINGS, Event, ProposeRequest, SliceEvent, WarningEvent
+from progidiff.wire.messages import IMAGE_WARNINGS, Event, NextSettings, ProposeRequest, SliceEvent, WarningEvent
 
 #: Mean probability from which something counts as found on a slice.
 FOUND = 0.5
@@ -148,31 +148,6 @@ def _centre(entropy: np.ndarray) -> tuple[float, float] | None:
         return None
     rows, columns = np.indices(entropy.shape)
     return float((rows * entropy).sum() / total), float((columns * entropy).sum() / total)
-
-
-@dataclass(frozen=True)
-class NextSettings:
-    """How much is sampled of each volume; equal settings give equal numbers.
-
-    Attributes:
-        proposals: N per target and slice, at least 2.
-        steps: denoising steps.
-        slices: slices spread evenly over the volume.
-        closer: further slices for each target, between those on which it was found and their neighbours.
-        seed: seed of the noise.
-        modality: "CT" or "MR" for files that do not say it; ``None`` guesses from the values.
-        plane: plane of the slices; ``None`` for the one that suits each volume and the model.
-        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
-    """
-
-    proposals: int = 6
-    steps: int = 2
-    slices: int = 8
-    closer: int = 4
-    seed: int = 0
-    modality: str | None = None
-    plane: str | None = None
-    correct_values: bool = False
 
 
 def measure(

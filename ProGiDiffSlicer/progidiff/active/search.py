@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from progidiff.active.disagreement import NextSettings, measure
+from progidiff.active.disagreement import measure
 from progidiff.active.record import Basis, Item, NextDocument, Unmeasured, read_or_begin
+from progidiff.cards import load_card
 from progidiff.errors import CancelledError, InputError, why_left_out
+from progidiff.places import claimed
 from progidiff.sampling.engine import Engine, weights_key
+from progidiff.targets import parse_prompt
 from progidiff.volumes.dicom import is_dicom_file
 from progidiff.volumes.formats import ITK_SUFFIXES, NIFTI_SUFFIXES
 from progidiff.volumes.reading import read_volume, series_uid
+from progidiff.wire.messages import NextDone, NextItem, NextRequest, NextSettings, NextStart, NextVolume
 
 #: Label maps by their names: nnU-Net's folders, Slicer's segmentations.
 _LABEL_FOLDERS = frozenset({"labelstr", "labelsts"})
@@ -122,8 +125,23 @@ def _feed(digest: hashlib.blake2b, path: Path) -> None:
             digest.update(block)
 
 
-Tell = Callable[[dict[str, Any]], None]
-"""Receives the events of the command's JSON lines, as dictionaries."""
+#: Told what happens.
+Tell = Callable[[NextStart | NextVolume | NextDone], None]
+
+
+def search(request: NextRequest, tell: Tell, cancelled: Callable[[], bool]) -> NextDocument:
+    """Load the model, and the adapter, and rank the folder; see :func:`rank_folder`.
+
+    Raises:
+        AdapterError, InputError, ModelError, OutputError, PromptError: something of the request cannot be used.
+    """
+    model, out = None if request.model is None else Path(request.model), Path(request.out)
+    targets = [target.key for target in parse_prompt(request.prompt, load_card(model).vocabulary)]
+    with claimed(out):
+        engine: Engine = Engine.load(model, request.device)
+        if request.adapter is not None:
+            engine.load_adapter(Path(request.adapter), request.even_if_worse)
+        return rank_folder(engine, Path(request.folder), targets, out, request.settings, tell, cancelled)
 
 
 def rank_folder(
@@ -132,7 +150,7 @@ def rank_folder(
     targets: Sequence[str],
     out: Path,
     settings: NextSettings,
-    tell: Tell = lambda event: None,
+    tell: Tell = lambda message: None,
     cancelled: Callable[[], bool] = lambda: False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> NextDocument:
@@ -147,7 +165,7 @@ def rank_folder(
         targets: targets of the model's vocabulary.
         out: the result file.
         settings: how much to sample.
-        tell: told ``start``, ``volume`` for each new one, and ``done``.
+        tell: told the start, each new volume, and the end.
         cancelled: asked at every denoising step; what was measured is kept.
         progress: told the share of the running volume that is done.
 
@@ -166,10 +184,10 @@ def rank_folder(
     known, waiting, failures = _sort(found, document.volumes)
     document.volumes, document.failures, document.complete = known, failures, False
     document.write(out)
-    tell({"event": "start", "volumes": len(found), "known": len(known), "message": sentence})
+    tell(NextStart(len(found), len(known), sentence))
     done, spent = len(known) + len(failures), []
     for failure in failures:
-        tell(_news(failure, done, len(found), None))
+        tell(NextVolume(done, len(found), None, _told(failure)))
     for candidate, mark in waiting:
         began = time.monotonic()
         try:
@@ -184,13 +202,12 @@ def rank_folder(
         done += 1
         document.write(out)
         eta = sum(spent) / len(spent) * (len(found) - done) if spent else None
-        tell(_news(result, done, len(found), eta))
+        tell(NextVolume(done, len(found), eta, _told(result)))
     else:
         document.complete = True
         document.write(out)
-    ranking = [item.model_dump(exclude={"fingerprint", "seconds"}) for item in document.ranked()]
-    failed = [failure.model_dump() for failure in document.failures]
-    tell({"event": "done", "ranking": ranking, "failures": failed, "cancelled": not document.complete})
+    ranking, failed = tuple(map(_told, document.ranked())), tuple(map(_told, document.failures))
+    tell(NextDone(ranking, failed, cancelled=not document.complete))
     return document
 
 
@@ -253,7 +270,6 @@ def _measured(
     return item.model_copy(update={"path": candidate.name, "fingerprint": mark, "seconds": time.monotonic() - began})
 
 
-def _news(result: Item | Unmeasured, done: int, volumes: int, eta: float | None) -> dict[str, Any]:
+def _told(result: Item | Unmeasured) -> NextItem:
     left = {"fingerprint", "seconds"} if isinstance(result, Item) else set()
-    item = result.model_dump(exclude=left)
-    return {"event": "volume", "done": done, "volumes": volumes, "eta_s": eta, "item": item}
+    return NextItem(**result.model_dump(exclude=left))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,11 +30,22 @@ from progidiff.cli.common import (
 )
 from progidiff.errors import CancelledError, DatasetError, OutputError, ProGiDiffError
 from progidiff.places import claimed, resource_folders
+from progidiff.wire.codec import to_line
+from progidiff.wire.messages import (
+    AdaptPicture,
+    AdaptRequest,
+    AdaptStart,
+    ErrorReply,
+    NextRequest,
+    NextSettings,
+    NextStart,
+    NextVolume,
+    Reply,
+)
 
 if TYPE_CHECKING:
     from progidiff.active.record import NextDocument
     from progidiff.cards import AdapterCard, ModelCard
-    from progidiff.sampling.engine import Engine
     from progidiff.training.run import RunSettings, TrainingData, Watch
 
 
@@ -122,17 +133,36 @@ def next_volumes(
 
     Ctrl+C keeps what was measured; the same command goes on. Unreadable volumes are listed and do not end the search.
     """
-    from progidiff.active.disagreement import NextSettings
+    from progidiff.active.search import search
 
     settings = NextSettings(
-        proposals, steps, slices, closer, seed, modality and modality.value, plane and plane.value, correct_values
+        proposals=proposals,
+        steps=steps,
+        slices=slices,
+        closer=closer,
+        seed=seed,
+        modality=modality and modality.value,  # type: ignore[arg-type]
+        plane=plane and plane.value,  # type: ignore[arg-type]
+        correct_values=correct_values,
     )
+    request = NextRequest(
+        folder=str(folder),
+        prompt="; ".join(prompt),
+        out=str(out),
+        model=None if model is None else str(model),
+        adapter=None if adapter is None else str(adapter),
+        even_if_worse=even_if_worse,
+        device=device.value,  # type: ignore[arg-type]
+        settings=settings,
+    )
+    asked = StopWord(sys.stdin if as_json else None)
     try:
-        document = _search(folder, prompt, out, model, adapter, even_if_worse, settings, device.value, as_json)
+        with interruptible("Stopping; what was measured is kept.") as interrupted:
+            document = search(request, _line if as_json else _say, lambda: interrupted() or asked.heard)
     except ProGiDiffError as error:
         if not as_json:
             raise
-        _line({"event": "error", "code": error.code, "message": one_line(str(error))})
+        _line(ErrorReply(error.code, one_line(str(error))))
         print(one_line(str(error)), file=sys.stderr)
         raise typer.Exit(EXIT_CANCELLED if isinstance(error, CancelledError) else EXIT_BAD_INPUT) from None
     if as_json:
@@ -142,51 +172,19 @@ def next_volumes(
         raise typer.Exit(EXIT_CANCELLED)
 
 
-def _search(
-    folder: Path,
-    prompt: list[str],
-    out: Path,
-    model: Path | None,
-    adapter: Path | None,
-    even_if_worse: bool,
-    settings: Any,
-    device: str,
-    as_json: bool,
-) -> NextDocument:
-    from progidiff.active.search import rank_folder
-    from progidiff.cards import load_card
-    from progidiff.sampling.engine import Engine
-    from progidiff.targets import parse_prompt
-
-    asked = StopWord(sys.stdin if as_json else None)
-    targets = [target.key for target in parse_prompt("; ".join(prompt), load_card(model).vocabulary)]
-    with claimed(out), interruptible("Stopping; what was measured is kept.") as interrupted:
-        engine: Engine = Engine.load(model, device)
-        if adapter is not None:
-            engine.load_adapter(adapter, even_if_worse)
-
-        def tell(event: dict[str, Any]) -> None:
-            if as_json:
-                _line(event)
-            else:
-                _say(event)
-
-        return rank_folder(engine, folder, targets, out, settings, tell, lambda: interrupted() or asked.heard)
+def _line(message: Reply) -> None:
+    print(json.dumps(to_line(message), ensure_ascii=False), flush=True)
 
 
-def _line(event: dict[str, Any]) -> None:
-    print(json.dumps(event, ensure_ascii=False), flush=True)
-
-
-def _say(event: dict[str, Any]) -> None:
+def _say(message: Reply) -> None:
     """Progress on standard error, which may end up in a log: numbers only, no names of files."""
-    if event["event"] == "start":
-        if event["message"]:
-            print(event["message"], file=sys.stderr)
-        print(f"{event['volumes']} volumes, {event['known']} of them known.", file=sys.stderr, flush=True)
-    elif event["event"] == "volume":
-        left = "" if event["eta_s"] is None else f", about {_duration(event['eta_s'])} left"
-        print(f"volume {event['done']} of {event['volumes']}{left}", file=sys.stderr, flush=True)
+    if isinstance(message, NextStart):
+        if message.message:
+            print(message.message, file=sys.stderr)
+        print(f"{message.volumes} volumes, {message.known} of them known.", file=sys.stderr, flush=True)
+    elif isinstance(message, NextVolume):
+        left = "" if message.eta_s is None else f", about {_duration(message.eta_s)} left"
+        print(f"volume {message.done} of {message.volumes}{left}", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
@@ -265,49 +263,39 @@ def adapt(
     A quarter of the patients is held out; the adapter's card says what it gives on them, before and after.
     """
     from progidiff.cli.view import STOPPING, TrainingView
-    from progidiff.training.adapt import AdaptSettings
     from progidiff.training.adapt import adapt as run
     from progidiff.training.run import Watch
-    from progidiff.training.tuning import TuneSettings
 
-    settings = AdaptSettings(
-        tuning=TuneSettings(
-            steps=steps,
-            rank=rank,
-            layers=layers.value,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            replay_share=replay,
-            images=images,
-            validate_every=validate_every,
-            patience=patience,
-            seed=seed,
-        ),
+    request = AdaptRequest(
+        cases=tuple(map(str, cases)),
+        out=str(out),
+        model=None if model is None else str(model),
+        work=None if work is None else str(work),
         targets=tuple(target or ()),
         validation_share=validation_share,
-        device=device.value,
+        device=device.value,  # type: ignore[arg-type]
         name=name,
-        plane=plane and plane.value,
+        plane=plane and plane.value,  # type: ignore[arg-type]
         correct_values=correct_values,
+        steps=steps,
+        rank=rank,
+        layers=layers.value,  # type: ignore[arg-type]
+        learning_rate=learning_rate,
+        images=images,
+        replay_share=replay,
+        validate_every=validate_every,
+        patience=patience,
+        seed=seed,
     )
-    output = _Output(as_json, pictures)
-    asked = StopWord(sys.stdin) if as_json else None
+    asked = StopWord(sys.stdin if as_json else None)
     try:
-        with (
-            claimed(out),
-            claimed(work or out.with_name(f"{out.name}-training")),
-            TrainingView() as view,
-            interruptible(STOPPING, view.log) as interrupted,
-        ):
-
-            def cancelled() -> bool:
-                return interrupted() or (asked is not None and asked.heard)
-
-            watch = Watch(log=view.log, progress=view.progress, cancelled=cancelled)
-            card = run(cases, model, out, work, settings, watch, output)
+        with TrainingView() as view, interruptible(STOPPING, view.log) as interrupted:
+            watch = Watch(view.log, view.progress, lambda: interrupted() or asked.heard)
+            card = run(request, watch, _Output(as_json, pictures))
     except (ProGiDiffError, CancelledError) as error:
         if not as_json:
             raise
-        output({"event": "error", "code": error.code, "message": one_line(str(error))})
+        _line(ErrorReply(error.code, one_line(str(error))))
         print(one_line(str(error)), file=sys.stderr)
         raise typer.Exit(EXIT_BAD_INPUT) from None
     if not as_json:
@@ -318,25 +306,24 @@ class _Output:
     """Writes events as JSON lines, and pictures where they are asked for."""
 
     def __init__(self, as_json: bool, pictures: Path | None) -> None:
-        self._as_json, self._pictures = as_json, pictures
+        self._as_json, self._folder = as_json, pictures
+        self._count = 0
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, message: Reply) -> None:
         if self._as_json:
-            print(json.dumps(event, ensure_ascii=False), flush=True)
-        for case in event.get("left_out", []) if not self._as_json else []:
-            print(f"Left out: {case['case']}: {one_line(case['reason'])}", flush=True)
-        if self._pictures is not None and event["event"] == "pictures":
-            self._write(self._pictures, event["items"])
+            _line(message)
+        elif isinstance(message, AdaptStart):
+            for each in message.left_out:
+                print(f"Left out: {each.case}: {one_line(each.reason)}", flush=True)
+        if self._folder is not None and isinstance(message, AdaptPicture):
+            self._write(self._folder, message)
 
-    @staticmethod
-    def _write(folder: Path, items: list[dict[str, Any]]) -> None:
-        import base64
-
+    def _write(self, folder: Path, picture: AdaptPicture) -> None:
+        words = f"{self._count:02d} {picture.target} {picture.before:.2f} to {picture.after:.2f}.png"
+        self._count += 1
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for number, item in enumerate(items):
-                words = f"{number:02d} {item['target']} {item['before']:.2f} to {item['after']:.2f}.png"
-                (folder / words).write_bytes(base64.b64decode(item["png"]))
+            (folder / words).write_bytes(picture.png.tobytes())
         except OSError as error:
             raise OutputError(
                 f"The pictures cannot be written to {folder} ({error.strerror}); choose another folder."

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -25,6 +25,7 @@ from progidiff.cli.common import (
     split_command,
 )
 from progidiff.errors import PromptError, WorkerError
+from progidiff.wire.request import ProposeRequest, Range
 
 if TYPE_CHECKING:
     from progidiff.cli.view import ProgressView
@@ -32,127 +33,126 @@ if TYPE_CHECKING:
     from progidiff.outputs.document import ProposalsDocument
     from progidiff.volumes.slicing import SlicePlan
     from progidiff.wire.client import EventStream
-    from progidiff.wire.messages import Device, RankingMethod, SchedulerName
-
 
 #: Said after a warning about the values.
 _CORRECT = " The option for that is --correct-values."
 _SAY_CT = " Say --modality CT where it is one."
 
 
-class SamplerName(StrEnum):
-    """Samplers of the diffusion process."""
+@dataclass(frozen=True, kw_only=True)
+class ProposeOptions:
+    """The options of ``progidiff propose``; those of its request are made of the request's own fields."""
 
-    DDIM = "ddim"
-    DPMSOLVER = "dpmsolver++"
-
-
-class RankingName(StrEnum):
-    """Scores without ground truth."""
-
-    SOFT_DICE = "soft_dice"
-    MEDOID = "medoid"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("propose")(propose)
-
-
-def propose(
     source: Annotated[
         Path,
         typer.Argument(metavar="INPUT", help="NIfTI, NRRD or MHA file, or a folder with DICOM images."),
-    ],
+    ]
     prompt: Annotated[
         list[str],
         typer.Option(help='What to look for, e.g. "liver" or "spleen and both kidneys"; may be given several times.'),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; made where it does not exist.")],
-    proposals: Annotated[int, typer.Option(min=1, max=1024, help="Proposals per target.")] = 16,
-    top_k: Annotated[int, typer.Option(min=1, max=1024, help="Best proposals to put forward as segments.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, max=100, help="Denoising steps.")] = 4,
-    scheduler: Annotated[SamplerName, typer.Option(help="Sampler.")] = SamplerName.DDIM,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same masks.")] = 0,
+    ]
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results; made where it does not exist.")]
+    request: ProposeRequest
     slices: Annotated[
         str, typer.Option(metavar="all|A:B|N", help="Slices from A up to, not including, B; or one slice.")
-    ] = "all",
-    device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
+    ] = "all"
+    device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO
     model: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Model folder, as the worker's machine sees it (default: the bundled one)."),
-    ] = None,
+    ] = None
     adapter: Annotated[
         str | None, typer.Option(metavar="DIR", help='Adapter made by "progidiff adapt", as the worker\'s machine sees it.')
-    ] = None,
-    even_if_worse: EvenIfWorseOption = False,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Stop before --proposals once the consensus has settled.")
-    ] = False,
-    everywhere: Annotated[
-        bool, typer.Option("--everywhere", help="Also draw a target on slices where it seems to be absent.")
-    ] = False,
-    ranking: Annotated[RankingName, typer.Option(help="Score without ground truth.")] = RankingName.SOFT_DICE,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, max=65536, help="Most samples in one network call (default: as memory allows)."),
-    ] = None,
-    modality: Annotated[ModalityName | None, typer.Option(help="For files that do not say it themselves.")] = None,
+    ] = None
+    even_if_worse: EvenIfWorseOption = False
+    modality: Annotated[ModalityName | None, typer.Option(help="For files that do not say it themselves.")] = None
     series: Annotated[
         str | None,
         typer.Option(metavar="N|UID", help="Which series of a DICOM folder: its number, or the end of its UID."),
-    ] = None,
-    plane: PlaneOption = None,
-    correct_values: CorrectOption = False,
+    ] = None
+    plane: PlaneOption = None
+    correct_values: CorrectOption = False
     worker_command: Annotated[
         str | None,
         typer.Option(
             metavar="COMMAND",
             help="Worker to use, e.g. 'ssh host python -m progidiff worker' (default: this Python's).",
         ),
-    ] = None,
-    overwrite: OverwriteOption = False,
+    ] = None
+    overwrite: OverwriteOption = False
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object, the content of proposals.json, on standard output."),
-    ] = False,
-) -> None:
+    ] = False
+
+
+#: Help for the fields of a request, but for its targets and slices, which follow from prompt and volume.
+_HELP = {
+    "proposals": "Proposals per target.",
+    "top_k": "Best proposals to put forward as segments.",
+    "steps": "Denoising steps.",
+    "scheduler": "Sampler.",
+    "seed": "The same seed gives the same masks.",
+    "adaptive": "Stop before --proposals once the consensus has settled.",
+    "batch_size": "Most samples in one network call (default: as memory allows).",
+    "ranking": "Score without ground truth.",
+    "everywhere": "Also draw a target on slices where it seems to be absent.",
+    "keep_pieces": "Leave proposals as they were sampled, with islands and holes.",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    def command(**values: Any) -> None:
+        request = ProposeRequest((), **{field.name: values.pop(field.name) for field in _chosen()})
+        propose(ProposeOptions(request=request, **values))
+
+    command.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]
+    app.command("propose", help=propose.__doc__)(command)
+
+
+def _chosen() -> list[Field[Any]]:
+    return [field for field in fields(ProposeRequest) if field.name not in ("targets", "slices")]
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """The options as typer reads them, one by one."""
+    hints = get_type_hints(ProposeOptions, include_extras=True)
+    for option in fields(ProposeOptions):
+        if option.name == "request":
+            yield from map(_request_parameter, _chosen())
+        else:
+            yield _parameter(option, hints[option.name])
+
+
+def _request_parameter(field: Field[Any]) -> inspect.Parameter:
+    hint = get_type_hints(ProposeRequest, include_extras=True)[field.name]
+    plain = get_type_hints(ProposeRequest)[field.name]
+    bounds = next((part for each in (hint, *get_args(hint)) for part in get_args(each) if isinstance(part, Range)), None)
+    limits: dict[str, Any] = {} if bounds is None else {"min": bounds.low, "max": bounds.high}
+    # a flag has no opposite: leaving it out is that
+    names = [f"--{field.name.replace('_', '-')}"] if plain is bool else []
+    return _parameter(field, Annotated[plain, typer.Option(*names, help=_HELP[field.name], **limits)])
+
+
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def propose(options: ProposeOptions) -> None:
     """Find organs in a CT or MR volume: N proposals for each, ranked, with agreement maps, volumes and a
     report.
     """
     from progidiff.cli.view import progress_view
 
-    options = ProposeOptions(
-        source=source,
-        prompts=tuple(prompt),
-        out=out,
-        proposals=proposals,
-        top_k=top_k,
-        steps=steps,
-        scheduler=scheduler.value,
-        seed=seed,
-        slices=slices,
-        device=device.value,
-        model=model,
-        adapter=adapter,
-        even_if_worse=even_if_worse,
-        adaptive=adaptive,
-        everywhere=everywhere,
-        ranking=ranking.value,
-        batch_size=batch_size,
-        modality=modality.value if modality else None,
-        series=series,
-        plane=plane.value if plane else None,
-        correct_values=correct_values,
-        worker_command=worker_command,
-        overwrite=overwrite,
-    )
     with progress_view() as view:
         document = run_propose(options, view)
-    if as_json:
+    if options.as_json:
         sys.stdout.write(document.to_json())
     else:
-        _print_summary(document, out)
+        _print_summary(document, options.out)
 
 
 def _print_summary(document: ProposalsDocument, out: Path) -> None:
@@ -182,35 +182,6 @@ def _print_summary(document: ProposalsDocument, out: Path) -> None:
     console.print(Text(f"Results in {out}; open {REPORT_NAME} there first."), soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class ProposeOptions:
-    """What the command line was given; see ``progidiff propose --help``."""
-
-    source: Path
-    prompts: tuple[str, ...]
-    out: Path
-    proposals: int = 16
-    top_k: int = 3
-    steps: int = 4
-    scheduler: SchedulerName = "ddim"
-    seed: int = 0
-    slices: str = "all"
-    device: Device = "auto"
-    model: str | None = None
-    adapter: str | None = None
-    even_if_worse: bool = False
-    adaptive: bool = False
-    ranking: RankingMethod = "soft_dice"
-    batch_size: int | None = None
-    everywhere: bool = False
-    modality: str | None = None
-    series: str | None = None
-    plane: str | None = None
-    correct_values: bool = False
-    worker_command: str | None = None
-    overwrite: bool = False
-
-
 def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocument:
     """Read, propose, write. The results appear all together at the end, or not at all.
 
@@ -226,17 +197,17 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
     from progidiff.volumes.reading import read_volume
     from progidiff.volumes.slicing import USUAL_PLANES, parse_slice_range, plan_slices
     from progidiff.wire.client import WorkerClient
-    from progidiff.wire.messages import ProgressEvent, ProposeRequest, WarningEvent
+    from progidiff.wire.messages import ProgressEvent, WarningEvent
 
     began = time.monotonic()
     # what the user typed is judged by the card, which is there at once; of another computer's model only its worker knows it
     card = None
     if options.worker_command is None:
         card = load_card(Path(options.model) if options.model else None)
-        understand(options.prompts, card.vocabulary)
+        understand(options.prompt, card.vocabulary)
 
     def cut(planes: Sequence[str]) -> tuple[SlicePlan, range]:
-        plan = plan_slices(volume.geometry, options.plane, planes)
+        plan = plan_slices(volume.geometry, options.plane and options.plane.value, planes)
         return plan, parse_slice_range(options.slices, plan.count)
 
     with (
@@ -247,14 +218,14 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
         ExitStack() as stack,
     ):
         volume = read_volume(options.source, series=options.series)
-        modality = options.modality or volume.modality
+        modality = options.modality.value if options.modality else volume.modality
         if card is not None:
             cut(card.planes)
         else:
             parse_slice_range(options.slices, max(volume.geometry.shape_ijk))  # no plane has more
         client = stack.enter_context(WorkerClient(split_command(options.worker_command)))
-        loaded = client.load(options.model, options.device, view.show)
-        wanted = understand(options.prompts, loaded.vocabulary)
+        loaded = client.load(options.model, options.device.value, view.show)
+        wanted = understand(options.prompt, loaded.vocabulary)
         plan, slices = cut(loaded.card.get("planes") or USUAL_PLANES)
         # what the engine says of the image comes before what its file and the adapter may be
         later = [WarningEvent("volume", sentence) for sentence in volume.warnings]
@@ -264,19 +235,7 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
                 why = f"The adapter is used although nothing shows that it helps: {adapter.get('reason', '')}"
                 later.append(WarningEvent("adapter", why))
         image = client.set_image(volume.array, volume.geometry.affine, modality, plan.plane, options.correct_values)
-        request = ProposeRequest(
-            targets=names(wanted),
-            proposals=options.proposals,
-            top_k=options.top_k,
-            steps=options.steps,
-            scheduler=options.scheduler,
-            seed=options.seed,
-            slices=(slices.start, slices.stop),
-            adaptive=options.adaptive,
-            batch_size=options.batch_size,
-            ranking=options.ranking,
-            everywhere=options.everywhere,
-        )
+        request = replace(options.request, targets=names(wanted), slices=(slices.start, slices.stop))
         gathered = Gathered(request.targets, plan, request.slices)
         with _cancelled_with_us(client.propose(request)) as stream:
             for event in stream:
@@ -286,28 +245,25 @@ def run_propose(options: ProposeOptions, view: ProgressView) -> ProposalsDocumen
                 gathered.add(event)
                 if isinstance(event, ProgressEvent):
                     view.show(event)
-                elif isinstance(event, WarningEvent):
+                elif isinstance(event, WarningEvent) and event.code != "empty":
                     kept = event.code == "values_kept" and modality is None
                     view.warn(event.message + (_CORRECT if event.code == "values" else _SAY_CT if kept else ""))
         # the worker's memory is not needed while the results are written
         client.close()
         view.show(ProgressEvent("writing the results", 0.0))
         job = RunFacts(
-            source_name=options.source.name or options.source.resolve().name,
+            options=replace(options, request=request),
             volume=volume,
             modality=modality,
             plan=plan,
-            slices=slices,
             image=image,
-            prompts=options.prompts,
             wanted=wanted,
-            request=request,
             model=model_record(loaded.model_id, loaded.card, loaded.device),
-            correct_values=options.correct_values,
             began=began,
         )
         document = write_results(folder, job, gathered)
-    told = {warning.message for warning in gathered.warnings}
+    # of a target that was not found only the record is sure
+    told = {warning.message for warning in gathered.warnings if warning.code != "empty"}
     for warning in document.warnings:
         if warning.message not in told:
             view.warn(warning.message)

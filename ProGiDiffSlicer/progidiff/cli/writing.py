@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,12 +37,15 @@ from progidiff.outputs.report import (
     windowed,
     write_report,
 )
-from progidiff.outputs.segmentation import Segment, shade, write_seg_nrrd, write_volume
+from progidiff.outputs.segmentation import Segment, request_tags, shade, tag_text, write_seg_nrrd, write_volume
 from progidiff.proposals.proposals import CONSENSUS, MAJORITY, MEAN, Gathered, Proposals
 from progidiff.targets.catalog import Target
 from progidiff.volumes.reading import Volume
 from progidiff.volumes.slicing import PackedMask, SlicePlan, extract_slice
-from progidiff.wire.messages import DoneEvent, ImageInfo, ProposeRequest, RankingEvent
+from progidiff.wire.messages import DoneEvent, ImageInfo, RankingEvent
+
+if TYPE_CHECKING:
+    from progidiff.cli.propose import ProposeOptions
 
 SEGMENTATION_NAME = "proposals.seg.nrrd"
 DICOM_NAME = "proposals.dcm"
@@ -62,31 +65,23 @@ class RunFacts:
     """What was asked for, of which image, and who answered.
 
     Attributes:
-        source_name: file or folder name of the image.
+        options: of the command; the request as it was sent.
         volume: the image.
         modality: ``"CT"``, ``"MR"`` or ``None``.
         plan: how it is cut into slices.
-        slices: the requested ones.
         image: the worker's description of the image.
-        prompts: prompt texts as given.
-        wanted: their targets, none twice.
-        request: as it was sent.
+        wanted: the targets of the prompts, none twice.
         model: the model that answered.
-        correct_values: whether values that cannot be Hounsfield units were to be corrected.
         began: ``time.monotonic()`` at the start of the command.
     """
 
-    source_name: str
+    options: ProposeOptions
     volume: Volume
     modality: str | None
     plan: SlicePlan
-    slices: range
     image: ImageInfo
-    prompts: tuple[str, ...]
     wanted: tuple[Wanted, ...]
-    request: ProposeRequest
     model: ModelRecord
-    correct_values: bool = False
     began: float = field(default_factory=time.monotonic)
 
 
@@ -119,12 +114,16 @@ def write_results(folder: Path, job: RunFacts, gathered: Gathered) -> ProposalsD
 
     records = [result.record for result in results]
     maps = [name for record in records for name in (record.agreement_file, record.ensemble_file, record.consensus_file)]
+    missing = {record.target for record in records if not record.found}
+    said = [w for w in gathered.warnings if w.code != "empty" or w.message.partition(":")[0] not in missing]
     document = ProposalsDocument(
         input=_input_record(job),
-        request=_request_record(job),
+        request=RequestRecord(
+            **vars(job.options.request), prompts=job.options.prompt, correct_values=job.options.correct_values
+        ),
         model=job.model,
         targets=records,
-        warnings=[WarningRecord(code=w.code, message=w.message) for w in gathered.warnings]
+        warnings=[WarningRecord(code=w.code, message=w.message) for w in said]
         + [warning for result in results for warning in result.warnings]
         + dicom_warnings,
         timing_s=_timing(done, job),
@@ -187,7 +186,7 @@ def _write_target(folder: Path, job: RunFacts, wanted: Wanted, proposals: Propos
         agreement_file=agreement_file,
         ensemble_file=ensemble_file,
         consensus_file=consensus_file,
-        proposals=_proposal_records(key, ranking, job.request.seed),
+        proposals=_proposal_records(key, ranking, job.options.request.seed),
     )
     pictures = target_pictures(
         job.volume.array,
@@ -265,7 +264,7 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
     rank_of = {index: place for place, index in enumerate(ranking.order, start=1)}
     stands_for = {group[0]: len(group) for group in ranking.groups}
     repeats = {member: group[0] for group in ranking.groups for member in group[1:]}
-    put_forward = set(ranking.top_k)
+    put_forward, nothing = set(ranking.top_k), [0] * len(ranking.scores)
     records = []
     for index, points in enumerate(ranking.scores):
         rank, empty = rank_of.get(index), ranking.empty[index]
@@ -282,6 +281,9 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
                 weight=stands_for.get(index, 1) if rank is not None else 0,
                 segment=f"{key} {rank} ({'empty' if empty else f'{points:.2f}'})" if shown else None,
                 random_pick=index == ranking.random_pick,
+                dropped_pieces=(ranking.dropped_pieces or nothing)[index],
+                dropped_ml=(ranking.dropped_ml or nothing)[index],
+                filled_ml=(ranking.filled_ml or nothing)[index],
             )
         )
     return records
@@ -289,6 +291,7 @@ def _proposal_records(key: str, ranking: RankingEvent, seed: int) -> list[Propos
 
 def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: TargetRecord) -> list[Segment]:
     shown = [proposal for proposal in record.ranked() if proposal.segment is not None]
+    asked = request_tags(replace(job.options.request, proposals=len(record.proposals)))
     return [
         Segment(
             name=proposal.segment or record.name,
@@ -296,14 +299,16 @@ def _segments(job: RunFacts, wanted: Wanted, proposals: Proposals, record: Targe
             color=shade(wanted.target.color_rgb, place, len(shown)),
             terminology=wanted.target.terminology_entry,
             tags={
+                **asked,
                 "ProGiDiff.prompt": wanted.prompt,
                 "ProGiDiff.target": record.target,
-                "ProGiDiff.seed": str(proposal.seed),
                 "ProGiDiff.proposal": str(proposal.index),
                 "ProGiDiff.rank": str(proposal.rank),
                 "ProGiDiff.score": f"{proposal.score:.4f}",
                 "ProGiDiff.model": job.model.id,
                 **({"ProGiDiff.adapter": job.model.adapter_id} if job.model.adapter_id else {}),
+                "ProGiDiff.plane": job.plan.plane,
+                "ProGiDiff.corrected": tag_text(job.options.correct_values),
             },
         )
         for place, proposal in enumerate(shown)
@@ -318,34 +323,17 @@ def _not_found(key: str, ranking: RankingEvent) -> WarningRecord:
 
 
 def _input_record(job: RunFacts) -> InputRecord:
-    geometry = job.volume.geometry
+    geometry, source = job.volume.geometry, job.options.source
     return InputRecord(
-        name=job.source_name,
+        name=source.name or source.resolve().name,
         content_hash=job.image.content_hash,
         modality=job.modality,
         size_ijk=geometry.shape_ijk,
         spacing_mm=geometry.spacing,
         orientation=geometry.orientation,
         plane=job.plan.plane,
-        slices=(job.slices.start, job.slices.stop),
+        slices=job.options.request.slices or (0, job.plan.count),
         slice_count=job.plan.count,
-    )
-
-
-def _request_record(job: RunFacts) -> RequestRecord:
-    request = job.request
-    return RequestRecord(
-        prompts=list(job.prompts),
-        targets=list(request.targets),
-        proposals=request.proposals,
-        top_k=request.top_k,
-        steps=request.steps,
-        scheduler=request.scheduler,
-        seed=request.seed,
-        adaptive=request.adaptive,
-        ranking=request.ranking,
-        everywhere=request.everywhere,
-        correct_values=job.correct_values,
     )
 
 

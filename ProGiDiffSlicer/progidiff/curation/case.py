@@ -48,8 +48,7 @@ class NewCase:
         plane: of the slices.
         prompt: as it was typed; it names targets.
         code: the target's terminology, or ``None``.
-        proposal: the proposal that it came from (seed, index, rank, score, proposals, steps, scheduler, everywhere),
-            or ``None``.
+        proposal: the proposal that it came from (index, rank, score, all that was asked for), or ``None``.
         edited: whether a person changed it.
         editor: a random text that stands for that person.
         model_id, adapter_id: what made the proposal.

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +149,12 @@ class CuratedSet:
 
     # Changing it ----------------------------------------------------------------------------------------------------------
 
-    def add(self, new: NewCase) -> str:
+    def add(self, new: NewCase, check: Callable[[], None] = lambda: None) -> str:
         """Save a case; when this returns its id, the case is on the disk.
+
+        Args:
+            new: the case.
+            check: called until the case begins to appear; what it raises leaves nothing of the case.
 
         Raises:
             InputError: a case that cannot be saved.
@@ -172,9 +176,11 @@ class CuratedSet:
             staging.mkdir()
             try:
                 staged = [staging / f"image{FILE_ENDING}", staging / f"label{FILE_ENDING}"]
-                write_image(staged[0], new.image, geometry)
-                write_image(staged[1], label, geometry)
+                for path, array in zip(staged, (new.image, label), strict=True):
+                    check()
+                    write_image(path, array, geometry)
                 facts = self._facts(new, identifier, table, staged)
+                check()
                 self._publish(identifier, DATASETS[new.modality], staged, facts, staging)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)

@@ -27,7 +27,15 @@ from progidiff.proposals.proposals import CONSENSUS, MEAN, MaskKey, Proposals
 from progidiff.proposals.ranking import rank
 from progidiff.sampling.engine import CPU_BATCH, CUDA_BATCH, Engine
 from progidiff.volumes.slicing import extract_slice
-from progidiff.wire.messages import IMAGE_WARNINGS, ProgressEvent, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
+from progidiff.wire.messages import (
+    IMAGE_WARNINGS,
+    ProgressEvent,
+    ProposeRequest,
+    RankingEvent,
+    SliceEvent,
+    TidiedEvent,
+    WarningEvent,
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ def _propose(
     def collect(event: object) -> None:
         if isinstance(event, SliceEvent):
             gathered[event.target].take(event)
+        elif isinstance(event, TidiedEvent):
+            gathered[event.target].take_tidied(event)
         elif isinstance(event, RankingEvent):
             gathered[event.target].proposals.add(event)
         elif isinstance(event, ProgressEvent):
@@ -162,6 +172,14 @@ class _Compared:
         self.proposals.add(event)
         if mean is not None:
             self._calibration.add(mean, extract_slice(self._reference, image.plan, event.slice_index))
+
+    def take_tidied(self, event: TidiedEvent) -> None:
+        """A slice without what is not the organ; the calibration is that of the probabilities, which stay."""
+        if self._image.ignored is not None:
+            (top, left), (rows, columns) = event.corner, event.masks.shape[1:]
+            ignored = extract_slice(self._image.ignored, self._image.plan, event.slice_index)
+            event = replace(event, masks=event.masks & ~ignored[top : top + rows, left : left + columns])
+        self.proposals.add(event)
 
     def scored(self, settings: EvaluationSettings) -> TargetResult:
         """Everything about the target."""

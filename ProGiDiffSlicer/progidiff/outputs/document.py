@@ -5,15 +5,16 @@ A reader of this file needs nothing but pydantic: ``ProposalsDocument.model_vali
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progidiff import __version__
 from progidiff.errors import InputError
-from progidiff.wire.messages import RankingMethod, SchedulerName
+from progidiff.wire.request import ProposeRequest
 
 DOCUMENT_NAME = "proposals.json"
 FORMAT_VERSION = "1.0"
@@ -53,19 +54,14 @@ class InputRecord(DocumentPart):
     slice_count: int = Field(ge=1)
 
 
-class RequestRecord(DocumentPart):
-    """What was asked for; with the model this repeats the result."""
+@dataclass(frozen=True, kw_only=True)
+class RequestRecord(ProposeRequest):
+    """What was asked for, and by which words; with the model this repeats the result.
 
-    prompts: list[str] = Field(min_length=1)
-    targets: list[str] = Field(min_length=1)
-    proposals: int = Field(ge=1)
-    top_k: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    scheduler: SchedulerName
-    seed: int
-    adaptive: bool
-    ranking: RankingMethod
-    everywhere: bool = False
+    A field that results of earlier versions lack has its default.
+    """
+
+    prompts: Annotated[list[str], Field(min_length=1)]
     correct_values: bool = False
 
 
@@ -91,6 +87,8 @@ class ProposalRecord(DocumentPart):
         weight: how many proposals a ranked one stands for, itself included; 0 for a near-duplicate.
         segment: name of its segment in ``proposals.seg.nrrd``, or ``None`` where it was not put forward.
         random_pick: the one of the k best that a seeded draw chose (RandTop-k).
+        dropped_pieces, dropped_ml: pieces of the sampled mask that were dropped as not the organ's, and their volume.
+        filled_ml: volume of its holes that were filled.
     """
 
     index: int = Field(ge=0)
@@ -103,6 +101,9 @@ class ProposalRecord(DocumentPart):
     weight: int = Field(ge=0)
     segment: str | None = None
     random_pick: bool = False
+    dropped_pieces: int = Field(default=0, ge=0)
+    dropped_ml: float = Field(default=0.0, ge=0)
+    filled_ml: float = Field(default=0.0, ge=0)
 
 
 class VolumeSpread(DocumentPart):

@@ -153,7 +153,8 @@ def _facts(document: ProposalsDocument) -> list[tuple[str, str]]:
 def _asked(document: ProposalsDocument) -> str:
     request = document.request
     count = f"up to {request.proposals} proposals (adaptive)" if request.adaptive else f"{request.proposals} proposals"
-    return f"{count}, also where a target seems to be absent" if request.everywhere else count
+    told = ("targets", "proposals", "steps", "scheduler", "seed", "slices", "adaptive", "ranking", "top_k")
+    return ", ".join([count, *request.unusual(*told)])
 
 
 def _words(name: str) -> str:
@@ -168,6 +169,9 @@ def _notes(proposal: ProposalRecord) -> str:
         notes.append(f"segment “{proposal.segment}”")
     if proposal.random_pick:
         notes.append("random pick among the best")
+    if proposal.dropped_pieces:
+        pieces = "1 piece" if proposal.dropped_pieces == 1 else f"{proposal.dropped_pieces} pieces"
+        notes.append(f"{pieces} dropped ({millilitres(proposal.dropped_ml)} mL)")
     return ", ".join(notes)
 
 

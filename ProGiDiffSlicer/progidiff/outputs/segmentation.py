@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from progidiff.errors import OutputError
 from progidiff.places import atomic_file
 from progidiff.volumes.geometry import Geometry
 from progidiff.volumes.slicing import PackedMask
+from progidiff.wire.request import ProposeRequest
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -247,6 +248,23 @@ def escape_tag(text: str, *, key: bool = False) -> str:
 def unescape_tag(text: str) -> str:
     """The text that ``escape_tag`` was given."""
     return re.sub("%(7C|3A|0D|25)", lambda m: chr(int(m.group(1), 16)), text)
+
+
+def tag_text(value: Any) -> str:
+    """A fact as the text of a tag: "" for nothing, 1 and 0 for yes and no, a range of slices as people count them."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, tuple):
+        is_range = bool(value) and isinstance(value[0], int)
+        return f"{value[0] + 1}-{value[1]}" if is_range else "; ".join(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)
+
+
+def request_tags(request: ProposeRequest) -> dict[str, str]:
+    """Tags of a segment that say all that was asked for."""
+    return {f"ProGiDiff.{name}": tag_text(value) for name, value in vars(request).items()}
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -5,17 +5,20 @@ Nothing that has arrived is lost: a run that is cancelled, or whose worker ends,
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from progidiff.errors import ProtocolError
 from progidiff.proposals.masks import Box, Crop, Window, assemble, count_votes, cut, hull, pack
+from progidiff.proposals.pieces import Tidied, tidy
 from progidiff.proposals.ranking import ranking_event
 from progidiff.proposals.votes import Overlap, consensus_level, consensus_overlap, finished, grow_gram, staple_steps
+from progidiff.targets import target_for
 from progidiff.volumes.slicing import SlicePlan, insert_slice
-from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent, WarningEvent
+from progidiff.wire.messages import DoneEvent, Event, ProposeRequest, RankingEvent, SliceEvent, TidiedEvent, WarningEvent
 
 #: Ensembles: masks made of all proposals. The consensus has the highest expected Dice (:func:`.votes.consensus_level`) and
 #: is nearer to radiologists' outlines than the majority.
@@ -74,6 +77,15 @@ class _Slice:
         if mean is not None:
             self.mean = pack(np.asarray(mean) > 0.5)
             self.count_votes()
+
+    @classmethod
+    def tidied(cls, masks: np.ndarray, corner: tuple[int, int]) -> _Slice:
+        """A complete one, of masks, bool (N + 1, rows, columns), that lie at a corner; the last one is the mean's."""
+        piece = cls()
+        *piece.boxes, piece.mean = (pack(mask, *corner) for mask in masks)
+        piece.sizes = [int(np.count_nonzero(mask)) for mask in masks[:-1]]
+        piece.complete = True
+        return piece.count_votes()
 
     def count_votes(self) -> _Slice:
         """Count the votes, where that is not done."""
@@ -138,10 +150,11 @@ class Proposals:
         self._slices: dict[int, _Slice] = {}
         self._gram = np.zeros((0, 0))
         self._staple: dict[int, tuple[Box | None, Tally]] | None = None
+        self._changes: list[Tidied] = []
 
     # What arrives ---------------------------------------------------------------------------------------------------------
 
-    def add(self, event: SliceEvent | RankingEvent) -> None:
+    def add(self, event: SliceEvent | TidiedEvent | RankingEvent) -> None:
         """Take in proposals of one slice, or the ranking. Masks of a slice that come again replace the earlier ones.
 
         Raises:
@@ -149,6 +162,9 @@ class Proposals:
         """
         if isinstance(event, RankingEvent):
             self._add_ranking(event)
+            return
+        if isinstance(event, TidiedEvent):
+            self._add_tidied(event)
             return
         if event.slice_index not in self.slices or event.masks.ndim != 3 or event.masks.shape[1:] != self.plan.shape_rc:
             raise ProtocolError(
@@ -168,10 +184,21 @@ class Proposals:
         piece.add(event.masks, mean)
         self._staple = None
 
+    def _add_tidied(self, event: TidiedEvent) -> None:
+        piece = self._slices.get(event.slice_index)
+        ends = np.add(event.corner, event.masks.shape[1:])
+        if piece is None or not piece.complete or len(event.masks) != len(piece.sizes) + 1 or any(ends > self.plan.shape_rc):
+            raise _left_out()
+        if piece.compared:
+            self._count_overlaps_anew()
+        self._slices[event.slice_index] = _Slice.tidied(event.masks, event.corner)
+        self._staple = None
+
     def _add_ranking(self, event: RankingEvent) -> None:
         count = self.count
         numbers = {*event.order, *event.top_k, event.random_pick, *(n for group in event.groups for n in group)}
         lengths = {len(event.scores), len(event.millilitres), len(event.empty)}
+        lengths |= {len(each) or count for each in (event.dropped_pieces, event.dropped_ml, event.filled_ml)}
         if not count or not event.order or lengths != {count} or len(event.groups) != len(event.order):
             raise _left_out()
         if not numbers <= set(range(count)):
@@ -194,6 +221,50 @@ class Proposals:
         piece = self._slices[index]
         self._compare(piece)
         piece.boxes, piece.counts, piece.agreed_on = [], np.zeros((0, 0), np.uint8), ()
+
+    def tidy(self, check: Callable[[], None] = lambda: None) -> Iterator[TidiedEvent]:
+        """Drop pieces of complete proposals that are not the organ, and fill holes, see :func:`.pieces.tidy`.
+
+        The mean probability's mask loses the voxels that most of their proposals have lost.
+
+        Args:
+            check: called between proposals; what it raises ends the work.
+
+        Yields:
+            The slices that have changed, for those who gather the same proposals.
+        """
+        order, target = sorted(self._slices), target_for(self.target)
+        pieces = [self._slices[index].count_votes() for index in order]
+        window = hull(box for piece in pieces for box in piece.boxes)
+        if window is None:
+            return
+        top, left, bottom, right = window
+        votes = np.zeros((len(order), bottom - top, right - left), pieces[0].counts.dtype)
+        for part, piece in zip(votes, pieces, strict=True):
+            first, start, last, stop = piece.window
+            part[first - top : last - top, start - left : stop - left] = piece.counts
+        rows, columns = self.plan.shape_rc
+        ends = np.array([[True, True], [top == 0, bottom == rows], [left == 0, right == columns]])
+        spacing = (self.plan.slice_spacing, *self.plan.spacing_rc)
+        boxes: list[list[Box | None]] = [[] for _ in order]
+        changed, left_votes = np.zeros(len(order), bool), np.zeros_like(votes)
+        for number in range(self.count):
+            check()
+            before = np.stack([cut(piece.boxes[number], window) for piece in pieces])
+            after, change = tidy(before, votes, self.count, target, spacing, ends)
+            self._changes.append(change)
+            left_votes += after
+            changed |= (after != before).any(axis=(1, 2))
+            for found, mask in zip(boxes, after, strict=True):
+                found.append(pack(mask, top, left))
+        for found, piece, was, now in zip(boxes, pieces, votes, left_votes, strict=True):
+            found.append(pack(cut(piece.mean, window) & (2 * now.astype(np.uint16) >= was), top, left))
+        for place in np.flatnonzero(changed):
+            around = hull(boxes[place]) or (0, 0, 0, 0)
+            masks = np.stack([cut(box, around) for box in boxes[place]])
+            event = TidiedEvent(self.target, order[place], around[:2], masks)
+            self.add(event)
+            yield event
 
     # How much there is ----------------------------------------------------------------------------------------------------
 
@@ -371,7 +442,13 @@ class Proposals:
 
     def rank(self, request: ProposeRequest, voxel_ml: float, stop_reason: str) -> RankingEvent:
         """Rank the proposals over all slices, see :func:`progidiff.proposals.ranking.ranking_event`."""
-        return ranking_event(self.target, self.gram, request, voxel_ml, stop_reason)
+        event = ranking_event(self.target, self.gram, request, voxel_ml, stop_reason)
+        return replace(
+            event,
+            dropped_pieces=[change.pieces for change in self._changes],
+            dropped_ml=[change.dropped * voxel_ml for change in self._changes],
+            filled_ml=[change.filled * voxel_ml for change in self._changes],
+        )
 
     def consensus_change(self) -> float:
         """Dice of the consensus of each slice, now and at the last call, over all slices; 1 at the first."""
@@ -435,7 +512,7 @@ class Gathered:
             self.warnings.append(event)
         elif isinstance(event, DoneEvent):
             self.done = event
-        elif isinstance(event, SliceEvent | RankingEvent):
+        elif isinstance(event, SliceEvent | TidiedEvent | RankingEvent):
             if event.target not in self.proposals:
                 raise ProtocolError(
                     f'The worker sent the target "{event.target}", which was not asked for; '

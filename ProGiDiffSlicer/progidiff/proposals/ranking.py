@@ -13,7 +13,8 @@ import numpy as np
 
 from progidiff.errors import InputError
 from progidiff.proposals.votes import mean_pairwise_dice, pairwise_dice
-from progidiff.wire.messages import ProposeRequest, RankingEvent, RankingMethod
+from progidiff.wire.messages import ProposeRequest, RankingEvent
+from progidiff.wire.request import RankingMethod
 
 DUPLICATE_DICE = 0.98
 """Proposals whose Dice is above this look the same to a reader and are shown once."""

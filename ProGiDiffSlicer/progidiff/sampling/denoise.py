@@ -14,7 +14,7 @@ from torch import Tensor
 
 from progidiff.errors import CancelledError, InputError
 from progidiff.model.folder import ProGiDiffModel
-from progidiff.wire.messages import SchedulerName
+from progidiff.wire.request import SchedulerName
 
 #: Distance in mm over which a proposal's noise turns into an independent one. Slices a few millimetres apart share almost
 #: all of their noise, so that proposal 3 on one slice goes on as proposal 3 on the next.

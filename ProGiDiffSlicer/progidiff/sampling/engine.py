@@ -151,8 +151,8 @@ class Engine:
     def propose(self, request: ProposeRequest, emit: Emit, cancelled: Callable[[], bool]) -> None:
         """Sample, rank and report proposals on the current image.
 
-        Slices stream out as they are decoded, then one ranking per target, then the end. The same request gives the same
-        masks whatever the batch size, up to floating-point rounding of the device.
+        Slices stream out as they are decoded; then, of each target, those that were tidied, and its ranking; then the end.
+        The same request gives the same masks whatever the batch size, up to floating-point rounding of the device.
 
         Raises:
             CancelledError: ``cancelled()`` turned true; noticed within one denoising step.
@@ -174,6 +174,9 @@ class Engine:
         reasons = self._adaptive(run, sampler) if request.adaptive else self._fixed(run, sampler)
         for target, proposals in run.proposals.items():
             run.check()
+            if run.tidied:
+                for slice_event in proposals.tidy(run.check):
+                    emit(slice_event)
             event = proposals.rank(request, image.voxel_ml, reasons[target])
             emit(event)
             if event.empty_share >= 0.5:
@@ -291,7 +294,8 @@ class Engine:
                 if decision.stop:
                     reasons[target] = decision.reason
                     for index in slices:
-                        proposals.let_go(index)
+                        if not run.tidied:
+                            proposals.let_go(index)
                         del run.probabilities[index, target]
         return reasons
 

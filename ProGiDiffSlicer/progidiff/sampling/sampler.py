@@ -40,6 +40,8 @@ class SamplingRun:
     Attributes:
         proposals: what has been sampled, by target.
         probabilities: of slices in the making, by slice and target: the sum over the proposals, float32 (rows, columns).
+        tidied: whether pieces that are not the organ are dropped in the end; the masks are held until then. On one slice
+            nobody can tell: what is apart on it may be joined on the next.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class SamplingRun:
         self.emit = emit
         self.proposals = {target: Proposals(target, plan, range(plan.count)) for target in request.targets}
         self.probabilities: dict[tuple[int, str], np.ndarray] = {}
+        self.tidied = len(slices) > 1 and not request.keep_pieces
         self.rows_total = len(slices) * len(request.targets) * request.proposals
         self.slices_done = 0
         self._cancelled = cancelled
@@ -167,8 +170,8 @@ class Sampler:
             run: the request.
             slices: slice indices.
             wanted: proposals by target.
-            keep: further proposals on these slices will follow; otherwise the masks of a slice are let go of when it is
-                complete, and it is counted as done.
+            keep: further proposals on these slices will follow; otherwise a slice is counted as done when it is complete,
+                and its masks are let go of where they are not tidied later.
         """
         last_target = list(wanted)[-1]
         rows: Iterator[Row] = ((s, t, p) for s in slices for t, proposals in wanted.items() for p in proposals)
@@ -191,7 +194,8 @@ class Sampler:
                 self._send(run, part, last)
                 if last and not keep:
                     del run.probabilities[part.index, part.target]
-                    run.proposals[part.target].let_go(part.index)
+                    if not run.tidied:
+                        run.proposals[part.target].let_go(part.index)
                     run.slices_done += part.target == last_target
             run.progress("sampling", batch[-1][0], batch[-1][1])
 

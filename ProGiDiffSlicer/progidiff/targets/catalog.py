@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 Side = Literal["left", "right", "both"]
+Form = Literal["solid", "tube", "any"]
 LANGUAGES = ("en", "la", "de", "fr", "es", "it", "pt")
 
 _REGION_LIST = "Anatomic codes - DICOM master list"
@@ -51,6 +52,8 @@ class Target:
         parts: keys of the targets that make up this one, e.g. both kidneys for ``"kidneys"``; often empty.
         side: ``"left"``, ``"right"``, ``"both"`` or ``None`` for what is not paired.
         aliases: abbreviations and label names of public data sets.
+        form: ``"solid"`` for a body in one piece (in two where ``side`` is "both") without holes, ``"tube"`` for vessels and
+            gut, which a field of view may cut into several, ``"any"`` where nothing is known of its pieces and holes.
     """
 
     key: str
@@ -63,6 +66,7 @@ class Target:
     parts: tuple[str, ...] = ()
     side: Side | None = None
     aliases: tuple[str, ...] = ()
+    form: Form = "any"
 
     @property
     def terminology_entry(self) -> str:
@@ -203,6 +207,7 @@ def _from_json(entry: Mapping[str, Any], lists: Mapping[str, str]) -> Target:
         parts=tuple(entry["parts"]),
         side=entry["side"],
         aliases=tuple(entry["aliases"]),
+        form=entry["form"],
     )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from progidiff.cards import AdapterCard, Counts, ModelCard, Retention, TargetScore, load_card
@@ -21,105 +20,86 @@ from progidiff.errors import CancelledError, DatasetError, why_left_out
 from progidiff.evaluation.cases import held_out_phantoms
 from progidiff.model.adapter import check_adapter_folder, lora_state, save_adapter
 from progidiff.model.folder import ProGiDiffModel, load_model
-from progidiff.places import weights_hash
+from progidiff.places import claimed, weights_hash
 from progidiff.sampling.engine import Engine
 from progidiff.training.batches import NOTHING_SHOWN, split_stacks
 from progidiff.training.held_out import FirstRanked, before_after_png, choose_slices, first_ranked, mean_score, scores
 from progidiff.training.run import Watch, claim, slug, training_device
 from progidiff.training.stacks import Stack, open_cases, prepare
 from progidiff.training.tuning import TuneSettings, tune
+from progidiff.wire.messages import (
+    AdaptDone,
+    AdaptPicture,
+    AdaptRequest,
+    AdaptStart,
+    AdaptStep,
+    AdaptValidation,
+    LeftOut,
+)
 
-#: Told everything that happens, as objects that can be written as JSON.
-Report = Callable[[dict[str, Any]], None]
+#: Told everything that happens.
+Report = Callable[[AdaptStart | AdaptStep | AdaptValidation | AdaptPicture | AdaptDone], None]
 #: Proposals of each target on a phantom that retention is measured on.
 _PHANTOM_PROPOSALS = 3
 _PICTURES = 6
 
 
-@dataclass(frozen=True)
-class AdaptSettings:
-    """Settings of an adaptation.
-
-    Attributes:
-        tuning: of the training; always LoRA.
-        targets: targets to tune; all that the cases label by default.
-        validation_share: share of the patients that are held out; with a single patient nobody is.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        name: shown to users; by default that of the folder.
-        plane: plane of the slices of volumes; ``None`` for the one that suits each volume and the model.
-        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
-        phantoms: held-out phantoms that retention is measured on.
-    """
-
-    tuning: TuneSettings = field(default_factory=TuneSettings)
-    targets: tuple[str, ...] = ()
-    validation_share: float = 0.25
-    device: str = "auto"
-    name: str = ""
-    plane: str | None = None
-    correct_values: bool = False
-    phantoms: int = 5
-
-
-def adapt(
-    cases: Sequence[Path],
-    model: Path | None,
-    out: Path,
-    work: Path | None = None,
-    settings: AdaptSettings | None = None,
-    watch: Watch | None = None,
-    report: Report = lambda event: None,
-) -> AdapterCard:
+def adapt(request: AdaptRequest, watch: Watch | None = None, report: Report = lambda message: None) -> AdapterCard:
     """Tune a model on cases with LoRA and write the adapter.
 
-    A training that was interrupted in ``work`` goes on. A cancelled one keeps the best adapter so far; the same call goes on
-    from there.
+    A training that was interrupted in the folder of checkpoints goes on. A cancelled one keeps the best adapter so far; the
+    same call goes on from there.
 
     Args:
-        cases: curated sets, nnU-Net raw folders or slice folders.
-        model: model folder; the bundled one by default.
-        out: the adapter's folder; an earlier adapter there is replaced at the end.
-        work: checkpoints; beside ``out`` by default. It is removed when the training has run to its end.
-        settings: see :class:`AdaptSettings`.
+        request: what is wanted.
         watch: log, progress and cancellation.
-        report: told ``start``, ``step``, ``validation``, ``pictures`` and ``done`` events.
+        report: told what happens, the end last.
 
     Returns:
         the card as written.
 
     Raises:
         CancelledError: cancelled before anything was better than the base; the checkpoint is kept.
-        DatasetError, ModelError, OutputError: the cases, the model or a folder cannot be used.
+        DatasetError, ModelError, OutputError: the cases, the model or a folder cannot be used, or another run is at work.
     """
-    settings, watch, began = settings or AdaptSettings(), watch or Watch(), time.monotonic()
-    out = Path(out)
+    out = Path(request.out)
+    work = out.with_name(f"{out.name}-training") if request.work is None else Path(request.work)
+    with claimed(out), claimed(work):
+        return _adapt(request, out, work, watch or Watch(), report)
+
+
+def _adapt(request: AdaptRequest, out: Path, work: Path, watch: Watch, report: Report) -> AdapterCard:
+    began = time.monotonic()
+    model = None if request.model is None else Path(request.model)
     check_adapter_folder(out)
-    work = Path(work) if work is not None else out.with_name(f"{out.name}-training")
-    device = training_device(settings.device)
+    device = training_device(request.device)
     card = load_card(model)
-    stacks, modalities = open_cases(cases, settings.plane, card.planes, settings.correct_values, watch.log)
-    stacks = _wanted(stacks, card.vocabulary, settings.targets)
+    stacks, modalities = open_cases(
+        [Path(folder) for folder in request.cases], request.plane, card.planes, request.correct_values, watch.log
+    )
+    stacks = _wanted(stacks, card.vocabulary, request.targets)
     for each in modalities:
         card.window(each)
     parts = load_model(model, device)
     stacks, left_out = _sound(stacks, parts.card, watch)
-    train, held_out = _split(stacks, settings, watch)
+    train, held_out = _split(stacks, request, watch)
     counts = _count(train, held_out, parts.card.vocabulary)
-    adapter_id = _claim_run(work, parts, stacks, settings, out)
-    tuning = replace(settings.tuning, method="lora")
+    tuning = TuneSettings(
+        **{entry.name: getattr(request, entry.name) for entry in fields(TuneSettings) if hasattr(request, entry.name)}
+    )
+    adapter_id = _claim_run(work, parts, stacks, request, tuning, out)
     report(
-        {
-            "event": "start",
-            "adapter_id": adapter_id,
-            "steps": tuning.steps,
-            "cases": {"training": len(train), "validation": len(held_out)},
-            "targets": {target: count.to_dict() for target, count in counts.items()},
-            "left_out": left_out,
-        }
+        AdaptStart(
+            adapter_id,
+            tuning.steps,
+            {"training": len(train), "validation": len(held_out)},
+            {target: count.to_dict() for target, count in counts.items()},
+            tuple(left_out),
+        )
     )
     vocabulary = list(counts)
     items = choose_slices(held_out, vocabulary, tuning.validation_images)
-    phantoms = held_out_phantoms(settings.phantoms, parts.card.image_size, parts.card.spacing_mm)
+    phantoms = held_out_phantoms(request.phantoms, parts.card.image_size, parts.card.spacing_mm)
     if (strange := parts.card.strange_planes({item.plane for item in items})) is not None:
         watch.log(strange)
     watch.log("measuring the base model on the held-out cases")
@@ -140,7 +120,7 @@ def adapt(
         lora_state(parts),
         {
             "adapter_id": adapter_id,
-            "name": settings.name or out.name,
+            "name": request.name or out.name,
             "base_model_id": parts.card.model_id,
             "base_sha256": weights_hash(parts.card.sha256),
             "rank": tuning.rank,
@@ -171,18 +151,9 @@ def adapt(
     _keep_curve(work, out)
     if not tuned.cancelled:
         shutil.rmtree(work, ignore_errors=True)
-    report({"event": "pictures", "items": _pictures(base.first, now.first)})
-    report(
-        {
-            "event": "done",
-            "folder": str(out),
-            "adapter_id": adapter_id,
-            "better": better,
-            "cancelled": tuned.cancelled,
-            "reason": f"{reason} {notes}".strip(),
-            "card": written.to_dict(),
-        }
-    )
+    for picture in _pictures(base.first, now.first):
+        report(picture)
+    report(AdaptDone(str(out), adapter_id, better, tuned.cancelled, f"{reason} {notes}".strip(), written.to_dict()))
     return written
 
 
@@ -222,13 +193,10 @@ class _Steps:
                 self._began, self._first = time.monotonic(), step
             pace = (time.monotonic() - self._began) / max(step - self._first, 1)
             eta = round(pace * (self._steps - step), 1) if step > self._first else None
-            self._report({"event": "step", "step": step, "steps": self._steps, "loss": figures["loss"], "eta_s": eta})
+            self._report(AdaptStep(step, self._steps, figures["loss"], eta))
         elif "dice" in figures:
             per_target = {t: figures[t] for t in self._targets if t in figures}
-            best = bool(figures["best"])
-            self._report(
-                {"event": "validation", "step": step, "dice": figures["dice"], "per_target": per_target, "best": best}
-            )
+            self._report(AdaptValidation(step, figures["dice"], per_target, bool(figures["best"])))
 
 
 def _wanted(stacks: Sequence[Stack], vocabulary: Sequence[str], targets: tuple[str, ...]) -> list[Stack]:
@@ -243,10 +211,10 @@ def _wanted(stacks: Sequence[Stack], vocabulary: Sequence[str], targets: tuple[s
     return found
 
 
-def _sound(stacks: Sequence[Stack], card: ModelCard, watch: Watch) -> tuple[list[Stack], list[dict[str, str]]]:
-    """The stacks that can be used, and name and reason of each other one: one bad case does not end a long run."""
+def _sound(stacks: Sequence[Stack], card: ModelCard, watch: Watch) -> tuple[list[Stack], list[LeftOut]]:
+    """The stacks that can be used, and each other one: one bad case does not end a long run."""
     sound: list[Stack] = []
-    left_out: list[dict[str, str]] = []
+    left_out: list[LeftOut] = []
     shown = False
     for number, stack in enumerate(stacks):
         if watch.cancelled():  # the training itself is what stops
@@ -255,12 +223,12 @@ def _sound(stacks: Sequence[Stack], card: ModelCard, watch: Watch) -> tuple[list
         try:
             prepared = prepare(stack, card)
         except Exception as error:
-            left_out.append({"case": stack.name, "reason": why_left_out(stack.name, error)})
+            left_out.append(LeftOut(stack.name, why_left_out(stack.name, error)))
             continue
         sound.append(stack)
         shown = shown or (prepared is not None and bool(prepared.present.any()))
     if not sound:
-        raise DatasetError(f"None of the {len(stacks)} cases can be used; of the first one: {left_out[0]['reason']}")
+        raise DatasetError(f"None of the {len(stacks)} cases can be used; of the first one: {left_out[0].reason}")
     if left_out:
         watch.log(f"{len(left_out)} of {len(stacks)} cases cannot be used and are left out.")
     if not shown:
@@ -275,11 +243,11 @@ def _narrowed(stack: Stack, targets: frozenset[str]) -> Stack:
     return replace(stack, labelled=targets, read=read)
 
 
-def _split(stacks: Sequence[Stack], settings: AdaptSettings, watch: Watch) -> tuple[list[Stack], list[Stack]]:
-    if settings.validation_share and len({s.patient for s in stacks}) < 2:
+def _split(stacks: Sequence[Stack], request: AdaptRequest, watch: Watch) -> tuple[list[Stack], list[Stack]]:
+    if request.validation_share and len({s.patient for s in stacks}) < 2:
         watch.log("All cases are of one patient: nobody is held out, and nobody knows whether the adapter is better.")
         return list(stacks), []
-    return split_stacks(stacks, settings.validation_share, settings.tuning.seed)
+    return split_stacks(stacks, request.validation_share, request.seed)
 
 
 def _count(train: Sequence[Stack], held_out: Sequence[Stack], vocabulary: Sequence[str]) -> dict[str, Counts]:
@@ -297,9 +265,11 @@ def _patients(stacks: Sequence[Stack]) -> int:
     return len({s.patient for s in stacks})
 
 
-def _claim_run(work: Path, parts: ProGiDiffModel, stacks: Sequence[Stack], settings: AdaptSettings, out: Path) -> str:
+def _claim_run(
+    work: Path, parts: ProGiDiffModel, stacks: Sequence[Stack], request: AdaptRequest, tuning: TuneSettings, out: Path
+) -> str:
     """Mark the work folder as this run's; the adapter's id, which stays the same when it goes on."""
-    tuning = {k: v for k, v in asdict(settings.tuning).items() if k not in ("steps", "patience", "cache_mb")}
+    settings = {k: v for k, v in asdict(tuning).items() if k not in ("steps", "patience", "cache_mb")}
     claim(
         work,
         {
@@ -307,10 +277,10 @@ def _claim_run(work: Path, parts: ProGiDiffModel, stacks: Sequence[Stack], setti
             "model": weights_hash(parts.card.sha256),
             # a digest: names of cases and patients have no place in a file of checkpoints
             "data": hashlib.sha256(json.dumps(sorted((s.name, s.patient) for s in stacks)).encode()).hexdigest(),
-            "settings": tuning,
-            "validation share": settings.validation_share,
-            **({"plane": settings.plane} if settings.plane else {}),
-            **({"corrected": True} if settings.correct_values else {}),
+            "settings": settings,
+            "validation share": request.validation_share,
+            **({"plane": request.plane} if request.plane else {}),
+            **({"corrected": True} if request.correct_values else {}),
         },
     )
     path = work / "adapter_id.json"
@@ -339,17 +309,13 @@ def _keep_curve(work: Path, out: Path) -> None:
             shutil.copyfile(work / name, out / name)
 
 
-def _pictures(before: Sequence[FirstRanked], after: Sequence[FirstRanked]) -> list[dict[str, Any]]:
+def _pictures(before: Sequence[FirstRanked], after: Sequence[FirstRanked]) -> list[AdaptPicture]:
     """Pictures spread over the held-out slices, in memory only."""
     step = max(1, -(-len(before) // _PICTURES))
     pairs = list(zip(before, after, strict=True))[::step]
     return [
-        {
-            "case": b.item.slice_id,
-            "target": b.target,
-            "before": round(b.dice, 4),
-            "after": round(a.dice, 4),
-            "png": base64.b64encode(before_after_png(b, a)).decode("ascii"),
-        }
+        AdaptPicture(
+            b.item.slice_id, b.target, round(b.dice, 4), round(a.dice, 4), np.frombuffer(before_after_png(b, a), np.uint8)
+        )
         for b, a in pairs
     ]

@@ -45,6 +45,7 @@ from progidiff.wire.messages import (
     SliceEvent,
     Status,
     StatusReply,
+    TidiedEvent,
     UnloadAdapter,
     WarningEvent,
     image_key,
@@ -325,7 +326,7 @@ class EventStream(Iterator[Event]):
     def _next(self, timeout: float | None) -> Event:
         try:
             reply = self._connection.receive(self._request_id, timeout)
-            if isinstance(reply, ProgressEvent | SliceEvent | RankingEvent | WarningEvent):
+            if isinstance(reply, ProgressEvent | SliceEvent | TidiedEvent | RankingEvent | WarningEvent):
                 return reply
             done = self._connection.expect(reply, DoneEvent)
         except (CancelledError, WorkerError):

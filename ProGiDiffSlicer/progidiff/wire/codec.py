@@ -9,7 +9,9 @@ value. A request with a field that its class lacks is refused; a reply may say m
 
 from __future__ import annotations
 
+import base64
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -20,74 +22,17 @@ import numpy as np
 
 from progidiff.errors import ProtocolError
 from progidiff.wire.frames import Array, Frame
-from progidiff.wire.messages import (
-    MAX_ID,
-    MAX_TEXT,
-    PROTOCOL_VERSION,
-    Acknowledged,
-    AdapterLoaded,
-    AdapterUnloaded,
-    Bye,
-    Cancel,
-    Cancelled,
-    DoneEvent,
-    ErrorReply,
-    Heartbeat,
-    Hello,
-    HelloReply,
-    ImageReply,
-    Load,
-    LoadAdapter,
-    Loaded,
-    Of,
-    ProgressEvent,
-    ProposeRequest,
-    Range,
-    RankingEvent,
-    Reply,
-    Request,
-    SegWritten,
-    SetImage,
-    Shutdown,
-    SliceEvent,
-    Status,
-    StatusReply,
-    UnloadAdapter,
-    WarningEvent,
-    WriteSeg,
-)
+from progidiff.wire.messages import MAX_ID, MAX_TEXT, PROTOCOL_VERSION, Of, Reply, Request, SliceEvent
+from progidiff.wire.request import Range
 
-_REQUESTS: dict[str, Any] = {
-    "hello": Hello,
-    "status": Status,
-    "shutdown": Shutdown,
-    "cancel": Cancel,
-    "load": Load,
-    "set_image": SetImage,
-    "propose": ProposeRequest,
-    "load_adapter": LoadAdapter,
-    "unload_adapter": UnloadAdapter,
-    "write_seg": WriteSeg,
-}
-_REPLIES: dict[str, Any] = {
-    "hello": HelloReply,
-    "heartbeat": Heartbeat,
-    "status": StatusReply,
-    "acknowledged": Acknowledged,
-    "loaded": Loaded,
-    "adapter_loaded": AdapterLoaded,
-    "adapter_unloaded": AdapterUnloaded,
-    "image": ImageReply,
-    "seg_written": SegWritten,
-    "progress": ProgressEvent,
-    "slice": SliceEvent,
-    "ranking": RankingEvent,
-    "warning": WarningEvent,
-    "done": DoneEvent,
-    "cancelled": Cancelled,
-    "bye": Bye,
-    "error": ErrorReply,
-}
+
+def _type(cls: type[Any]) -> str:
+    """How a message's class is called in a header: ``"load_adapter"``, ``"propose"`` for a ``ProposeRequest``."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", re.sub("(Request|Reply|Event)$", "", cls.__name__)).lower()
+
+
+_REQUESTS: dict[str, Any] = {_type(cls): cls for cls in get_args(Request)}
+_REPLIES: dict[str, Any] = {_type(cls): cls for cls in get_args(Reply)}
 _NAMES = {cls: name for table in (_REQUESTS, _REPLIES) for name, cls in table.items()}
 
 
@@ -122,6 +67,19 @@ def to_frame(message: Request | Reply, request_id: int | None) -> Frame:
     if isinstance(message, SliceEvent) and message.mean_probability is not None:
         arrays["mean_probability"], header["corner"] = _packed(message.mean_probability)
     return Frame(header, arrays)
+
+
+def to_line(message: Reply) -> dict[str, Any]:
+    """A reply or event as the command line prints it: the last word of its type as ``event``, and its fields.
+
+    Bytes are written in base64.
+    """
+    line: dict[str, Any] = {"event": _NAMES[type(message)].rpartition("_")[2]}
+    for entry in fields(message):
+        value = getattr(message, entry.name)
+        is_array = isinstance(value, np.ndarray)
+        line[entry.name] = base64.b64encode(value.tobytes()).decode("ascii") if is_array else _plain(value)
+    return line
 
 
 def frame_to_request(frame: Frame) -> tuple[int, Request]:

@@ -1,5 +1,6 @@
 """One conversation with a worker, without input or output: its order, how long silence is borne, and why it ended.
 
+The worker may run on another computer, reached through an ssh that asks nobody anything.
 Two drivers carry its bytes: :mod:`progidiff.wire.client` on blocking pipes, ``ProGiDiffSlicerLib.worker`` on those of Qt.
 Standard library and numpy only.
 """
@@ -10,12 +11,12 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from progidiff.errors import ProtocolError
-from progidiff.remote import meaning_of_end
 from progidiff.wire.codec import frame_to_reply, to_frame
 from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder, encode_frame
 from progidiff.wire.messages import ErrorReply, HelloReply, Reply, Request
@@ -233,3 +234,68 @@ class Conversation:
         except ValueError:
             name = str(-code)
         return self._say("signal {name}").format(name=name)
+
+
+# A worker on another computer -------------------------------------------------------------------------------------------
+
+_SSH_FAILED = 255  # ssh's own failures; any other code is that of the command over there
+_NOT_FOUND = (126, 127)  # how a shell says that there is no such program
+
+# In OpenSSH's words, which no language setting changes; the first that is found counts.
+_TROUBLES = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "The other computer shows another host key than the one that is known of it: it was installed anew, or somebody is "
+        "in between; ask who runs it, then remove the old key with ssh-keygen -R and connect once in a terminal.",
+    ),
+    (
+        r"Host key verification failed|host key is known for",
+        "The host key of the other computer is not known here; connect to it once in a terminal and accept its key.",
+    ),
+    (
+        r"Permission denied \(|Too many authentication failures",
+        "The other computer lets nobody in without a password; set up a key for ssh until ssh -o BatchMode=yes enters it.",
+    ),
+    (
+        r"Could not resolve hostname",
+        "There is no computer of the name in the worker command; correct it, or connect to the network that knows it.",
+    ),
+    (
+        r"ssh: connect to host",
+        "The other computer cannot be reached; see that it is switched on and takes ssh, and that the network is there.",
+    ),
+    (
+        r"[Cc]onnection (to .* )?(closed|reset|timed out)|Broken pipe|Timeout, server|Read from remote host",
+        "The connection to the other computer was lost; see that the network is there, then try again.",
+    ),
+)
+
+
+def unattended(command: Sequence[str]) -> list[str]:
+    """A worker's command in which ssh fails where it would ask for a password or a host key.
+
+    Nobody would see the question: the worker has no terminal, or one in which nobody looks. A command that says
+    something of ``BatchMode`` itself, or that is not ssh, is left as it is.
+    """
+    words = list(command)
+    name = PureWindowsPath(PurePosixPath(words[0]).name).name.lower().removesuffix(".exe")
+    if name != "ssh" or any("batchmode" in word.lower() for word in words):
+        return words
+    return [words[0], "-o", "BatchMode=yes", *words[1:]]
+
+
+def meaning_of_end(exit_code: int | None, log: str) -> str:
+    """What the end of a worker's process means, with the next step; "" where neither code nor log tell.
+
+    Args:
+        exit_code: of the process, ``None`` where it is not known.
+        log: what it wrote on standard error.
+    """
+    if exit_code in _NOT_FOUND:
+        return (
+            "The program that the worker command names was not found where it was looked for; give its whole path, such as "
+            "/opt/progidiff/bin/python."
+        )
+    if exit_code != _SSH_FAILED:
+        return ""
+    return next((sentence for words, sentence in _TROUBLES if re.search(words, log)), "")

@@ -14,22 +14,16 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 
 from progidiff.wire.frames import Array
+from progidiff.wire.request import Place, Proposals, Range
+from progidiff.wire.request import ProposeRequest as ProposeRequest
 
 PROTOCOL_VERSION = 2
 MAX_ID = 2**53  # whole numbers that survive every JSON reader
 MAX_TEXT = 32_768  # the longest path that Windows knows
 
-RankingMethod = Literal["soft_dice", "medoid"]
-SchedulerName = Literal["ddim", "dpmsolver++"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds, both included: of a number, of the characters of a text, of the items of a list."""
-
-    low: float
-    high: float
+Plane = Literal["axial", "coronal", "sagittal"]
+Modality = Literal["CT", "MR"]
 
 
 @dataclass(frozen=True)
@@ -41,48 +35,8 @@ class Of:
 
 
 Id = Annotated[int, Range(0, MAX_ID)]
-Place = Annotated[int, Range(0, 2**31)]
-Proposals = Annotated[int, Range(1, 1024)]
 
 # What is asked --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProposeRequest:
-    """One request for proposals on the current image.
-
-    Attributes:
-        targets: canonical target names of the model's vocabulary, e.g. ``("liver", "left kidney")``.
-        proposals: number of samples N per target (the maximum when ``adaptive``).
-        top_k: how many distinct proposals are put forward.
-        steps: denoising steps, 1-100 (4 is the default model's design point).
-        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
-        seed: seed of the noise fields; proposal i is the same whatever N, batch size or device count.
-        slices: half-open range along the slice axis, or ``None`` for all slices.
-        adaptive: sample in blocks until the consensus has settled.
-        batch_size: most samples in one network call, or ``None`` for automatic.
-        ranking: how proposals are scored without ground truth.
-        everywhere: also draw a target on slices where the model's segmentation head finds it unlikely; otherwise so many of
-            the proposals are empty there as it is unlikely.
-    """
-
-    targets: Annotated[tuple[Annotated[str, Range(0, 200)], ...], Range(1, 64)]
-    proposals: Proposals = 16
-    top_k: Proposals = 3
-    steps: Annotated[int, Range(1, 100)] = 4
-    scheduler: SchedulerName = "ddim"
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    slices: tuple[Place, Place] | None = None
-    adaptive: bool = False
-    batch_size: Annotated[int, Range(1, 65_536)] | None = None
-    ranking: RankingMethod = "soft_dice"
-    everywhere: bool = False
-
-    def problem(self) -> str | None:
-        """What is wrong with the fields together, as a sentence."""
-        if self.slices is not None and self.slices[0] >= self.slices[1]:
-            return 'The field "slices" of a propose message must be a start and a larger stop.'
-        return None
 
 
 @dataclass(frozen=True)
@@ -214,7 +168,174 @@ class WriteSeg:
         return _affine_problem(self.affine)
 
 
-Request = Hello | Status | Shutdown | Cancel | Load | LoadAdapter | UnloadAdapter | SetImage | ProposeRequest | WriteSeg
+@dataclass(frozen=True)
+class CountCases:
+    """What does the curated set in a folder hold? Answered by :class:`CuratedCases`, as the next two; they need no model."""
+
+    folder: str
+
+
+@dataclass(frozen=True, eq=False)
+class KeepCase:
+    """Save a training example in a curated set, which is made where there is none.
+
+    Attributes:
+        folder: of the set, on the worker's machine.
+        target: key of the only target that is known in the case.
+        image: (K, J, I), raw scanner values of any numeric type.
+        mask: bool, on the grid of ``image``.
+        affine: 4x4 float64, IJK -> RAS in mm.
+        replaces: the case whose place it takes; "" for none.
+
+    The others are those of :class:`progidiff.curation.NewCase`.
+    """
+
+    folder: str
+    target: Annotated[str, Range(0, 200)]
+    image: Array
+    mask: Annotated[Array, Of("bool", 3)]
+    affine: Array
+    modality: Modality
+    plane: Plane
+    prompt: str
+    code: dict[str, Any] | None = None
+    proposal: dict[str, Any] | None = None
+    edited: bool = False
+    editor: str = ""
+    model_id: str = ""
+    adapter_id: str | None = None
+    dice_to_proposal: float | None = None
+    volume_key: str = ""
+    patient_key: str | None = None
+    replaces: str = ""
+
+    def problem(self) -> str | None:
+        """What is wrong with the fields together, as a sentence."""
+        return _affine_problem(self.affine)
+
+
+@dataclass(frozen=True)
+class SwapCases:
+    """Take cases out of a curated set, and bring earlier ones back, which comes first."""
+
+    folder: str
+    remove: tuple[str, ...]
+    restore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NextSettings:
+    """How much is sampled of each volume; equal settings give equal numbers.
+
+    Attributes:
+        proposals: N per target and slice, at least 2.
+        steps: denoising steps.
+        slices: slices spread evenly over the volume.
+        closer: further slices for each target, between those on which it was found and their neighbours.
+        seed: seed of the noise.
+        modality: "CT" or "MR" for files that do not say it; ``None`` guesses from the values.
+        plane: plane of the slices; ``None`` for the one that suits each volume and the model.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
+    """
+
+    proposals: Proposals = 6
+    steps: Annotated[int, Range(1, 100)] = 2
+    slices: Place = 8
+    closer: Place = 4
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    modality: Modality | None = None
+    plane: Plane | None = None
+    correct_values: bool = False
+
+
+@dataclass(frozen=True)
+class NextRequest:
+    """Which volume of a folder to correct next?
+
+    Told by :class:`NextStart` and :class:`NextVolume`, ends with :class:`NextDone`; a cancelled one keeps what was measured.
+
+    Attributes:
+        folder: with volumes, also in folders below it.
+        prompt: what to look for.
+        out: the result file; the same request goes on from it.
+        model, adapter: folders; ``None`` for the bundled model, and for none.
+        even_if_worse: take an adapter that was not better than its base.
+    """
+
+    folder: str
+    prompt: str
+    out: str
+    model: str | None = None
+    adapter: str | None = None
+    even_if_worse: bool = False
+    device: Device = "auto"
+    settings: NextSettings = NextSettings()
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """Tune a model on own cases with LoRA, and write the adapter.
+
+    Told by :class:`AdaptStart`, :class:`AdaptStep`, :class:`AdaptValidation` and :class:`AdaptPicture`, ends with
+    :class:`AdaptDone`; cancelled, it keeps the best so far.
+
+    Attributes:
+        cases: curated sets, nnU-Net raw folders or slice folders.
+        out: the adapter's folder; an earlier adapter there is replaced at the end.
+        model: its folder; ``None`` for the bundled one.
+        work: checkpoints, from which the same request goes on; ``None`` for ``out`` with ``-training`` behind it. It is
+            removed when the training has run to its end.
+        targets: what to tune; all that the cases label by default.
+        validation_share: share of the patients that are held out; with a single patient nobody is.
+        name: shown to users; by default that of the folder.
+        plane: plane of the slices of volumes; ``None`` for the one that suits each volume and the model.
+        correct_values: take values of a CT that cannot be Hounsfield units for what they look like.
+        phantoms: held-out phantoms that retention is measured on.
+
+    The others are those of :class:`progidiff.training.tuning.TuneSettings`.
+    """
+
+    cases: Annotated[tuple[str, ...], Range(1, 1024)]
+    out: str
+    model: str | None = None
+    work: str | None = None
+    targets: Annotated[tuple[Annotated[str, Range(0, 200)], ...], Range(0, 64)] = ()
+    validation_share: Annotated[float, Range(0, 0.9)] = 0.25
+    device: Device = "auto"
+    name: str = ""
+    plane: Plane | None = None
+    correct_values: bool = False
+    phantoms: Place = 5
+    steps: Annotated[int, Range(1, 2**31)] = 150
+    rank: Annotated[int, Range(1, 256)] = 8
+    layers: Literal["attention", "all"] = "all"
+    learning_rate: Annotated[float, Range(1e-8, 1)] | None = None
+    images: Annotated[int, Range(1, 2**16)] = 4
+    prompts_per_image: Annotated[int, Range(1, 2**16)] = 2
+    replay_share: Annotated[float, Range(0, 0.9)] = 0.25
+    validate_every: Annotated[int, Range(1, 2**31)] = 25
+    patience: Annotated[int, Range(1, 2**31)] | None = 4
+    validation_images: Place = 12
+    seed: Annotated[int, Range(0, 2**31)] = 0
+
+
+Request = (
+    Hello
+    | Status
+    | Shutdown
+    | Cancel
+    | Load
+    | LoadAdapter
+    | UnloadAdapter
+    | SetImage
+    | ProposeRequest
+    | WriteSeg
+    | CountCases
+    | KeepCase
+    | SwapCases
+    | NextRequest
+    | AdaptRequest
+)
 
 
 def _affine_problem(affine: Array) -> str | None:
@@ -278,6 +399,24 @@ class SliceEvent:
 
 
 @dataclass(frozen=True)
+class TidiedEvent:
+    """A slice of a target whose proposals are complete, after pieces were dropped and holes filled; it takes the earlier
+    masks' place.
+
+    Attributes:
+        target: canonical target name.
+        slice_index: index along the slice axis.
+        corner: row and column of the slice at which the masks begin; nothing is inside beyond them.
+        masks: bool (N + 1, rows, columns): all proposals, and where their mean probability is above one half.
+    """
+
+    target: str
+    slice_index: Place
+    corner: tuple[Place, Place]
+    masks: Annotated[Array, Of("bool", 3)]
+
+
+@dataclass(frozen=True)
 class RankingEvent:
     """The proposals of one target over the whole requested extent, ranked without ground truth.
 
@@ -291,6 +430,8 @@ class RankingEvent:
         empty: whether each proposal is empty; ``empty_share`` is their share.
         mean_pairwise_dice: diversity (1 = all alike).
         stop_reason: why sampling ended, as a sentence.
+        dropped_pieces, dropped_ml, filled_ml: what was dropped of each proposal and filled in it, by index; empty where all
+            were left as they were sampled.
     """
 
     target: str
@@ -304,6 +445,9 @@ class RankingEvent:
     empty_share: float
     mean_pairwise_dice: float
     stop_reason: str
+    dropped_pieces: list[Place] = field(default_factory=list)
+    dropped_ml: list[float] = field(default_factory=list)
+    filled_ml: list[float] = field(default_factory=list)
 
 
 #: Codes of warnings about an image as a whole, the most important first.
@@ -327,6 +471,100 @@ class DoneEvent:
     timing: dict[str, float] = field(default_factory=dict)
     peak_memory_mb: float = 0.0
     adapter_id: str | None = None
+
+
+@dataclass(frozen=True)
+class NextStart:
+    """The search begins: how many volumes, how many of them ``known`` already, and a sentence on an earlier result."""
+
+    volumes: Place
+    known: Place
+    message: str
+
+
+@dataclass(frozen=True)
+class NextItem:
+    """A volume that was looked at; the most uncertain one teaches most.
+
+    Attributes:
+        path: relative to the searched folder, with forward slashes.
+        disagreement: of its proposals; ``None`` where it could not be measured, for ``reason``.
+        target: the target that they disagree on most, on ``slice`` around ``ras`` (mm).
+        notes: sentences about its plane, its values and its modality, the most important first.
+
+    The others are those of :class:`progidiff.active.record.Item`.
+    """
+
+    path: str
+    disagreement: float | None = None
+    target: str = ""
+    slice: Place = 0
+    ras: tuple[float, float, float] | None = None
+    plane: str = ""
+    slice_count: Place = 0
+    per_target: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class NextVolume:
+    """One more volume is ``done``, of so many; ``eta_s`` in seconds."""
+
+    done: Place
+    volumes: Place
+    eta_s: float | None
+    item: NextItem
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A case that cannot be used, and why."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class AdaptStart:
+    """The training begins: how many cases are for ``training`` and for ``validation``, in all and by target."""
+
+    adapter_id: str
+    steps: Place
+    cases: dict[str, Id]
+    targets: dict[str, dict[str, Id]]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdaptStep:
+    """An optimiser step of at most ``steps``; ``eta_s`` in seconds."""
+
+    step: Place
+    steps: Place
+    loss: float
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class AdaptValidation:
+    """Mean Dice on held-out cases after a step, 0 for the base model; ``best`` so far or not."""
+
+    step: Place
+    dice: float
+    per_target: dict[str, float]
+    best: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptPicture:
+    """A held-out slice with the first-ranked proposal before and after, their Dice, and both as PNG, uint8."""
+
+    case: str
+    target: str
+    before: float
+    after: float
+    png: Annotated[Array, Of("uint8", 1)]
 
 
 # What else the worker says --------------------------------------------------------------------------------------------
@@ -415,6 +653,46 @@ class SegWritten:
 
 
 @dataclass(frozen=True)
+class CuratedCases:
+    """What a curated set holds.
+
+    Attributes:
+        cases: number of cases.
+        counts: cases by target, in the catalogue's order.
+        modalities: "CT" and "MR", as far as there are cases of them.
+        kept: id of the case that was saved; "" where nothing was.
+        replaced: the case whose place it took, which left the set; "" for none.
+    """
+
+    cases: Id
+    counts: dict[str, Id]
+    modalities: tuple[str, ...]
+    kept: str = ""
+    replaced: str = ""
+
+
+@dataclass(frozen=True)
+class NextDone:
+    """The search has ended: the most uncertain volume first, and those that could not be measured."""
+
+    ranking: tuple[NextItem, ...]
+    failures: tuple[NextItem, ...]
+    cancelled: bool
+
+
+@dataclass(frozen=True)
+class AdaptDone:
+    """The adapter is in ``folder``: whether it is ``better`` on held-out cases, a sentence on that, and its card."""
+
+    folder: str
+    adapter_id: str
+    better: bool
+    cancelled: bool
+    reason: str
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Cancelled:
     """Final reply of a request that was cancelled."""
 
@@ -433,7 +711,20 @@ class ErrorReply:
     hint: str = ""
 
 
-Event = ProgressEvent | SliceEvent | RankingEvent | WarningEvent | DoneEvent
+Event = (
+    ProgressEvent
+    | SliceEvent
+    | TidiedEvent
+    | RankingEvent
+    | WarningEvent
+    | DoneEvent
+    | NextStart
+    | NextVolume
+    | AdaptStart
+    | AdaptStep
+    | AdaptValidation
+    | AdaptPicture
+)
 Final = (
     HelloReply
     | StatusReply
@@ -443,6 +734,9 @@ Final = (
     | AdapterUnloaded
     | ImageReply
     | SegWritten
+    | CuratedCases
+    | NextDone
+    | AdaptDone
     | DoneEvent
     | Cancelled
     | Bye

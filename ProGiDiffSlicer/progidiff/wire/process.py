@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from progidiff.remote import unattended
 from progidiff.system import kill_tree
-from progidiff.wire.conversation import Conversation
+from progidiff.wire.conversation import Conversation, unattended
 
 _LONGEST_LINE = 2000
 _TERM_WAIT_S = 1.0

@@ -19,14 +19,18 @@ from progidiff.wire.codec import RequestError, frame_to_request
 from progidiff.wire.frames import MAX_PAYLOAD, Frame, FrameDecoder
 from progidiff.wire.messages import (
     Acknowledged,
+    AdaptRequest,
     Bye,
     Cancel,
+    CountCases,
     ErrorReply,
     Heartbeat,
     Hello,
     HelloReply,
+    KeepCase,
     Load,
     LoadAdapter,
+    NextRequest,
     ProposeRequest,
     Reply,
     Request,
@@ -34,9 +38,11 @@ from progidiff.wire.messages import (
     Shutdown,
     Status,
     StatusReply,
+    SwapCases,
     UnloadAdapter,
     WriteSeg,
 )
+from progidiff.worker import tasks
 from progidiff.worker.pipes import LOG, REPLY_LIMIT, Outbox, Pipes, claim_standard_streams, start_log, where
 from progidiff.worker.session import Compute, EngineFactory, RequestRun, Session, load_engine, write_seg
 
@@ -47,6 +53,10 @@ EXIT_CRASH = 4
 
 HEARTBEAT_S = 1.0
 _GRACE_S = 3.0  # for a cancelled request to end
+#: Seconds for those that still write when their client has gone.
+_LAST_S: dict[type[Request], float] = {KeepCase: 60.0, SwapCases: 60.0, AdaptRequest: 600.0}
+#: What has arrived of these is finished without their client, not cancelled.
+_FINISHED = (KeepCase, SwapCases)
 _FLUSH_S = 2.0  # for the last replies to be read
 _PARENT_POLL_S = 0.5
 
@@ -76,6 +86,11 @@ class Server:
             SetImage: session.set_image,
             ProposeRequest: session.propose,
             WriteSeg: write_seg,
+            CountCases: tasks.count_cases,
+            KeepCase: tasks.keep_case,
+            SwapCases: tasks.swap_cases,
+            NextRequest: tasks.find_next,
+            AdaptRequest: tasks.adapt,
         }
 
     def run(self) -> NoReturn:
@@ -92,15 +107,18 @@ class Server:
                 self.end(EXIT_OK, "the requests ended")
 
     def end(self, code: int, reason: str, bye: int | None = None) -> NoReturn:
-        """Cancel what runs, let the last replies be read, and end the process, from whatever thread."""
+        """Cancel or finish what runs, let the last replies be read, and end the process, from whatever thread."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()
         LOG.info("ending: %s", reason)
+        run = self._compute.run
+        grace = _GRACE_S if run is None else _LAST_S.get(type(run.request), _GRACE_S)
         # Should a native library hold the interpreter lock from here on, this still ends the process.
         # Descriptor 1 is a second name of the log by now (see claim_standard_streams).
-        faulthandler.dump_traceback_later(_GRACE_S + _FLUSH_S + 2, exit=True, file=1)
-        self._compute.cancel(None)
-        self._compute.wait_idle(_GRACE_S)
+        faulthandler.dump_traceback_later(grace + _FLUSH_S + 2, exit=True, file=1)
+        if run is not None and not isinstance(run.request, _FINISHED):
+            run.cancel()
+        self._compute.wait_idle(grace)
         if bye is not None:
             self._outbox.post(Bye(), bye)
         self._outbox.flush(_FLUSH_S)
@@ -131,7 +149,7 @@ class Server:
             post(Acknowledged(self._compute.cancel(request.request)), request_id)
         else:
             work = self._work[type(request)]
-            if not self._compute.submit(request_id, work.__name__.replace("_", " "), lambda run: work(request, run)):
+            if not self._compute.submit(request_id, request, lambda run: work(request, run)):
                 busy = ErrorReply("busy", "The worker is busy with another request.", "Wait for it, or cancel it.")
                 post(busy, request_id)
 

@@ -32,6 +32,7 @@ from progidiff.wire.messages import (
     ProgressEvent,
     ProposeRequest,
     Reply,
+    Request,
     SegWritten,
     SetImage,
     UnloadAdapter,
@@ -112,9 +113,9 @@ class RequestFailed(Exception):
 class RequestRun:
     """One request at work."""
 
-    def __init__(self, request_id: int, name: str, outbox: Outbox) -> None:
+    def __init__(self, request_id: int, request: Request, outbox: Outbox) -> None:
         self.request_id = request_id
-        self.name = name
+        self.request = request
         self._outbox = outbox
         self._cancelled = threading.Event()
         self._start = time.monotonic()
@@ -158,12 +159,12 @@ class Compute:
         """The request at work."""
         return self._run
 
-    def submit(self, request_id: int, name: str, work: Work) -> bool:
+    def submit(self, request_id: int, request: Request, work: Work) -> bool:
         """Start ``work``, whose result is the final reply; false while another request is at work."""
         with self._changed:
             if self._run is not None:
                 return False
-            self._run = RequestRun(request_id, name, self._outbox)
+            self._run = RequestRun(request_id, request, self._outbox)
             self._work = work
             self._changed.notify_all()
             return True
@@ -191,7 +192,7 @@ class Compute:
                 self._carry_out(run, work)
 
     def _carry_out(self, run: RequestRun, work: Work) -> None:
-        LOG.info("request %d: %s", run.request_id, run.name)
+        LOG.info("request %d: %s", run.request_id, type(run.request).__name__)
         reply = _reply_of(run, work)
         outcome = f"error {reply.code}" if isinstance(reply, ErrorReply) else type(reply).__name__.lower()
         LOG.info("request %d: %s after %.2f s", run.request_id, outcome, run.seconds)

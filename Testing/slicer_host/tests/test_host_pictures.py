@@ -63,34 +63,6 @@ def test_a_segment_is_seen_where_it_is_and_only_while_it_is_shown(volume: Any, s
     assert green_share(show_slice()) == 0
 
 
-def test_a_foreground_is_blended_in(volume: Any, scene: Any) -> None:
-    overlay = slicer.util.addVolumeFromArray(np.full(SHAPE, 100, np.uint8), name="agreement")
-    overlay.CreateDefaultDisplayNodes()
-    overlay.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGreen")
-    overlay.GetDisplayNode().AutoWindowLevelOff()
-    overlay.GetDisplayNode().SetWindowLevel(100, 50)
-    slicer.util.setSliceViewerLayers(foreground=overlay, foregroundOpacity=0.5)
-    assert green_share(show_slice()) > 0.5
-    slicer.util.setSliceViewerLayers(foregroundOpacity=0.0)
-    assert green_share(show_slice()) == 0
-
-
-def test_png_is_written_and_holds_the_pixels(volume: Any, tmp_path: Path) -> None:
-    with SliceView("Yellow", (200, 120)) as view:
-        view.fit()
-        view.png(tmp_path / "yellow.png")
-        pixels = view.pixels()
-    image = qt.QImage(str(tmp_path / "yellow.png"))
-    assert (image.width(), image.height()) == (200, 120)
-    centre = image.pixelColor(100, 60)
-    assert (centre.red(), centre.green(), centre.blue()) == tuple(pixels[60, 100])
-
-
-def test_an_unknown_view_is_named(app: Any) -> None:
-    with pytest.raises(ValueError, match="no slice view 'Blue'"):
-        SliceView("Blue")
-
-
 def test_a_panel_is_painted_with_its_text(app: Any, tmp_path: Path) -> None:
     def panel(title: str, collapsed: bool = False) -> Any:
         button = ctk.ctkCollapsibleButton()
@@ -115,17 +87,3 @@ def test_panel_beside_views(volume: Any, tmp_path: Path) -> None:
     beside(image, [show_slice((150, 150)), show_slice((150, 150))], tmp_path / "both.png")
     both = qt.QImage(str(tmp_path / "both.png"))
     assert (both.width(), both.height()) == (350, 300)
-
-
-def test_a_machine_without_fonts_gets_those_of_matplotlib(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .. import fonts
-
-    known: list[str] = []
-    monkeypatch.setattr(fonts.QtGui.QFontDatabase, "families", lambda: ["DejaVu Sans"] if known else [])
-    monkeypatch.setattr(fonts.QtGui.QFontDatabase, "addApplicationFont", known.append)
-    assert fonts.ensure()
-    assert any(Path(path).name == "DejaVuSans.ttf" for path in known)
-    monkeypatch.setattr(fonts, "_matplotlib_fonts", list)
-    known.clear()
-    with pytest.warns(UserWarning, match="no fonts on this machine"):
-        assert not fonts.ensure()

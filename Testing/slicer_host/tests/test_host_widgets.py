@@ -38,11 +38,6 @@ def shown_texts(box: Any) -> list[str]:
     return [inner.itemText(index) for index in range(inner.count)]
 
 
-def test_lists_are_read_as_tuples(box: Any) -> None:
-    assert box.nodeTypes == ("vtkMRMLScalarVolumeNode",)
-    assert box.sortFilterProxyModel().hiddenNodeIDs == ()
-
-
 def test_node_box_follows_the_scene(box: Any, scene: Any) -> None:
     changes: list[Any] = []
     box.connect("currentNodeChanged(vtkMRMLNode*)", changes.append)
@@ -80,15 +75,6 @@ def test_node_box_none_attributes_and_bool_signal(box: Any, scene: Any) -> None:
     box.setCurrentNode(plain)
     assert box.currentNode() is None
     assert valid == [True, False]
-
-
-def test_node_box_makes_nodes(box: Any) -> None:
-    added: list[Any] = []
-    box.connect("nodeAddedByUser(vtkMRMLNode*)", added.append)
-    inner = box.findChild(qt.QComboBox)
-    inner.setCurrentIndex(inner.findText("Create new Volume"))
-    assert len(added) == 1
-    assert box.currentNode() is added[0]
 
 
 def test_a_deleted_widget_observes_nothing(app: Any) -> None:
@@ -157,79 +143,6 @@ def test_collapsible_button_hides_what_it_holds(spin: Any) -> None:
     assert inside.visible
     assert not never.visible
     assert states == [True, False]
-
-
-def test_path_line(tmp_path: Any) -> None:
-    line, seen = ctk.ctkPathLineEdit(), []
-    line.connect("currentPathChanged(QString)", seen.append)
-    line.setCurrentPath(str(tmp_path))
-    line.addCurrentPathToHistory()
-    assert line.currentPath == seen[-1] == str(tmp_path)
-    with pytest.raises(AttributeError, match="does not accept"):
-        line.currentPath = tmp_path
-
-
-def test_stand_ins_refuse_unknown_attributes() -> None:
-    for widget in (ctk.ctkSliderWidget(), slicer.qMRMLNodeComboBox(), slicer.qMRMLSegmentEditorWidget()):
-        with pytest.raises(AttributeError, match="not allowed"):
-            widget.mine = 1
-
-
-def test_segments_table_shows_and_selects(segmentation: Any) -> None:
-    table, selections = slicer.qMRMLSegmentsTableView(), []
-    table.connect(
-        "selectionChanged(QItemSelection,QItemSelection)", lambda *_: selections.append(table.selectedSegmentIDs())
-    )
-    table.setSegmentationNode(segmentation)
-    assert table.segmentCount == 2
-    table.setSelectedSegmentIDs(["spleen"])
-    assert selections[-1] == ["spleen"]
-    inner = table.tableWidget()
-    assert [inner.item(row, 3).text() for row in range(2)] == ["liver", "spleen"]
-    swatch = inner.item(0, 1).icon().pixmap(16, 16).toImage().pixelColor(8, 8)
-    assert np.allclose([swatch.redF(), swatch.greenF(), swatch.blueF()], [0.9, 0.5, 0.3], atol=0.01)
-    inner.cellClicked.emit(0, 0)
-    assert not segmentation.GetDisplayNode().GetSegmentVisibility("liver")
-    segmentation.GetSegmentation().GetSegment("liver").SetName("Liver")
-    assert inner.item(0, 3).text() == "Liver"
-    segmentation.GetSegmentation().RemoveSegment("liver")
-    assert table.displayedSegmentIDs() == ["spleen"]
-    assert table.selectedSegmentIDs() == ["spleen"]
-    table.setHideSegments(["spleen"])
-    assert table.segmentCount == 0
-
-
-def test_segment_editor_works_on_its_node(segmentation: Any, scene: Any) -> None:
-    editor = slicer.qMRMLSegmentEditorWidget()
-    editor.setMRMLScene(scene)
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-    editor.setMRMLSegmentEditorNode(node)
-    volume = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6), np.int16), name="CT")
-    editor.setSegmentationNode(segmentation)
-    editor.setSourceVolumeNode(volume)
-    editor.setCurrentSegmentID("spleen")
-    editor.setActiveEffectByName("Paint")
-    assert node.GetSegmentationNode() is segmentation
-    assert node.GetSourceVolumeNode() is volume
-    assert node.GetSelectedSegmentID() == "spleen"
-    assert editor.activeEffect().name == "Paint"
-    node.SetOverwriteMode(node.OverwriteNone)
-    assert "None" in [each.currentText for each in editor.findChildren(qt.QComboBox)]
-    editor.setSourceVolumeNodeSelectorVisible(False)
-    assert not editor.sourceVolumeNodeSelectorVisible
-
-
-def test_segment_editor_undoes_through_the_real_logic(segmentation: Any, scene: Any) -> None:
-    editor = slicer.qMRMLSegmentEditorWidget()
-    editor.setMRMLScene(scene)
-    editor.setMRMLSegmentEditorNode(scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
-    editor.setSegmentationNode(segmentation)
-    editor.saveStateForUndo()
-    segmentation.GetSegmentation().RemoveSegment("liver")
-    editor.undo()
-    assert segmentation.GetSegmentation().GetSegment("liver") is not None
-    editor.redo()
-    assert segmentation.GetSegmentation().GetSegment("liver") is None
 
 
 def test_segment_editor_takes_the_reference_volume_and_the_first_segment(segmentation: Any, scene: Any) -> None:

@@ -1,14 +1,146 @@
-"""Prompts: what people type leads to the right targets, and everything else to one clear sentence."""
+"""Targets: a catalog with Slicer's codes and colours; what people type leads to them, or to one clear sentence."""
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import unicodedata
+from importlib import resources
 
 import pytest
 
 from progidiff.errors import PromptError
-from progidiff.targets import MAX_PROMPT_LENGTH, Target, catalog, complete, parse_prompt
+from progidiff.targets import LANGUAGES, MAX_PROMPT_LENGTH, Target, catalog, complete, find_target, parse_prompt, target_for
+from progidiff.targets.catalog import name_keys, part_of
+
+GENERAL = "Segmentation category and type - 3D Slicer General Anatomy list"
+DICOM = "Segmentation category and type - DICOM master list"
+ANATOMY = "~SCT^123037004^Anatomical Structure~SCT^"
+ALL = list(catalog().values())
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "rgb"),
+    [
+        # Read from Slicer's SegmentationCategoryTypeModifier-SlicerGeneralAnatomy.json, not from the catalog.
+        ("liver", f"{GENERAL}{ANATOMY}10200004^Liver~^^", (221, 130, 101)),
+        ("left kidney", f"{GENERAL}{ANATOMY}64033007^Kidney~SCT^7771000^Left", (185, 102, 83)),
+        # "Right and left" exists in the DICOM list only.
+        ("kidneys", f"{DICOM}{ANATOMY}64033007^Kidney~SCT^51440002^Right and left", (185, 102, 83)),
+        ("bone", f"{GENERAL}~SCT^85756007^Tissue~SCT^272673000^Bone~^^", (241, 214, 145)),
+        ("urinary bladder", f"{GENERAL}{ANATOMY}89837001^Bladder~^^", (222, 154, 132)),
+    ],
+)
+def test_terminology_entry_and_colour(key: str, entry: str, rgb: tuple[int, int, int]) -> None:
+    target = catalog()[key]
+    assert target.terminology_entry == f"{entry}~Anatomic codes - DICOM master list~^^~^^"
+    assert target.color_rgb == rgb
+    assert target.color == pytest.approx([value / 255 for value in rgb])
+
+
+@pytest.mark.parametrize("target", ALL, ids=lambda target: target.key)
+def test_entry_is_complete(target: Target) -> None:
+    assert set(target.names) == set(LANGUAGES)
+    assert all(names and all(name.strip() == name != "" for name in names) for names in target.names.values())
+    assert target.name("en") == target.names["en"][0]
+    assert target.name("xx") == target.key
+    for code in (target.category, target.type, target.modifier):
+        if code is not None:
+            assert code.scheme == "SCT"
+            assert re.fullmatch(r"[1-9]\d{5,17}", code.value)
+            assert _snomed_check_digit_is_right(code.value)
+            assert not set(code.meaning) & set("~^|")
+    assert all(0 <= value <= 255 for value in target.color_rgb)
+    assert len(target.terminology_entry.split("~")) == 7
+
+
+@pytest.mark.parametrize("target", ALL, ids=lambda target: target.key)
+def test_parts_exist_and_sides_agree(target: Target) -> None:
+    assert target.key not in target.parts
+    parts = [catalog()[part] for part in target.parts]
+    if target.side == "both":
+        assert [part.side for part in parts] == ["left", "right"]
+        assert {part.type for part in parts} == {target.type}
+        assert {part.color_rgb for part in parts} == {target.color_rgb}
+    if target.side in ("left", "right"):
+        assert target.key.startswith(target.side)
+        assert all(part.side == target.side for part in parts)
+
+
+def test_no_name_means_two_targets() -> None:
+    owner: dict[object, str] = {}
+    for target in ALL:
+        for key in name_keys(target):
+            assert owner.setdefault(key, target.key) == target.key, key
+
+
+def test_keys_in_the_file_are_unique() -> None:
+    content = json.loads(resources.files("progidiff.targets").joinpath("targets.json").read_text("utf-8"))
+    keys = [entry["key"] for entry in content["targets"]]
+    assert sorted(keys) == sorted(set(keys)) == sorted(catalog())
+
+
+@pytest.mark.parametrize(
+    ("label", "key"),
+    [
+        ("kidney_left", "left kidney"), ("LeftKidney", "left kidney"), ("kidney", "kidneys"),
+        ("gall bladder", "gallbladder"), ("postcava", "inferior vena cava"),
+        ("arota", "aorta"),  # as a public data set spells it
+        ("portal_vein_and_splenic_vein", "portal vein and splenic vein"), ("RAG", "right adrenal gland"),
+        ("rene_sx", "left kidney"), ("osso dell’anca destro", "right hip bone"),
+        ("portal and splenic vein", "portal vein and splenic vein"), ("heart_atrium_left", "left atrium"),
+        ("iliac_vena_left", "left common iliac vein"), ("autochthon_right", "right deep back muscles"),
+        ("left and right kidney", "kidneys"),
+    ],
+)  # fmt: skip
+def test_finds_labels_of_data_sets(label: str, key: str) -> None:
+    found = find_target(label)
+    assert found.key == key
+
+
+@pytest.mark.parametrize(
+    "label", ["", "background", "prostate/uterus", "liver tumor", "kidney cyst", "PZ", "unknown", "left", "vertebra 3"]
+)
+def test_finds_nothing_for_other_labels(label: str) -> None:
+    assert find_target(label) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("liver tumor", "liver"), ("KidneyCyst", "kidneys"), ("tumour of the left kidney", "left kidney"),
+        ("portal vein and splenic vein thrombus", "portal vein and splenic vein"), ("liver", None), ("cancer", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_finds_the_organ_in_the_name_of_a_lesion(name: str, key: str | None) -> None:
+    found = part_of(name)
+    assert (None if found is None else found.key) == key
+
+
+def test_keys_of_a_model_keep_their_spelling_and_unknown_ones_get_the_default_terminology() -> None:
+    assert (target_for("kidney_left").key, target_for("kidney_left").type) == ("kidney_left", catalog()["left kidney"].type)
+    target = target_for("hepatic lesion")
+    assert target.key == "hepatic lesion"
+    assert target.terminology_entry == (
+        f"{GENERAL}~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~Anatomic codes - DICOM master list~^^~^^"
+    )
+
+
+def _snomed_check_digit_is_right(identifier: str) -> bool:
+    """Verhoeff check digit of a SNOMED CT identifier (SNOMED CT release file specification, annex C)."""
+    multiply = [[(a + b) % 5 for b in range(5)] + [(a + b) % 5 + 5 for b in range(5)] for a in range(5)] + [
+        [(a - b) % 5 + 5 for b in range(5)] + [(a - b) % 5 for b in range(5)] for a in range(5)
+    ]
+    permute = [list(range(10)), [1, 5, 7, 6, 2, 8, 3, 0, 9, 4]]
+    while len(permute) < 8:
+        permute.append([permute[-1][digit] for digit in permute[1]])
+    check = 0
+    for position, digit in enumerate(reversed(identifier)):
+        check = multiply[check][permute[position % 8][int(digit)]]
+    return check == 0
+
 
 ABDOMEN = [
     "liver", "spleen", "left kidney", "right kidney", "kidneys",
@@ -27,81 +159,48 @@ def keys(text: str, vocabulary: list[str] = ABDOMEN) -> list[str]:
     ("text", "expected"),
     [
         ("liver", ["liver"]),
-        ("  LIVER.\n", ["liver"]),
         ("Left Kidney; pancreas", ["left kidney", "pancreas"]),
-        ("spleen and both kidneys", ["spleen", "kidneys"]),
         ("liver, spleen, and the aorta", ["liver", "spleen", "aorta"]),
-        ("liver\nspleen\r\nstomach", ["liver", "spleen", "stomach"]),
         ("liver & spleen + aorta / stomach", ["liver", "spleen", "aorta", "stomach"]),
         ("- liver\n- spleen", ["liver", "spleen"]),
         ("；liver，spleen；", ["liver", "spleen"]),  # full-width signs
         ("and liver,, ;", ["liver"]),
-        ("Leber und Milz", ["liver", "spleen"]),
         ("Leber u. Milz", ["liver", "spleen"]),
-        ("foie et rate", ["liver", "spleen"]),
-        ("hígado y bazo", ["liver", "spleen"]),
         ("hepar et lien", ["liver", "spleen"]),
         ("liver; Milz; l'estomac; vesícula biliar", ["liver", "spleen", "stomach", "gallbladder"]),
         # accents, umlauts and ligatures are optional
         ("higado", ["liver"]),
-        ("HÍGADO", ["liver"]),
-        ("Bauchspeicheldrüse", ["pancreas"]),
         ("Bauchspeicheldruese", ["pancreas"]),
-        ("bauchspeicheldruse", ["pancreas"]),
         (unicodedata.normalize("NFD", "Bauchspeicheldrüse"), ["pancreas"]),
         # plurals
-        ("livers", ["liver"]),
         ("Lebern", ["liver"]),
-        ("aortae", ["aorta"]),
         ("riñones", ["kidneys"]),
         # abbreviations
-        ("IVC", ["inferior vena cava"]),
         ("V. cava inferior", ["inferior vena cava"]),
-        ("li. Niere", ["left kidney"]),
         ("Niere re.", ["right kidney"]),
         ("riñón izq.", ["left kidney"]),
         ("kidney (L)", ["left kidney"]),
         # word order
         ("kidney, left", ["left kidney"]),
-        ("kidney left", ["left kidney"]),
-        ("kidney_left", ["left kidney"]),
         ("vena cava, inferior", ["inferior vena cava"]),
-        ("rein gauche", ["left kidney"]),
-        ("rechte Niere", ["right kidney"]),
-        ("ren sinister", ["left kidney"]),
         ("spleen, kidney, left, liver", ["spleen", "left kidney", "liver"]),
         # pairs
         ("kidney", ["kidneys"]),
-        ("Beide Nieren", ["kidneys"]),
         ("Nieren bds.", ["kidneys"]),
-        ("les deux reins", ["kidneys"]),
         # Italian and Portuguese
-        ("fegato e milza", ["liver", "spleen"]),
         ("fegato ed aorta", ["liver", "aorta"]),
-        ("il fegato; la milza", ["liver", "spleen"]),
         ("rene sinistro e destro", ["left kidney", "right kidney"]),
         ("rene dx, rene sx", ["right kidney", "left kidney"]),
-        ("entrambi i reni", ["kidneys"]),
-        ("vena cava inferiore", ["inferior vena cava"]),
-        ("colecisti", ["gallbladder"]),
-        ("fígado e baço", ["liver", "spleen"]),
         ("figado; baco", ["liver", "spleen"]),
         ("rim esquerdo e direito", ["left kidney", "right kidney"]),
-        ("os rins", ["kidneys"]),
         ("rim esq.", ["left kidney"]),
-        ("rim dir.", ["right kidney"]),
-        ("veia cava inferior", ["inferior vena cava"]),
         # as reports write it
         ("RK; LK", ["right kidney", "left kidney"]),
-        ("lk/rk", ["left kidney", "right kidney"]),
-        ("lt kidney", ["left kidney"]),
         ("rt. kidney", ["right kidney"]),
         ("lt and rt kidneys", ["left kidney", "right kidney"]),
         ("GB, ivc", ["gallbladder", "inferior vena cava"]),
-        ("left and right kidney", ["left kidney", "right kidney"]),
         ("right and left kidneys", ["right kidney", "left kidney"]),
         ("linke und rechte Niere, Milz", ["left kidney", "right kidney", "spleen"]),
-        ("rein gauche et droit", ["left kidney", "right kidney"]),
         ("riñón derecho e izquierdo", ["right kidney", "left kidney"]),
         ("kidney, left and right, liver", ["left kidney", "right kidney", "liver"]),
         # each once, in the order named
@@ -115,27 +214,17 @@ def test_understands(text: str, expected: list[str]) -> None:
 @pytest.mark.parametrize("target", list(catalog().values()), ids=lambda target: target.key)
 def test_every_name_leads_to_its_target(target: Target) -> None:
     for name in target.all_names():
-        for variant in (name, name.upper(), name.replace(" ", "_"), unicodedata.normalize("NFD", name)):
+        for variant in (name, unicodedata.normalize("NFD", name.upper()).replace(" ", "_")):
             assert keys(variant, EVERYTHING) == [target.key], variant
 
 
-@pytest.mark.parametrize("text", ["kidneys", "both kidneys", "kidney", "beide Nieren", "riñones"])
-def test_pair_becomes_its_parts_where_the_model_has_no_combined_target(text: str) -> None:
-    assert keys(text, SIDES_ONLY) == ["left kidney", "right kidney"]
-
-
-def test_sides_become_the_pair_where_the_model_has_no_sides() -> None:
+def test_a_pair_and_its_sides_stand_for_each_other() -> None:
+    assert keys("both kidneys", SIDES_ONLY) == keys("kidney", SIDES_ONLY) == ["left kidney", "right kidney"]
     assert keys("left and right kidney", PAIR_ONLY) == ["kidneys"]
     with pytest.raises(PromptError, match=r'has not learned "left kidney": type "kidneys" instead'):
         keys("left kidney", PAIR_ONLY)
-
-
-def test_pair_is_refused_where_one_side_is_missing() -> None:
     with pytest.raises(PromptError, match=r'has not learned "kidneys": type "left kidney" instead'):
         keys("kidneys", ["liver", "left kidney"])
-
-
-def test_parts_of_parts() -> None:
     lobes = [key for key in EVERYTHING if key.endswith("lung lobe")]
     assert len(lobes) == 5
     assert sorted(keys("lungs", lobes)) == sorted(lobes)
@@ -152,15 +241,11 @@ def test_and_inside_a_name() -> None:
 
 def test_comma_between_two_names_separates_them() -> None:
     assert keys("heart, left atrium", EVERYTHING) == ["heart", "left atrium"]
-    assert keys("left and right kidneys and left and right adrenal glands", EVERYTHING) == [
-        "left kidney",
-        "right kidney",
-        "left adrenal gland",
-        "right adrenal gland",
-    ]
+    both = ["left kidney", "right kidney", "left adrenal gland", "right adrenal gland"]
+    assert keys("left and right kidneys and left and right adrenal glands", EVERYTHING) == both
 
 
-@pytest.mark.parametrize("text", ["", "   ", ";;\n,", "and", "the", "--", "\u200b"])
+@pytest.mark.parametrize("text", ["", ";;\n,", "and", "\u200b"])
 def test_empty_prompt(text: str) -> None:
     with pytest.raises(PromptError, match=r"names no target: type one or more of liver, spleen"):
         keys(text)
@@ -169,20 +254,10 @@ def test_empty_prompt(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "nearest"),
     [
-        ("livr", '"liver"'),
-        ("Lebr", '"liver"'),
-        ("liver tumour", '"liver"'),
-        ("vena cava", '"inferior vena cava"'),
-        ("liver spleen", '"liver" or "spleen"'),
-        ("pancras", '"pancreas"'),
-        ("left", '"left kidney"'),
-        ("xyz", '"spleen"'),
-        ("hepat", '"liver"'),
-        ("jejunum", '"liver"'),
-        ("fegat", '"liver"'),
-        ("vescicola biliare", '"gallbladder"'),
+        ("liver tumour", '"liver"'), ("vena cava", '"inferior vena cava"'), ("liver spleen", '"liver" or "spleen"'),
+        ("left", '"left kidney"'), ("xyz", '"spleen"'), ("vescicola biliare", '"gallbladder"'),
     ],
-)
+)  # fmt: skip
 def test_unknown_text_names_the_nearest_targets(text: str, nearest: str) -> None:
     with pytest.raises(PromptError) as caught:
         keys(text)
@@ -190,9 +265,9 @@ def test_unknown_text_names_the_nearest_targets(text: str, nearest: str) -> None
     assert "liver, spleen, left kidney" in str(caught.value)
 
 
-def test_nearest_targets_are_the_models_own() -> None:
+def test_nearest_targets_are_the_models_own_and_one_unknown_name_refuses_all() -> None:
     with pytest.raises(PromptError) as caught:
-        keys("livr", ["spleen", "prostate"])
+        keys("spleen; livr", ["spleen", "prostate"])
     assert '"liver"' not in str(caught.value)
 
 
@@ -204,47 +279,17 @@ def test_known_target_that_the_model_has_not_learned() -> None:
     assert message.endswith("or choose another model.")
 
 
-def test_one_unknown_name_refuses_the_whole_prompt() -> None:
-    with pytest.raises(PromptError, match="frobnicator"):
-        keys("liver; spleen; frobnicator")
-
-
 @pytest.mark.parametrize(
     "text",
     [
-        "no liver",
-        "liver without gallbladder",
-        "hígado sin vesícula",
-        "left liver",
-        "both livers",
-        "left left kidney",
-        "both left kidney",
-        "left",
-        "kidney; left",
-        "'; DROP TABLE targets; --",
-        "liver' OR '1'='1",
-        "💀",
-        "liver 💀",
-        "../../etc/passwd",
-        "<script>alert(1)</script>",
-        "${jndi:ldap://x}",
-        "%s%s%n",
-        "\x00liver",
-        "\ud800",
-        "肝臓",
-        "كبد",
-        "1",
-        "l" * 200,
-        "liver " * 300,
-        "a" * MAX_PROMPT_LENGTH,
-        "a;" * (MAX_PROMPT_LENGTH // 2),
-        "left," * (MAX_PROMPT_LENGTH // 5),
+        "no liver", "liver without gallbladder", "left liver", "both livers", "kidney; left", "'; DROP TABLE targets; --",
+        "liver 💀", "<script>alert(1)</script>", "%s%s%n", "\x00liver", "\ud800", "كبد", "l" * 200, "liver " * 300,
+        "a;" * (MAX_PROMPT_LENGTH // 2), "left," * (MAX_PROMPT_LENGTH // 5),
         "\ufdfa" * MAX_PROMPT_LENGTH,  # each becomes 18 characters when compatibility forms are taken apart
-        "x" * 10_000,
         "liver;" * 10_000,
     ],
     ids=lambda text: ascii(text[:24]),
-)
+)  # fmt: skip
 def test_absurd_text_gives_one_short_sentence(text: str) -> None:
     with pytest.raises(PromptError) as caught:
         keys(text, EVERYTHING)
@@ -288,7 +333,7 @@ def test_random_prompts_of_known_names() -> None:
     """Names in any language, case, order and separator come back as the targets they were drawn from."""
     draw = random.Random(20240)
     targets = list(catalog().values())
-    for _ in range(400):
+    for _ in range(150):
         chosen = draw.sample(targets, draw.randint(1, 5))
         separator = draw.choice(["; ", ";", "\n", " ;\n "])
         text = separator.join(_disguised(draw, draw.choice(list(target.all_names()))) for target in chosen)
@@ -311,7 +356,7 @@ def test_random_noise_is_refused_or_understood_but_never_fails_otherwise() -> No
     names = [name for target in catalog().values() for name in target.all_names()]
     signs = [";", ",", " and ", " ", "\n", "&", "left", "rechts", "both", "'", "\x00", "💀", "́", "\ud800", "ß", "("]
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         parts = [
             draw.choice(names)
             if draw.random() < 0.4
@@ -328,14 +373,14 @@ def test_random_noise_is_refused_or_understood_but_never_fails_otherwise() -> No
         assert message.isprintable()
         assert len(set(found)) == len(found)
         assert set(found) <= set(vocabulary)
-    assert 0 < refused < 300
+    assert 0 < refused < 100
 
 
 def test_misspelt_names_never_become_another_target() -> None:
     """One letter changed: either still the same target (an optional ending) or refused."""
     draw = random.Random(7)
     for key in ABDOMEN:
-        for _ in range(60):
+        for _ in range(20):
             place = draw.randrange(len(key))
             text = key[:place] + draw.choice("bdfghkmpqtvwxz") + key[place + 1 :]
             assert _outcome(text, ABDOMEN)[0] in ([], [key]), text
@@ -344,18 +389,11 @@ def test_misspelt_names_never_become_another_target() -> None:
 @pytest.mark.parametrize(
     ("prefix", "expected"),
     [
-        ("li", ["liver", "lien", "linke Niere"]),
-        ("liver; sp", ["spleen"]),
-        ("liver, Le", ["Leber", "left kidney", "les deux reins"]),
-        ("kid", ["kidneys", "left kidney", "right kidney"]),
-        ("hig", ["hígado"]),
-        ("LEFT K", ["left kidney"]),
-        ("ivc", ["IVC"]),
-        ("", ABDOMEN),
-        ("liver; ", ABDOMEN),
-        ("zz", []),
+        ("li", ["liver", "lien", "linke Niere"]), ("liver; sp", ["spleen"]),
+        ("liver, Le", ["Leber", "left kidney", "les deux reins"]), ("kid", ["kidneys", "left kidney", "right kidney"]),
+        ("ivc", ["IVC"]), ("liver; ", ABDOMEN), ("zz", []),
     ],
-)
+)  # fmt: skip
 def test_completion(prefix: str, expected: list[str]) -> None:
     assert complete(prefix, ABDOMEN) == expected
 
