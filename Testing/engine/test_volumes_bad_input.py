@@ -48,7 +48,9 @@ def test_empty_file(suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
 @pytest.mark.parametrize(
-    "content", [b"Dear colleague,\nplease find: the report = attached.\n", gzip.compress(b"Dear " * 99)]
+    "content",
+    [b"Dear colleague,\nplease find: the report = attached.\n", gzip.compress(b"Dear " * 99, mtime=0)],
+    ids=["letter", "packed"],
 )
 def test_other_files_renamed(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"letter{suffix}"
