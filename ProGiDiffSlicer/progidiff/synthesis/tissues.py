@@ -84,7 +84,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "portal vein and splenic vein": ("portal vein",),
 }
 #: Targets that are painted, and small or rare enough that the bundled model has not learned to find them.
-_NOT_LEARNED = frozenset({"esophagus", "right adrenal gland", "left adrenal gland", "urinary bladder"})
+_NOT_LEARNED = frozenset(
+    {"esophagus", "right adrenal gland", "left adrenal gland", "urinary bladder", "portal vein and splenic vein"}
+)
 #: Vocabulary of the bundled model.
 VOCABULARY = tuple(name for name in TARGETS if name not in _NOT_LEARNED)
 #: Targets that the procedural phantoms draw: the first nine tissues, and the union of the kidneys.
