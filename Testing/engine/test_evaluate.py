@@ -26,13 +26,15 @@ from progidiff.evaluation.metrics import dice, hd95, metric_library
 from progidiff.evaluation.report import render_evaluation
 from progidiff.evaluation.scoring import CaseResult
 from progidiff.outputs.segmentation import write_volume
+from progidiff.proposals.proposals import MEAN
 from progidiff.proposals.votes import consensus
 from progidiff.sampling.engine import Engine
 from progidiff.volumes.reading import read_volume
+from progidiff.wire.messages import ProposeRequest
 
 from ..volume_examples import write_nnunet
 from .command_support import invoke
-from .conftest import phantom, sample
+from .conftest import phantom
 
 SETTINGS = EvaluationSettings(proposals=3, steps=1, k=2)
 
@@ -104,10 +106,9 @@ def test_volumes_are_measured_in_3d_like_the_proposals_themselves(loaded: Engine
 
     volume = read_volume(volumes / "imagesTr" / "c1_0000.nii.gz")
     loaded.set_image(volume.array, volume.geometry.affine, "CT")
-    ran = sample(loaded, proposals=3, steps=1, batch_size=8)
-    order = ran.rankings["liver"].order
-    means = {event.slice_index: event.mean_probability for event in ran.slices if event.complete}
-    stack = np.stack([mask for _, mask in sorted(ran.masks("liver").items())], axis=1)  # canonical slices
+    ran = loaded.gather(ProposeRequest(("liver",), proposals=3, steps=1, batch_size=8))["liver"]
+    order = ran.checked().order
+    stack = np.stack([ran.slice_masks(k) for k in range(4)], axis=1)  # canonical slices
     # axes R, A, S: rows from anterior, columns from the right
     truth = (read_volume(volumes / "labelsTr" / "c1.nii.gz").array == 1)[:, ::-1, ::-1]
     liver = targets["liver"]
@@ -116,7 +117,9 @@ def test_volumes_are_measured_in_3d_like_the_proposals_themselves(loaded: Engine
     assert liver.first == order[0]
     assert liver.answers["rank1"].dice == pytest.approx(values[order[0]])
     assert liver.answers["rank1"].hd95_mm == pytest.approx(hd95(stack[order[0]], truth, (7.0, 4.0, 3.5)))
-    assert liver.answers["ensemble"].dice == pytest.approx(dice(np.stack([means[k] for k in range(4)]) > 0.5, truth))
+    assert liver.answers["ensemble"].dice == pytest.approx(
+        dice(np.stack([ran.slice_mask(MEAN, k) for k in range(4)]), truth)
+    )
     assert liver.answers["consensus"].dice == pytest.approx(dice(consensus(stack), truth))
     assert liver.answers["mean"].dice == pytest.approx(np.mean(values))
     assert liver.answers["best"].dice == pytest.approx(max(values))

@@ -62,8 +62,16 @@ def test_a_thin_slice_ct_is_cut_axially_unasked_and_that_is_shown(panel: Opened)
     assert sent(panel)[1] == "axial"
 
 
+def knows(panel: Opened, *planes: str) -> None:
+    """A model of such slices is loaded."""
+    panel.client.loaded = Loaded("other", ("liver",), "cpu", {**CARD, "planes": list(planes)})
+    panel.client.loaded_from = (None, panel.services.settings.device)
+    panel.panels.enter()
+
+
 def test_another_plane_can_be_chosen_and_is_kept_with_the_scene(panel: Opened, spin: Spin) -> None:
     panel.choose_volume(THIN)
+    knows(panel, "axial")
     panel.prompt.ui.extentComboBox.setCurrentIndex(list(Extent).index(Extent.RANGE))
     assert panel.prompt.ui.rangeWidget.maximum == 8
     choose_plane(panel, Plane.CORONAL)
@@ -95,6 +103,7 @@ def test_another_plane_can_be_chosen_and_is_kept_with_the_scene(panel: Opened, s
 
 def test_a_volume_that_was_clearly_acquired_otherwise_keeps_its_plane(panel: Opened) -> None:
     panel.choose_volume(CORONAL)
+    knows(panel, "axial")
     assert panel.prompt.ui.planeNote.text == "Coronal, 12 slices; the model was not trained on such slices"
     choose_plane(panel, Plane.AXIAL)
     assert panel.prompt.ui.planeNote.text == "Axial, 8 slices"
@@ -105,9 +114,7 @@ def test_a_volume_that_was_clearly_acquired_otherwise_keeps_its_plane(panel: Ope
 
 def test_a_model_that_knows_other_planes_gets_them(panel: Opened) -> None:
     panel.choose_volume(THIN)
-    panel.client.loaded = Loaded("coronal", ("liver",), "cpu", {**CARD, "planes": ["coronal"]})
-    panel.client.loaded_from = (None, panel.services.settings.device)
-    panel.panels.enter()
+    knows(panel, "coronal")
     assert panel.prompt.ui.planeNote.text == "Coronal, 12 slices"
     panel.propose()
     panel.client.answer_image()

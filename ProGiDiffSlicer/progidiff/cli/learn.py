@@ -30,23 +30,12 @@ from progidiff.cli.common import (
 )
 from progidiff.errors import CancelledError, DatasetError, OutputError, ProGiDiffError
 from progidiff.places import claimed, resource_folders
-from progidiff.wire.codec import to_line
-from progidiff.wire.messages import (
-    AdaptPicture,
-    AdaptRequest,
-    AdaptStart,
-    ErrorReply,
-    NextRequest,
-    NextSettings,
-    NextStart,
-    NextVolume,
-    Reply,
-)
 
 if TYPE_CHECKING:
     from progidiff.active.record import NextDocument
     from progidiff.cards import AdapterCard, ModelCard
     from progidiff.training.run import RunSettings, TrainingData, Watch
+    from progidiff.wire.messages import AdaptPicture, Reply
 
 
 train = typer.Typer(name="train", help="Train a model, or go on with a training that was interrupted.", no_args_is_help=True)
@@ -134,6 +123,7 @@ def next_volumes(
     Ctrl+C keeps what was measured; the same command goes on. Unreadable volumes are listed and do not end the search.
     """
     from progidiff.active.search import search
+    from progidiff.wire.messages import ErrorReply, NextRequest, NextSettings
 
     settings = NextSettings(
         proposals=proposals,
@@ -173,11 +163,15 @@ def next_volumes(
 
 
 def _line(message: Reply) -> None:
+    from progidiff.wire.codec import to_line
+
     print(json.dumps(to_line(message), ensure_ascii=False), flush=True)
 
 
 def _say(message: Reply) -> None:
     """Progress on standard error, which may end up in a log: numbers only, no names of files."""
+    from progidiff.wire.messages import NextStart, NextVolume
+
     if isinstance(message, NextStart):
         if message.message:
             print(message.message, file=sys.stderr)
@@ -265,6 +259,7 @@ def adapt(
     from progidiff.cli.view import STOPPING, TrainingView
     from progidiff.training.adapt import adapt as run
     from progidiff.training.run import Watch
+    from progidiff.wire.messages import AdaptRequest, ErrorReply
 
     request = AdaptRequest(
         cases=tuple(map(str, cases)),
@@ -310,6 +305,8 @@ class _Output:
         self._count = 0
 
     def __call__(self, message: Reply) -> None:
+        from progidiff.wire.messages import AdaptPicture, AdaptStart
+
         if self._as_json:
             _line(message)
         elif isinstance(message, AdaptStart):
