@@ -23,13 +23,13 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from experiments.head_dice import labelled_ct
+from experiments.head_dice import head_logits, labelled_ct
 from experiments.shared_slices import load_shared
 from progidiff.proposals.pieces import tidy
 from progidiff.proposals.proposals import CONSENSUS, MEAN, Proposals
 from progidiff.proposals.ranking import rank
 from progidiff.sampling.engine import Engine
-from progidiff.sampling.image import OUTSIDE, LoadedImage, load_image
+from progidiff.sampling.image import LoadedImage, load_image
 from progidiff.synthesis.labelmaps import load_totalsegmentator
 from progidiff.synthesis.tissues import INDEX, ORGANS, TARGETS
 from progidiff.targets import target_for
@@ -150,12 +150,8 @@ def sampled(engine: Engine, plan: SlicePlan, slices: range, work: Path, name: st
 
 def head(engine: Engine, image: LoadedImage, slices: range) -> np.ndarray:
     """Probabilities of the encoder's segmentation head in 255ths, uint8 (targets, slices, rows, columns)."""
-    encoder, found = engine.model.image_encoder, []
-    for index in slices:
-        with torch.inference_mode():
-            logits = encoder.segment(encoder(image.pixels(index)))[0]
-            found.append((255 * torch.sigmoid(image.grid.from_model(logits, outside=OUTSIDE))).round().byte().numpy())
-    return np.stack(found, axis=1)
+    logits = (head_logits(engine.model.image_encoder, image, index) for index in slices)
+    return np.stack([(255 * torch.sigmoid(each)).round().byte().numpy() for each in logits], axis=1)
 
 
 def scores(proposals: Proposals, label: np.ndarray, slices: range) -> list[float]:

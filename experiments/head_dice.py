@@ -26,7 +26,7 @@ from progidiff.evaluation.accuracy import PlainSegmenter, TwinNetwork
 from progidiff.evaluation.metrics import dice
 from progidiff.model.folder import load_model
 from progidiff.model.networks import ImageEncoder
-from progidiff.sampling.image import OUTSIDE, load_image
+from progidiff.sampling.image import OUTSIDE, LoadedImage, load_image
 from progidiff.synthesis.tissues import INDEX, TARGETS, tissue_of
 from progidiff.training.default import empty_card
 from progidiff.training.small import make_encoder
@@ -91,15 +91,19 @@ def labelled_ct(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return array, volume.affine, tissues
 
 
+def head_logits(encoder: ImageEncoder, image: LoadedImage, index: int) -> torch.Tensor:
+    """What the segmentation head says of a slice, at the slice's own pixels: float (targets, rows, columns)."""
+    with torch.inference_mode():
+        return image.grid.from_model(encoder.segment(encoder(image.pixels(index)))[0], outside=OUTSIDE)
+
+
 def whole_ct(data: Path, encoder: ImageEncoder, card: ModelCard, every: int) -> dict[str, object]:
     """3-D Dice on the CT of 112 slices, slices without the organ counted."""
     array, affine, tissues = labelled_ct(data)
     image = load_image(array, affine, "CT", "axial", card)
     sums = {t: np.zeros(2) for t in card.vocabulary}
     for k in range(0, len(array), every):
-        with torch.inference_mode():
-            logits = encoder.segment(encoder(image.pixels(k)))[0]
-            found = (image.grid.from_model(logits, outside=OUTSIDE) > 0).numpy()[:, ::-1, ::-1]
+        found = (head_logits(encoder, image, k) > 0).numpy()[:, ::-1, ::-1]
         for target, mask in zip(card.vocabulary, found, strict=True):
             truth = np.isin(tissues[k], [INDEX[n] for n in TARGETS[target]])
             sums[target] += (2 * (mask & truth).sum(), mask.sum() + truth.sum())

@@ -57,7 +57,7 @@ def list_cases(
     if as_json:
         record = {
             "cases": rows,
-            "counts": kept.counts(),
+            "counts": kept.counts(cases),
             "patients": len(set(groups.values())),
             "damaged": _damaged(damaged.items()),
         }
@@ -71,7 +71,7 @@ def list_cases(
         table.add_row(case.id, case.modality, ", ".join(case.targets), "yes" if case.facts.get("edited") else "no", model)
     screen = Console()
     screen.print(table)
-    counts = ", ".join(f"{target} {count}" for target, count in kept.counts().items()) or "none"
+    counts = ", ".join(f"{target} {count}" for target, count in kept.counts(cases).items()) or "none"
     screen.print(f"{len(rows)} cases of {len(set(groups.values()))} patients: {counts}.", highlight=False, soft_wrap=True)
     if damaged:
         screen.print(

@@ -126,10 +126,10 @@ class CuratedSet:
                         found[path.stem] = str(error)
         return found
 
-    def counts(self) -> dict[str, int]:
-        """Number of cases by target, in the catalogue's order."""
+    def counts(self, cases: Cases | None = None) -> dict[str, int]:
+        """Number of cases by target, in the catalogue's order; of ``cases`` where they were listed already."""
         held: dict[str, int] = {}
-        for case in self.list():
+        for case in self.list() if cases is None else cases:
             for target in case.targets:
                 held[target] = held.get(target, 0) + 1
         order = [*catalog(), *held]

@@ -41,8 +41,9 @@ def keep_case(request: KeepCase, run: RequestRun) -> CuratedCases:
     case = NewCase(masks={request.target: request.mask}, **{name: getattr(request, name) for name in names})
     with _opened(request.folder) as kept:
         identifier = kept.add(case, run.check)
-        replaced = request.replaces if request.replaces in {each.id for each in kept.list()} else ""
-        if replaced:
+        replaced = ""
+        if request.replaces and request.replaces in {each.id for each in kept.list()}:
+            replaced = request.replaces
             kept.remove(replaced)
         return _contents(kept, identifier, replaced)
 
@@ -107,4 +108,4 @@ def _opened(folder: str) -> Iterator[CuratedSet]:
 def _contents(kept: CuratedSet, identifier: str = "", replaced: str = "") -> CuratedCases:
     cases = kept.list()
     modalities = tuple(sorted({case.modality for case in cases}))
-    return CuratedCases(len(cases), kept.counts(), modalities, identifier, replaced)
+    return CuratedCases(len(cases), kept.counts(cases), modalities, identifier, replaced)
